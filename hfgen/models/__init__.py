@@ -1,0 +1,1 @@
+"""One self-contained file an architecture: its config and its network together."""

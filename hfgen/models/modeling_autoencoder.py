@@ -1,0 +1,281 @@
+"""The convolutional Auto-Encoder.
+
+An encoder distils an image to a few numbers, the latents Z, with convolutions and max pooling; a decoder that mirrors it
+draws the image again with transposed convolutions. What does not fit through the bottleneck is lost, so that the
+network learns what the images have in common (Hinton & Salakhutdinov 2006; with convolutions, Masci et al. 2011).
+
+A convolution with stride s maps n inputs to floor((n + 2 padding - kernel) / s) + 1 outputs; a transposed convolution
+goes the other way:
+
+    n_out = (n_in - 1) stride - 2 padding + kernel + output_padding
+
+The file needs torch and transformers alone: it is what travels to the Hub.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.utils import ModelOutput
+
+
+LATENT_TYPES = ("vector", "spatial")
+RECONSTRUCTION_LOSSES = ("mse", "l1")
+
+
+@strict
+class AutoencoderConfig(PreTrainedConfig):
+    """Shape and objective of an [`AutoencoderModel`].
+
+    Args:
+        image_size: height and width in pixels; one number means a square.
+        num_channels: 1 for grey, 3 for RGB.
+        hidden_channels: channels of each stage; every stage halves height and width by max pooling.
+        hidden_size: width of the fully connected layer on either side of vector latents.
+        latent_dim: numbers in a vector latent, or channels of a spatial one.
+        latent_type: "vector", latents (batch, latent_dim), or "spatial", latents (batch, latent_dim, h, w) where h and w
+            are the image's height and width divided by 2 to the number of stages.
+        reconstruction_loss: "mse" or "l1", averaged over pixels.
+        noise_std: standard deviation of the normal noise that is added to the input while training, in units of the
+            pixel range; above 0 it is a denoising auto-encoder (Vincent et al. 2010).
+        sparsity_weight: weight of the mean absolute latent in the loss; above 0 it is a sparse auto-encoder.
+        hidden_act: activation, a name that transformers knows.
+
+    Raises:
+        ValueError: a value is out of range, or the stages do not divide the image size.
+    """
+
+    model_type = "hfgen_autoencoder"
+
+    image_size: int | list[int] = 28
+    num_channels: int = 1
+    hidden_channels: list[int] | None = None
+    hidden_size: int = 512
+    latent_dim: int = 32
+    latent_type: str = "vector"
+    reconstruction_loss: str = "mse"
+    noise_std: float | int = 0.0
+    sparsity_weight: float | int = 0.0
+    hidden_act: str = "relu"
+
+    def __post_init__(self, **kwargs):
+        if isinstance(self.image_size, int):
+            self.image_size = [self.image_size, self.image_size]
+        if self.hidden_channels is None:
+            self.hidden_channels = [32, 64]
+        super().__post_init__(**kwargs)
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels, along one side, for each cell of the last stage's feature map."""
+        return 2 ** len(self.hidden_channels)
+
+    @property
+    def feature_size(self) -> tuple[int, int]:
+        """Height and width of the last stage's feature map."""
+        height, width = self.image_size
+        return height // self.downsampling, width // self.downsampling
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one image's latents, without the batch."""
+        return (self.latent_dim,) if self.latent_type == "vector" else (self.latent_dim, *self.feature_size)
+
+    def validate_architecture(self):
+        """Reports everything that is wrong at once."""
+        problems = []
+        if len(self.image_size) != 2 or min(self.image_size) < 1:
+            problems.append(f"image_size must be one or two positive numbers (height, width), got {self.image_size}")
+        elif any(side % self.downsampling for side in self.image_size):
+            problems.append(
+                f"image_size {self.image_size} must be divisible by {self.downsampling}, as each of the "
+                f"{len(self.hidden_channels)} stages in hidden_channels halves it; resize the images or use fewer stages"
+            )
+        if not self.hidden_channels or min(self.hidden_channels) < 1:
+            problems.append(f"hidden_channels must be a non-empty list of positive numbers, got {self.hidden_channels}")
+        for name in ("num_channels", "hidden_size", "latent_dim"):
+            if getattr(self, name) < 1:
+                problems.append(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("noise_std", "sparsity_weight"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                problems.append(f"{name} must be a finite number of at least 0, got {getattr(self, name)}")
+        if self.latent_type not in LATENT_TYPES:
+            problems.append(f"latent_type must be one of {', '.join(LATENT_TYPES)}, got {self.latent_type!r}")
+        if self.reconstruction_loss not in RECONSTRUCTION_LOSSES:
+            problems.append(
+                f"reconstruction_loss must be one of {', '.join(RECONSTRUCTION_LOSSES)}, "
+                f"got {self.reconstruction_loss!r}"
+            )
+        if self.hidden_act not in ACT2FN:
+            problems.append(f"hidden_act must be an activation that transformers knows, got {self.hidden_act!r}")
+        if problems:
+            raise ValueError("AutoencoderConfig: " + "; ".join(problems) + ".")
+
+
+@dataclass
+class AutoencoderOutput(ModelOutput):
+    """What [`AutoencoderModel`] returns.
+
+    Attributes:
+        loss: reconstruction error, averaged over pixels and batch, plus the sparsity term.
+        reconstruction: images (batch, channels, height, width); in [0, 1] in evaluation mode.
+        latents: (batch, *config.latent_shape).
+    """
+
+    loss: Tensor | None = None
+    reconstruction: Tensor | None = None
+    latents: Tensor | None = None
+
+
+class AutoencoderEncoder(nn.Module):
+    """Pixels in [-1, 1] -> latents: convolution, activation and 2 x 2 max pooling a stage."""
+
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__()
+        self.act = ACT2FN[config.hidden_act]
+        channels = [config.num_channels, *config.hidden_channels]
+        self.convs = nn.ModuleList(
+            nn.Conv2d(narrow, wide, kernel_size=3, padding=1) for narrow, wide in zip(channels, channels[1:])
+        )
+        self.pool = nn.MaxPool2d(2)
+        self.latent_type = config.latent_type
+        if self.latent_type == "vector":
+            self.hidden = nn.Linear(channels[-1] * math.prod(config.feature_size), config.hidden_size)
+            self.to_latents = nn.Linear(config.hidden_size, config.latent_dim)
+        else:
+            self.hidden = nn.Conv2d(channels[-1], channels[-1], kernel_size=3, padding=1)
+            self.to_latents = nn.Conv2d(channels[-1], config.latent_dim, kernel_size=1)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        for conv in self.convs:
+            # Pooling first would be the same, since activations are monotonic, but is not for every choice of them.
+            hidden_states = self.pool(self.act(conv(hidden_states)))
+        if self.latent_type == "vector":
+            hidden_states = hidden_states.flatten(1)
+        return self.to_latents(self.act(self.hidden(hidden_states)))
+
+
+class AutoencoderDecoder(nn.Module):
+    """Latents -> pixels in [-1, 1]: the encoder mirrored, a transposed convolution of stride 2 for each pooling."""
+
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__()
+        self.act = ACT2FN[config.hidden_act]
+        self.latent_type = config.latent_type
+        channels = [config.num_channels, *config.hidden_channels][::-1]
+        self.feature_shape = (channels[0], *config.feature_size)
+        if self.latent_type == "vector":
+            self.from_latents = nn.Linear(config.latent_dim, config.hidden_size)
+            self.hidden = nn.Linear(config.hidden_size, math.prod(self.feature_shape))
+        else:
+            self.from_latents = nn.Conv2d(config.latent_dim, channels[0], kernel_size=3, padding=1)
+            self.hidden = nn.Conv2d(channels[0], channels[0], kernel_size=3, padding=1)
+        # Kernel 4, stride 2, padding 1: (n - 1) 2 - 2 + 4 = 2 n. An even kernel covers every output pixel equally often;
+        # with 3 x 3 a checkerboard would show (Odena et al. 2016, https://distill.pub/2016/deconv-checkerboard).
+        self.convs = nn.ModuleList(
+            nn.ConvTranspose2d(wide, narrow, kernel_size=4, stride=2, padding=1)
+            for wide, narrow in zip(channels, channels[1:])
+        )
+
+    def forward(self, latents: Tensor) -> Tensor:
+        hidden_states = self.hidden(self.act(self.from_latents(latents)))
+        if self.latent_type == "vector":
+            hidden_states = hidden_states.unflatten(1, self.feature_shape)
+        for conv in self.convs:
+            hidden_states = conv(self.act(hidden_states))
+        return hidden_states
+
+
+class AutoencoderModel(PreTrainedModel):
+    """Convolutional Auto-Encoder for images in [0, 1]: a compressor, an embedding and an anomaly detector.
+
+    >>> model = AutoencoderModel(AutoencoderConfig(image_size=28, latent_dim=32))
+    >>> model.encode(torch.rand(16, 1, 28, 28)).shape
+    torch.Size([16, 32])
+    """
+
+    config_class = AutoencoderConfig
+    base_model_prefix = "autoencoder"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__(config)
+        self.encoder = AutoencoderEncoder(config)
+        self.decoder = AutoencoderDecoder(config)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            _init_scaled(module)
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, noise: Tensor | None = None) -> AutoencoderOutput:
+        """Encodes and decodes images and measures what was lost.
+
+        Args:
+            pixel_values: (batch, channels, height, width) in [0, 1].
+            labels: not used; there so that a labelled batch can be handed over as it is.
+            noise: standard normal numbers in the shape of pixel_values for a denoising model, which adds them while
+                training, `noise_std` times; drawn here when None.
+
+        Raises:
+            ValueError: the images do not fit the configuration.
+        """
+        inputs = pixel_values
+        if self.training and self.config.noise_std > 0:
+            noise = torch.randn_like(pixel_values) if noise is None else noise
+            inputs = pixel_values + self.config.noise_std * noise
+        latents = self.encode(inputs)
+        reconstruction = self._images(self.decoder(latents))
+        measure = F.mse_loss if self.config.reconstruction_loss == "mse" else F.l1_loss
+        loss = measure(reconstruction, pixel_values.float())
+        if self.config.sparsity_weight > 0:
+            loss = loss + self.config.sparsity_weight * latents.float().abs().mean()
+        return AutoencoderOutput(loss=loss, reconstruction=reconstruction, latents=latents)
+
+    def encode(self, pixel_values: Tensor) -> Tensor:
+        """Latents (batch, *config.latent_shape) of images (batch, channels, height, width) in [0, 1]."""
+        expected = (self.config.num_channels, *self.config.image_size)
+        if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != expected:
+            raise ValueError(
+                f"pixel_values must be (batch, {', '.join(map(str, expected))}), got {tuple(pixel_values.shape)}; "
+                "the image processor of this model resizes and converts images."
+            )
+        return self.encoder(2 * pixel_values - 1)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images (batch, channels, height, width) in [0, 1] of latents (batch, *config.latent_shape)."""
+        if tuple(latents.shape[1:]) != self.config.latent_shape:
+            raise ValueError(
+                f"latents must be (batch, {', '.join(map(str, self.config.latent_shape))}), got {tuple(latents.shape)}."
+            )
+        return self._images(self.decoder(latents)).clamp(0, 1)
+
+    @torch.no_grad()
+    def anomaly_score(self, pixel_values: Tensor) -> Tensor:
+        """Mean squared reconstruction error, (batch,): images unlike the training data lose more and score higher."""
+        return (self.decode(self.encode(pixel_values)) - pixel_values).float().square().flatten(1).mean(1)
+
+    def _images(self, decoded: Tensor) -> Tensor:
+        images = (decoded.float() + 1) / 2
+        # A clamped pixel has no gradient: training measures the unclamped one, use gets an image.
+        return images if self.training else images.clamp(0, 1)
+
+
+def _init_scaled(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+    """He et al. 2015: keeps the variance of activations through layers with rectifiers; biases 0."""
+    weight = layer.weight
+    fan_in = weight[0].numel()
+    if isinstance(layer, nn.ConvTranspose2d):
+        # Each output pixel of a transposed convolution is reached by kernel / stride cells along each side.
+        fan_in = weight.shape[0] * weight[0, 0].numel() / math.prod(layer.stride)
+    init.normal_(weight, std=math.sqrt(2.0 / fan_in))
+    if layer.bias is not None:
+        init.zeros_(layer.bias)

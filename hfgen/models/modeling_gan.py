@@ -1,0 +1,348 @@
+"""The Generative Adversarial Network (Goodfellow et al. 2014, https://arxiv.org/abs/1406.2661) in the shape of DCGAN
+(Radford et al. 2015, https://arxiv.org/abs/1511.06434).
+
+Two networks play a game: the generator turns random latents into images, the discriminator tells them from real ones.
+Each learns from the other; when the discriminator can no longer tell (right half of the time), the game has converged.
+
+A saved [`GANModel`] holds the moving average of the generator's weights, which draws better images than the last step's,
+and the discriminator beside it, so that training can go on. The file needs torch and transformers alone: it is what
+travels to the Hub.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+
+
+LOSS_TYPES = ("non_saturating", "hinge", "wasserstein")
+DISCRIMINATOR_NORMS = ("spectral", "batch", "none")
+
+
+@strict
+class GANConfig(PreTrainedConfig):
+    """Shape and objective of a [`GANModel`].
+
+    Args:
+        image_size: height and width in pixels; one number means a square.
+        num_channels: 1 for grey, 3 for RGB.
+        latent_dim: numbers in a latent vector.
+        generator_channels: channels of each of the generator's stages, from the smallest feature map to the largest;
+            every stage doubles height and width.
+        discriminator_channels: channels of each of the discriminator's stages, from the largest feature map to the
+            smallest; every stage halves height and width.
+        loss_type: "non_saturating" (Goodfellow et al. 2014), "hinge" (Lim & Ye 2017), or "wasserstein" with gradient
+            penalty (Gulrajani et al. 2017).
+        gradient_penalty_weight: weight of the Wasserstein loss's gradient penalty.
+        discriminator_norm: "spectral" (Miyato et al. 2018), "batch" as DCGAN has it, or "none".
+        num_labels: classes of a conditional model, 0 for an unconditional one. Not a field but derived from `id2label`,
+            as everywhere in transformers.
+
+    Raises:
+        ValueError: a value is out of range, or the stages do not divide the image size.
+    """
+
+    model_type = "hfgen_gan"
+
+    image_size: int | list[int] = 28
+    num_channels: int = 1
+    latent_dim: int = 64
+    generator_channels: list[int] | None = None
+    discriminator_channels: list[int] | None = None
+    loss_type: str = "hinge"
+    gradient_penalty_weight: float | int = 10.0
+    discriminator_norm: str = "spectral"
+
+    def __post_init__(self, **kwargs):
+        if isinstance(self.image_size, int):
+            self.image_size = [self.image_size, self.image_size]
+        if self.generator_channels is None:
+            self.generator_channels = [128, 64]
+        if self.discriminator_channels is None:
+            self.discriminator_channels = self.generator_channels[::-1]
+        if self.id2label is None:
+            kwargs.setdefault("num_labels", 0)
+        super().__post_init__(**kwargs)
+
+    def feature_size(self, stages: int) -> tuple[int, int]:
+        """Height and width of the smallest feature map of a network with so many stages."""
+        height, width = self.image_size
+        return height // 2**stages, width // 2**stages
+
+    def validate_architecture(self):
+        """Reports everything that is wrong at once."""
+        problems = []
+        for name in ("generator_channels", "discriminator_channels"):
+            channels = getattr(self, name)
+            if not channels or min(channels) < 1:
+                problems.append(f"{name} must be a non-empty list of positive numbers, got {channels}")
+            elif len(self.image_size) == 2 and any(side % 2 ** len(channels) for side in self.image_size):
+                problems.append(
+                    f"image_size {self.image_size} must be divisible by {2 ** len(channels)}, as each of the "
+                    f"{len(channels)} stages in {name} changes it by a factor of 2; resize the images or use fewer stages"
+                )
+        if len(self.image_size) != 2 or min(self.image_size) < 1:
+            problems.append(f"image_size must be one or two positive numbers (height, width), got {self.image_size}")
+        for name in ("num_channels", "latent_dim"):
+            if getattr(self, name) < 1:
+                problems.append(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not (math.isfinite(self.gradient_penalty_weight) and self.gradient_penalty_weight >= 0):
+            problems.append(
+                f"gradient_penalty_weight must be a finite number of at least 0, got {self.gradient_penalty_weight}"
+            )
+        if self.loss_type not in LOSS_TYPES:
+            problems.append(f"loss_type must be one of {', '.join(LOSS_TYPES)}, got {self.loss_type!r}")
+        if self.discriminator_norm not in DISCRIMINATOR_NORMS:
+            problems.append(
+                f"discriminator_norm must be one of {', '.join(DISCRIMINATOR_NORMS)}, got {self.discriminator_norm!r}"
+            )
+        if self.loss_type == "wasserstein" and self.discriminator_norm == "batch":
+            problems.append(
+                'loss_type "wasserstein" penalises the gradient of each image by itself, and discriminator_norm "batch" '
+                'makes images depend on each other: use "none" or "spectral"'
+            )
+        if problems:
+            raise ValueError("GANConfig: " + "; ".join(problems) + ".")
+
+
+class SpectralNorm(nn.Module):
+    """Divides a weight by its largest singular value, so that the layer cannot stretch its input (Miyato et al. 2018).
+
+    The singular value is followed by one step of power iteration a training call. As a module of its own beside the
+    layer it keeps the layer's weight an ordinary parameter, which loads and saves under its ordinary name.
+    """
+
+    def __init__(self, rows: int):
+        super().__init__()
+        self.register_buffer("left", torch.ones(rows) / math.sqrt(rows))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        matrix = weight.flatten(1)
+        with torch.no_grad():
+            right = F.normalize(matrix.T @ self.left, dim=0)
+            left = F.normalize(matrix @ right, dim=0)
+            if self.training:
+                self.left.copy_(left)
+        # Only here does the gradient flow: d sigma / d weight = left right^T.
+        return weight / torch.dot(left, matrix @ right).clamp(min=1e-12)
+
+
+class DiscriminatorBlock(nn.Module):
+    """A strided convolution, the normalisation of the configuration, and a leaky rectifier."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm: str):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=4, stride=2, padding=1)
+        self.weight_norm = SpectralNorm(out_channels) if norm == "spectral" else nn.Identity()
+        self.norm = nn.BatchNorm2d(out_channels) if norm == "batch" else nn.Identity()
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        weight = self.weight_norm(self.conv.weight)
+        hidden_states = F.conv2d(hidden_states, weight, self.conv.bias, stride=2, padding=1)
+        return F.leaky_relu(self.norm(hidden_states), 0.2)
+
+
+class GANDiscriminator(nn.Module):
+    """Images in [0, 1] -> logits (batch,), larger for images taken to be real.
+
+    A conditional discriminator adds the projection of the features on the label's embedding (Miyato & Koyama 2018).
+    """
+
+    def __init__(self, config: GANConfig):
+        super().__init__()
+        channels = [config.num_channels, *config.discriminator_channels]
+        norm = config.discriminator_norm
+        self.blocks = nn.ModuleList(
+            # DCGAN: no batch normalisation at the discriminator's input, where it would hide the images' own statistics.
+            DiscriminatorBlock(narrow, wide, norm if i > 0 or norm == "spectral" else "none")
+            for i, (narrow, wide) in enumerate(zip(channels, channels[1:]))
+        )
+        features = channels[-1] * math.prod(config.feature_size(len(config.discriminator_channels)))
+        is_spectral = norm == "spectral"
+        self.head = nn.Linear(features, 1)
+        self.head_norm = SpectralNorm(1) if is_spectral else nn.Identity()
+        if config.num_labels:
+            self.label_embedding = nn.Embedding(config.num_labels, features)
+            self.label_norm = SpectralNorm(config.num_labels) if is_spectral else nn.Identity()
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> Tensor:
+        hidden_states = 2 * pixel_values - 1
+        for block in self.blocks:
+            hidden_states = block(hidden_states)
+        hidden_states = hidden_states.flatten(1)
+        logits = F.linear(hidden_states, self.head_norm(self.head.weight), self.head.bias).squeeze(1)
+        if labels is not None:
+            embeddings = F.embedding(labels, self.label_norm(self.label_embedding.weight))
+            logits = logits + (embeddings * hidden_states).sum(1)
+        return logits.float()
+
+
+class GANGenerator(nn.Module):
+    """Latents (batch, latent_dim) -> images in [0, 1]: transposed convolutions, batch normalisation and rectifiers."""
+
+    def __init__(self, config: GANConfig):
+        super().__init__()
+        channels = config.generator_channels
+        self.num_labels = config.num_labels
+        self.feature_shape = (channels[0], *config.feature_size(len(channels)))
+        self.from_latents = nn.Linear(config.latent_dim + self.num_labels, math.prod(self.feature_shape), bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in channels)
+        # The bias is left out where a batch normalisation follows, which would take it away.
+        self.convs = nn.ModuleList(
+            nn.ConvTranspose2d(wide, narrow, kernel_size=4, stride=2, padding=1, bias=False)
+            for wide, narrow in zip(channels, channels[1:])
+        )
+        self.to_pixels = nn.ConvTranspose2d(channels[-1], config.num_channels, kernel_size=4, stride=2, padding=1)
+
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        if labels is not None:
+            latents = torch.cat([latents, F.one_hot(labels, self.num_labels).to(latents.dtype)], dim=1)
+        hidden_states = self.from_latents(latents).unflatten(1, self.feature_shape)
+        for norm, conv in zip(self.norms, [*self.convs, self.to_pixels]):
+            hidden_states = conv(F.relu(norm(hidden_states)))
+        return (hidden_states.float().tanh() + 1) / 2
+
+
+class GANModel(PreTrainedModel):
+    """Generative Adversarial Network for images in [0, 1].
+
+    >>> model = GANModel(GANConfig(image_size=28, num_labels=10))
+    >>> model.sample(20, labels=torch.arange(20) % 10).shape
+    torch.Size([20, 1, 28, 28])
+    """
+
+    config_class = GANConfig
+    base_model_prefix = "gan"
+    main_input_name = "latents"
+
+    def __init__(self, config: GANConfig):
+        super().__init__(config)
+        self.generator = GANGenerator(config)
+        self.discriminator = GANDiscriminator(config)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        # DCGAN section 4: every weight from a normal distribution with standard deviation 0.02, batch scales around 1.
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.Embedding)):
+            init.normal_(module.weight, std=0.02)
+            if getattr(module, "bias", None) is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            init.normal_(module.weight, mean=1.0, std=0.02)
+            init.zeros_(module.bias)
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
+            init.zeros_(module.num_batches_tracked)
+        elif isinstance(module, SpectralNorm):
+            # Any direction does to start power iteration from, as long as it is not orthogonal to the answer.
+            left = module.left
+            init.copy_(left, F.normalize(torch.randn(left.shape, device=left.device, dtype=left.dtype), dim=0))
+
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Images (batch, channels, height, width) in [0, 1] from latents.
+
+        Args:
+            latents: (batch, latent_dim), standard normal.
+            labels: (batch,) class indices; needed when the model is conditional, and only then.
+
+        Raises:
+            ValueError: latents or labels do not fit the configuration.
+        """
+        if latents.ndim != 2 or latents.shape[1] != self.config.latent_dim:
+            raise ValueError(f"latents must be (batch, {self.config.latent_dim}), got {tuple(latents.shape)}.")
+        self._check_labels(labels, len(latents))
+        return self.generator(latents, labels)
+
+    def discriminate(self, pixel_values: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Logits (batch,) of images (batch, channels, height, width) in [0, 1]; above 0 means taken to be real.
+
+        A model trained with the Wasserstein loss gives a score whose differences alone have a meaning.
+        """
+        expected = (self.config.num_channels, *self.config.image_size)
+        if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != expected:
+            raise ValueError(
+                f"pixel_values must be (batch, {', '.join(map(str, expected))}), got {tuple(pixel_values.shape)}; "
+                "the image processor of this model resizes and converts images."
+            )
+        self._check_labels(labels, len(pixel_values))
+        return self.discriminator(pixel_values, labels)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        labels: Tensor | None = None,
+        truncation: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draws n images.
+
+        Args:
+            n: number of images.
+            labels: (n,) class indices of a conditional model; spread evenly over the classes when None.
+            truncation: factor on the latents' standard deviation; below 1 gives more typical, less varied images.
+            generator: source of the random numbers; a CPU generator gives the same latents on every device.
+
+        Returns:
+            (n, channels, height, width) in [0, 1].
+        """
+        source = generator.device if generator is not None else self.device
+        latents = truncation * torch.randn(n, self.config.latent_dim, generator=generator, device=source)
+        if labels is None and self.config.num_labels:
+            labels = torch.arange(n, device=self.device) % self.config.num_labels
+        return self(latents.to(device=self.device, dtype=self.dtype), labels)
+
+    def _check_labels(self, labels: Tensor | None, batch: int):
+        if (labels is not None) != bool(self.config.num_labels):
+            raise ValueError(
+                f"labels {'are given' if labels is not None else 'are missing'}, but this model is "
+                + (f"conditional on {self.config.num_labels} classes." if self.config.num_labels else "unconditional.")
+            )
+        if labels is not None and tuple(labels.shape) != (batch,):
+            raise ValueError(f"labels must be one class index an image, ({batch},); got {tuple(labels.shape)}.")
+
+
+def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, loss_type: str) -> Tensor:
+    """What the discriminator minimises, averaged over the batch, without a gradient penalty.
+
+    Args:
+        real_logits, fake_logits: (batch,) logits of real and of generated images.
+        loss_type: "non_saturating": -log D(x) - log(1 - D(G(z))); "hinge": max(0, 1 - real) + max(0, 1 + fake);
+            "wasserstein": fake - real.
+    """
+    if loss_type == "non_saturating":
+        return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
+    if loss_type == "hinge":
+        return F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean()
+    return fake_logits.mean() - real_logits.mean()
+
+
+def generator_loss(fake_logits: Tensor, loss_type: str) -> Tensor:
+    """What the generator minimises, averaged over the batch: -log D(G(z)), or minus the logits of the other two losses."""
+    if loss_type == "non_saturating":
+        return F.softplus(-fake_logits).mean()
+    return -fake_logits.mean()
+
+
+def gradient_penalty(
+    discriminator: nn.Module, real: Tensor, fake: Tensor, labels: Tensor | None, mix: Tensor
+) -> Tensor:
+    """E[(|grad D(x_mix)| - 1)^2] between real and generated images (Gulrajani et al. 2017, https://arxiv.org/abs/1704.00028).
+
+    Args:
+        discriminator: maps images and labels to logits (batch,).
+        real, fake: (batch, channels, height, width) in [0, 1].
+        labels: (batch,) class indices, or None.
+        mix: (batch,) uniform random numbers, the position of each image between real and fake.
+    """
+    # The networks see pixels in [-1, 1]: the gradient is taken in that scale, half of the one in [0, 1].
+    images = torch.lerp(real.float(), fake.float(), mix.view(-1, 1, 1, 1)).requires_grad_()
+    with torch.autocast(images.device.type, enabled=False):
+        logits = discriminator(images, labels)
+        (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return ((gradient / 2).flatten(1).norm(dim=1) - 1).square().mean()

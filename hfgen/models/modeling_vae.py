@@ -1,0 +1,574 @@
+"""The Variational Auto-Encoder (Kingma & Welling 2013, https://arxiv.org/abs/1312.6114).
+
+An encoder maps an image x to a distribution over latents, q(z|x) = N(mean(x), diag(std(x)^2)); a decoder maps latents
+to a distribution over images, p(x|z). Both are trained to maximise the evidence lower bound
+
+    log p(x) >= ELBO = E_q[log p(x|z)] - KL(q(z|x) || p(z)),      p(z) = N(0, I)
+
+so the loss is `reconstruction_loss + beta * kl_loss`, both in nats per image. The file needs torch and transformers
+alone: it is what travels to the Hub.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.utils import ModelOutput
+
+
+LIKELIHOODS = ("bernoulli", "gaussian", "discretized_logistic")
+LATENT_TYPES = ("vector", "spatial")
+
+
+@strict
+class VAEConfig(PreTrainedConfig):
+    """Shape and objective of a [`VAEModel`].
+
+    Args:
+        image_size: height and width in pixels; one number means a square.
+        num_channels: 1 for grey, 3 for RGB.
+        hidden_channels: channels of each stage; every stage halves height and width.
+        num_residual_blocks: residual blocks after each stage's downsampling (and before its mirror image's upsampling).
+        hidden_size: width of the fully connected layer on either side of vector latents.
+        latent_dim: numbers in a vector latent, or channels of a spatial one.
+        latent_type: "vector", latents (batch, latent_dim), or "spatial", latents (batch, latent_dim, h, w) where h and w
+            are the image's height and width divided by 2 to the number of stages.
+        likelihood: p(x|z). "bernoulli" on logits, for binary images or grey values read as probabilities; "gaussian"
+            with one learned standard deviation a channel (Rybkin et al. 2020, https://arxiv.org/abs/2006.13202);
+            "discretized_logistic" over 256 levels with a learned scale a pixel (Kingma et al. 2016,
+            https://arxiv.org/abs/1606.04934), whose values are true log-probabilities of 8-bit images.
+        beta: weight of the KL term (Higgins et al. 2017); 1 is the evidence lower bound.
+        num_labels: classes of a conditional model, 0 for an unconditional one. Not a field but derived from `id2label`,
+            as everywhere in transformers.
+        hidden_act: activation, a name that transformers knows.
+
+    Raises:
+        ValueError: a value is out of range, or the stages do not divide the image size.
+    """
+
+    model_type = "hfgen_vae"
+
+    image_size: int | list[int] = 28
+    num_channels: int = 1
+    hidden_channels: list[int] | None = None
+    num_residual_blocks: int = 0
+    hidden_size: int = 512
+    latent_dim: int = 32
+    latent_type: str = "vector"
+    likelihood: str = "bernoulli"
+    beta: float | int = 1.0
+    hidden_act: str = "relu"
+
+    def __post_init__(self, **kwargs):
+        if isinstance(self.image_size, int):
+            self.image_size = [self.image_size, self.image_size]
+        if self.hidden_channels is None:
+            self.hidden_channels = [32, 64]
+        if self.id2label is None:
+            kwargs.setdefault("num_labels", 0)
+        super().__post_init__(**kwargs)
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels, along one side, for each cell of the last stage's feature map."""
+        return 2 ** len(self.hidden_channels)
+
+    @property
+    def feature_size(self) -> tuple[int, int]:
+        """Height and width of the last stage's feature map."""
+        height, width = self.image_size
+        return height // self.downsampling, width // self.downsampling
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one image's latents, without the batch."""
+        return (self.latent_dim,) if self.latent_type == "vector" else (self.latent_dim, *self.feature_size)
+
+    def validate_architecture(self):
+        """Reports everything that is wrong at once."""
+        problems = []
+        if len(self.image_size) != 2 or min(self.image_size) < 1:
+            problems.append(f"image_size must be one or two positive numbers (height, width), got {self.image_size}")
+        elif any(side % self.downsampling for side in self.image_size):
+            problems.append(
+                f"image_size {self.image_size} must be divisible by {self.downsampling}, as each of the "
+                f"{len(self.hidden_channels)} stages in hidden_channels halves it; resize the images or use fewer stages"
+            )
+        if not self.hidden_channels or min(self.hidden_channels) < 1:
+            problems.append(f"hidden_channels must be a non-empty list of positive numbers, got {self.hidden_channels}")
+        for name in ("num_channels", "hidden_size", "latent_dim"):
+            if getattr(self, name) < 1:
+                problems.append(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_residual_blocks < 0:
+            problems.append(f"num_residual_blocks must be at least 0, got {self.num_residual_blocks}")
+        if not (math.isfinite(self.beta) and self.beta >= 0):
+            problems.append(f"beta must be a finite number of at least 0, got {self.beta}")
+        if self.latent_type not in LATENT_TYPES:
+            problems.append(f"latent_type must be one of {', '.join(LATENT_TYPES)}, got {self.latent_type!r}")
+        if self.likelihood not in LIKELIHOODS:
+            problems.append(f"likelihood must be one of {', '.join(LIKELIHOODS)}, got {self.likelihood!r}")
+        if self.hidden_act not in ACT2FN:
+            problems.append(f"hidden_act must be an activation that transformers knows, got {self.hidden_act!r}")
+        if problems:
+            raise ValueError("VAEConfig: " + "; ".join(problems) + ".")
+
+
+class DiagonalGaussianDistribution:
+    """A normal distribution with independent dimensions, with the methods of diffusers' class of the same name.
+
+    Args:
+        parameters: (batch, 2 * latent_dim, ...): mean and logarithm of the variance, stacked along dimension 1.
+    """
+
+    def __init__(self, parameters: Tensor):
+        # Sums and exponentials of the KL are taken in float32 even under autocast.
+        self.parameters = parameters.float()
+        self.mean, logvar = self.parameters.chunk(2, dim=1)
+        # exp(-30) and exp(20) are far outside of what training visits; the bound keeps a bad step from overflowing.
+        self.logvar = logvar.clamp(-30.0, 20.0)
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation, (batch, latent_dim, ...)."""
+        return torch.exp(0.5 * self.logvar)
+
+    @property
+    def var(self) -> Tensor:
+        """Variance, (batch, latent_dim, ...)."""
+        return self.logvar.exp()
+
+    def sample(self, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
+        """Reparameterised sample, mean + std * noise, differentiable in both.
+
+        Args:
+            generator: where standard normal noise is drawn from.
+            noise: that noise itself, in the shape of the mean, when the caller draws it.
+        """
+        if noise is None:
+            noise = _randn(self.mean.shape, generator, self.mean.device)
+        return self.mean + self.std * noise
+
+    def mode(self) -> Tensor:
+        """The most likely latents, (batch, latent_dim, ...)."""
+        return self.mean
+
+    def kl(self) -> Tensor:
+        """KL(q || N(0, I)) in nats, one value an image, (batch,) (Kingma & Welling 2013, appendix B)."""
+        return 0.5 * (self.mean.square() + self.var - 1.0 - self.logvar).flatten(1).sum(1)
+
+    def log_prob(self, latents: Tensor) -> Tensor:
+        """log q(z|x) in nats, (batch,), of latents (batch, latent_dim, ...)."""
+        squares = (latents - self.mean).square() / self.var
+        return -0.5 * (squares + self.logvar + math.log(2 * math.pi)).flatten(1).sum(1)
+
+
+@dataclass
+class VAEEncoderOutput(ModelOutput):
+    """What [`VAEModel.encode`] returns.
+
+    Attributes:
+        latent_dist: q(z|x), a [`DiagonalGaussianDistribution`] with `sample()`, `mode()`, `mean` and `std`.
+    """
+
+    latent_dist: DiagonalGaussianDistribution | None = None
+
+
+@dataclass
+class VAEDecoderOutput(ModelOutput):
+    """What [`VAEModel.decode`] returns.
+
+    Attributes:
+        sample: images, the mean of p(x|z), (batch, channels, height, width) in [0, 1].
+    """
+
+    sample: Tensor | None = None
+
+
+@dataclass
+class VAEOutput(ModelOutput):
+    """What [`VAEModel`] returns.
+
+    Attributes:
+        loss: reconstruction_loss + beta * kl_loss, nats per image, averaged over the batch.
+        reconstruction: images (batch, channels, height, width) in [0, 1].
+        reconstruction_loss: -E_q[log p(x|z)], nats per image.
+        kl_loss: KL(q(z|x) || N(0, I)), nats per image, without beta.
+        latents: the sampled latents.
+    """
+
+    loss: Tensor | None = None
+    reconstruction: Tensor | None = None
+    reconstruction_loss: Tensor | None = None
+    kl_loss: Tensor | None = None
+    latents: Tensor | None = None
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(act(conv(act(x)))); starts as the identity, so that depth costs nothing at the beginning."""
+
+    def __init__(self, channels: int, hidden_act: str):
+        super().__init__()
+        self.act = ACT2FN[hidden_act]
+        self.conv1 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        update = self.conv2(self.act(self.conv1(self.act(hidden_states))))
+        return hidden_states + update
+
+
+class VAEEncoder(nn.Module):
+    """Pixels in [-1, 1] -> mean and log-variance of the latents, stacked along dimension 1."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        self.act = ACT2FN[config.hidden_act]
+        self.stages = nn.ModuleList()
+        channels = config.num_channels
+        for out_channels in config.hidden_channels:
+            stage: list[nn.Module] = [nn.Conv2d(channels, out_channels, kernel_size=4, stride=2, padding=1)]
+            stage += [ResidualBlock(out_channels, config.hidden_act) for _ in range(config.num_residual_blocks)]
+            self.stages.append(nn.Sequential(*stage))
+            channels = out_channels
+        self.latent_type = config.latent_type
+        self.num_labels = config.num_labels
+        if self.latent_type == "vector":
+            features = channels * config.feature_size[0] * config.feature_size[1]
+            self.hidden = nn.Linear(features + self.num_labels, config.hidden_size)
+            self.to_latents = nn.Linear(config.hidden_size, 2 * config.latent_dim)
+        else:
+            self.hidden = nn.Conv2d(channels + self.num_labels, channels, kernel_size=3, padding=1)
+            self.to_latents = nn.Conv2d(channels, 2 * config.latent_dim, kernel_size=1)
+
+    def forward(self, hidden_states: Tensor, labels: Tensor | None) -> Tensor:
+        for stage in self.stages:
+            hidden_states = self.act(stage(hidden_states))
+        if self.latent_type == "vector":
+            hidden_states = hidden_states.flatten(1)
+        hidden_states = _append_labels(hidden_states, labels, self.num_labels)
+        return self.to_latents(self.act(self.hidden(hidden_states)))
+
+
+class VAEDecoder(nn.Module):
+    """Latents -> parameters of p(x|z), (batch, channels * parameters per pixel, height, width): the encoder mirrored."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        self.act = ACT2FN[config.hidden_act]
+        self.latent_type = config.latent_type
+        self.num_labels = config.num_labels
+        self.feature_shape = (config.hidden_channels[-1], *config.feature_size)
+        channels = config.hidden_channels[-1]
+        if self.latent_type == "vector":
+            self.from_latents = nn.Linear(config.latent_dim + self.num_labels, config.hidden_size)
+            self.hidden = nn.Linear(config.hidden_size, math.prod(self.feature_shape))
+        else:
+            self.from_latents = nn.Conv2d(config.latent_dim + self.num_labels, channels, kernel_size=3, padding=1)
+            self.hidden = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+        # The discretized logistic has a mean and a scale for every pixel; the other two have a single parameter.
+        per_pixel = 2 if config.likelihood == "discretized_logistic" else 1
+        self.stages = nn.ModuleList()
+        for out_channels in [*config.hidden_channels[-2::-1], config.num_channels * per_pixel]:
+            stage: list[nn.Module] = [
+                ResidualBlock(channels, config.hidden_act) for _ in range(config.num_residual_blocks)
+            ]
+            stage.append(nn.ConvTranspose2d(channels, out_channels, kernel_size=4, stride=2, padding=1))
+            self.stages.append(nn.Sequential(*stage))
+            channels = out_channels
+
+    def forward(self, latents: Tensor, labels: Tensor | None) -> Tensor:
+        hidden_states = self.act(self.from_latents(_append_labels(latents, labels, self.num_labels)))
+        hidden_states = self.hidden(hidden_states)
+        if self.latent_type == "vector":
+            hidden_states = hidden_states.unflatten(1, self.feature_shape)
+        for stage in self.stages:
+            hidden_states = stage(self.act(hidden_states))
+        return hidden_states
+
+
+class VAEModel(PreTrainedModel):
+    """Variational Auto-Encoder for images in [0, 1].
+
+    >>> model = VAEModel(VAEConfig(image_size=28, latent_dim=32))
+    >>> model.sample(16).shape
+    torch.Size([16, 1, 28, 28])
+    """
+
+    config_class = VAEConfig
+    base_model_prefix = "vae"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+
+    def __init__(self, config: VAEConfig):
+        super().__init__(config)
+        self.encoder = VAEEncoder(config)
+        self.decoder = VAEDecoder(config)
+        if config.likelihood == "gaussian":
+            self.log_scale = nn.Parameter(torch.zeros(config.num_channels, 1, 1))
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            _init_scaled(module)
+        if isinstance(module, ResidualBlock):
+            init.zeros_(module.conv2.weight)
+        if isinstance(module, VAEEncoder):
+            # Start next to the prior: KL 0, so that the first steps learn to reconstruct.
+            _init_scaled(module.to_latents, gain=0.1)
+        if isinstance(module, VAEModel) and self.config.likelihood == "gaussian":
+            init.zeros_(module.log_scale)
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, noise: Tensor | None = None) -> VAEOutput:
+        """Encodes, samples latents once, decodes, and measures both terms of the evidence lower bound.
+
+        Args:
+            pixel_values: (batch, channels, height, width) in [0, 1].
+            labels: (batch,) class indices; needed when the model is conditional, and only then.
+            noise: standard normal numbers in the shape of the latents, to draw them outside; drawn here when None.
+
+        Raises:
+            ValueError: images or labels do not fit the configuration.
+        """
+        posterior = self.encode(pixel_values, labels).latent_dist
+        latents = posterior.sample(noise=noise)
+        parameters = self.decoder(latents, labels).float()
+        reconstruction_loss = -self._log_likelihood_of_pixels(parameters, pixel_values).mean()
+        kl_loss = posterior.kl().mean()
+        return VAEOutput(
+            loss=reconstruction_loss + self.config.beta * kl_loss,
+            reconstruction=self._mean_image(parameters),
+            reconstruction_loss=reconstruction_loss,
+            kl_loss=kl_loss,
+            latents=latents,
+        )
+
+    def encode(self, pixel_values: Tensor, labels: Tensor | None = None) -> VAEEncoderOutput:
+        """q(z|x) of images (batch, channels, height, width) in [0, 1]."""
+        expected = (self.config.num_channels, *self.config.image_size)
+        if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != expected:
+            raise ValueError(
+                f"pixel_values must be (batch, {', '.join(map(str, expected))}), got {tuple(pixel_values.shape)}; "
+                "the image processor of this model resizes and converts images."
+            )
+        self._check_labels(labels, len(pixel_values))
+        return VAEEncoderOutput(latent_dist=DiagonalGaussianDistribution(self.encoder(2 * pixel_values - 1, labels)))
+
+    def decode(self, z: Tensor, labels: Tensor | None = None) -> VAEDecoderOutput:
+        """Mean images of p(x|z) for latents (batch, *config.latent_shape)."""
+        if tuple(z.shape[1:]) != self.config.latent_shape:
+            raise ValueError(
+                f"z must be (batch, {', '.join(map(str, self.config.latent_shape))}), got {tuple(z.shape)}."
+            )
+        self._check_labels(labels, len(z))
+        return VAEDecoderOutput(sample=self._mean_image(self.decoder(z, labels).float()))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        labels: Tensor | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draws n images from the prior.
+
+        Args:
+            n: number of images.
+            labels: (n,) class indices of a conditional model; spread evenly over the classes when None.
+            temperature: factor on the prior's standard deviation; below 1 gives likelier, less varied images.
+            generator: source of the random numbers; a CPU generator gives the same latents on every device.
+
+        Returns:
+            (n, channels, height, width) in [0, 1], the means of p(x|z).
+        """
+        device, dtype = self.device, self.dtype
+        latents = temperature * _randn((n, *self.config.latent_shape), generator, device)
+        if labels is None and self.config.num_labels:
+            labels = torch.arange(n, device=device) % self.config.num_labels
+        return self.decode(latents.to(dtype), labels).sample
+
+    @torch.no_grad()
+    def interpolate(
+        self, a: Tensor, b: Tensor, steps: int, labels: Tensor | None = None
+    ) -> Tensor:
+        """Images along the great circle between the latents of two images (White 2016, https://arxiv.org/abs/1609.04468).
+
+        A straight line would pass near the origin, where the prior puts no mass in high dimensions.
+
+        Args:
+            a, b: (channels, height, width), or a batch of them.
+            steps: images on the path, both ends included; at least 2.
+            labels: class of the images on the path, in a conditional model: one number a pair.
+
+        Returns:
+            (steps, channels, height, width), with the batch in front if a and b have one. The ends are the
+            reconstructions of a and b.
+        """
+        if steps < 2:
+            raise ValueError(f"steps must be at least 2, to hold both ends of the path; got {steps}.")
+        if a.shape != b.shape:
+            raise ValueError(f"a and b must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}.")
+        single = a.ndim == 3
+        if single:
+            a, b = a[None], b[None]
+        if labels is not None:
+            labels = torch.as_tensor(labels, device=a.device).reshape(-1)
+        start, end = (self.encode(images, labels).latent_dist.mode() for images in (a, b))
+        path = torch.stack([_slerp(start, end, t) for t in torch.linspace(0, 1, steps).tolist()], dim=1)
+        repeated = None if labels is None else labels.repeat_interleave(steps)
+        images = self.decode(path.flatten(0, 1).to(self.dtype), repeated).sample.unflatten(0, (len(a), steps))
+        return images[0] if single else images
+
+    @torch.no_grad()
+    def log_likelihood(
+        self,
+        pixel_values: Tensor,
+        num_samples: int = 100,
+        labels: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        chunk_size: int = 1024,
+    ) -> Tensor:
+        """Importance-weighted estimate of log p(x), a lower bound that tightens with num_samples.
+
+        log 1/K sum_k p(x|z_k) p(z_k) / q(z_k|x) with z_k ~ q(z|x) (Burda et al. 2015, https://arxiv.org/abs/1509.00519).
+
+        Args:
+            pixel_values: (batch, channels, height, width) in [0, 1].
+            num_samples: K.
+            labels: (batch,) class indices of a conditional model.
+            generator: source of the random numbers.
+            chunk_size: images decoded at once; bounds the memory.
+
+        Returns:
+            (batch,) nats per image.
+        """
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
+        posterior = self.encode(pixel_values, labels).latent_dist
+        at_once = max(1, chunk_size // max(1, len(pixel_values)))
+        log_weights = []
+        for start in range(0, num_samples, at_once):
+            k = min(at_once, num_samples - start)
+            log_weights.append(self._log_importance_weights(posterior, pixel_values, labels, k, generator))
+        return torch.cat(log_weights).logsumexp(0) - math.log(num_samples)
+
+    def _log_importance_weights(
+        self,
+        posterior: DiagonalGaussianDistribution,
+        pixel_values: Tensor,
+        labels: Tensor | None,
+        k: int,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """log p(x|z) + log p(z) - log q(z|x) for k samples an image, (k, batch)."""
+        batch = len(pixel_values)
+        noise = _randn((k, *posterior.mean.shape), generator, posterior.mean.device)
+        latents = posterior.mean + posterior.std * noise
+        # The squared deviations of z from q's mean are the noise's own squares, and the two constants cancel.
+        log_prior_over_posterior = 0.5 * (noise.square() + posterior.logvar - latents.square()).flatten(2).sum(2)
+        repeated = None if labels is None else labels.repeat(k)
+        parameters = self.decoder(latents.flatten(0, 1).to(self.dtype), repeated).float().unflatten(0, (k, batch))
+        pixels = pixel_values.float().expand(k, *pixel_values.shape)
+        log_pixels = self._log_likelihood_of_pixels(parameters.flatten(0, 1), pixels.flatten(0, 1)).unflatten(0, (k, batch))
+        return log_pixels + log_prior_over_posterior
+
+    def _log_likelihood_of_pixels(self, parameters: Tensor, pixel_values: Tensor) -> Tensor:
+        """log p(x|z) in nats, (batch,), from the decoder's output."""
+        pixel_values = pixel_values.float()
+        if self.config.likelihood == "bernoulli":
+            log_prob = -F.binary_cross_entropy_with_logits(parameters, pixel_values, reduction="none")
+        elif self.config.likelihood == "gaussian":
+            log_scale = self.log_scale.float()
+            squares = ((pixel_values - parameters) * torch.exp(-log_scale)).square()
+            log_prob = -0.5 * squares - log_scale - 0.5 * math.log(2 * math.pi)
+        else:
+            mean, log_scale = parameters.chunk(2, dim=1)
+            log_prob = discretized_logistic_log_prob(pixel_values, mean, log_scale)
+        return log_prob.flatten(1).sum(1)
+
+    def _mean_image(self, parameters: Tensor) -> Tensor:
+        if self.config.likelihood == "bernoulli":
+            return parameters.sigmoid()
+        if self.config.likelihood == "gaussian":
+            return parameters.clamp(0, 1)
+        return (parameters.chunk(2, dim=1)[0] + 0.5).clamp(0, 1)
+
+    def _check_labels(self, labels: Tensor | None, batch: int):
+        if (labels is not None) != bool(self.config.num_labels):
+            raise ValueError(
+                f"labels {'are given' if labels is not None else 'are missing'}, but this model is "
+                + (f"conditional on {self.config.num_labels} classes." if self.config.num_labels else "unconditional.")
+            )
+        if labels is not None and tuple(labels.shape) != (batch,):
+            raise ValueError(f"labels must be one class index an image, ({batch},); got {tuple(labels.shape)}.")
+
+
+def discretized_logistic_log_prob(pixel_values: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    """Log-probability of 8-bit pixels under a logistic distribution cut into 256 bins.
+
+    P(x) = sigmoid((x + 1/510 - mean) / scale) - sigmoid((x - 1/510 - mean) / scale), with the two outermost bins open to
+    infinity, so that the 256 values sum to 1 (Salimans et al. 2017, https://arxiv.org/abs/1701.05517, eq. 2).
+
+    Args:
+        pixel_values: (batch, channels, height, width), multiples of 1/255 in [0, 1].
+        mean: same shape; 0 stands for mid-grey, 0.5.
+        log_scale: same shape, log of the scale in units of the pixel range; bounded below at exp(-7).
+
+    Returns:
+        Same shape, nats per pixel.
+    """
+    centered = pixel_values - 0.5 - mean
+    inverse_scale = torch.exp(-(log_scale - 2.0).clamp(min=-7.0))
+    upper, lower = inverse_scale * (centered + 1 / 510), inverse_scale * (centered - 1 / 510)
+    # log(sigmoid(u) - sigmoid(l)) = log sigmoid(u) + log sigmoid(-l) + log(1 - exp(l - u)): exact and without
+    # cancellation, however far in a tail the bin lies.
+    inside = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(lower - upper))
+    is_black, is_white = pixel_values < 0.5 / 255, pixel_values > 254.5 / 255
+    return torch.where(is_black, F.logsigmoid(upper), torch.where(is_white, F.logsigmoid(-lower), inside))
+
+
+def _append_labels(hidden_states: Tensor, labels: Tensor | None, num_labels: int) -> Tensor:
+    """Concatenates one-hot labels along dimension 1, at every position of a feature map."""
+    if labels is None:
+        return hidden_states
+    one_hot = F.one_hot(labels.long(), num_labels).to(hidden_states.dtype)
+    one_hot = one_hot.view(*one_hot.shape, *[1] * (hidden_states.ndim - 2)).expand(-1, -1, *hidden_states.shape[2:])
+    return torch.cat([hidden_states, one_hot], dim=1)
+
+
+def _init_scaled(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d, gain: float = math.sqrt(2.0)):
+    """He et al. 2015: keeps the variance of activations through layers with rectifiers; biases 0."""
+    weight = layer.weight
+    fan_in = weight[0].numel()
+    if isinstance(layer, nn.ConvTranspose2d):
+        # Each output pixel of a transposed convolution is reached by kernel / stride cells along each side.
+        fan_in = weight.shape[0] * weight[0, 0].numel() / math.prod(layer.stride)
+    init.normal_(weight, std=gain / math.sqrt(fan_in))
+    if layer.bias is not None:
+        init.zeros_(layer.bias)
+
+
+def _randn(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """Standard normal numbers, drawn where the generator lives and moved to the device."""
+    source = generator.device if generator is not None else device
+    return torch.randn(shape, generator=generator, device=source).to(device)
+
+
+def _slerp(start: Tensor, end: Tensor, t: float) -> Tensor:
+    """Spherical interpolation of each image's latents; lengths are interpolated linearly."""
+    shape, a, b = start.shape, start.flatten(1), end.flatten(1)
+    length_a, length_b = a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True)
+    unit_a, unit_b = a / length_a.clamp(min=1e-12), b / length_b.clamp(min=1e-12)
+    angle = (unit_a * unit_b).sum(1, keepdim=True).clamp(-1, 1).acos()
+    # Where the directions (nearly) agree or are opposite there is no unique arc: use the straight line.
+    straight = torch.lerp(a, b, t)
+    arc = (torch.sin((1 - t) * angle) * unit_a + torch.sin(t * angle) * unit_b) / torch.sin(angle).clamp(min=1e-12)
+    arc = arc * torch.lerp(length_a, length_b, t)
+    return torch.where(torch.sin(angle) < 1e-4, straight, arc).view(shape)

@@ -1,0 +1,66 @@
+"""hfgen: the classic generative models in the Hugging Face world."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+
+HERE = Path(__file__).parent
+
+setup(
+    name="hfgen",
+    version=re.search(r'__version__ = "(.+?)"', (HERE / "hfgen" / "__init__.py").read_text(encoding="utf-8"))[1],
+    description="Auto-Encoder, VAE, GAN and GPT as ordinary Hugging Face models, with training that is worth a minute.",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=["hfgen", "hfgen.models", "hfgen.model_cards"],
+    # The card templates stand at the top level of the repository, where people look for them, and travel in the package.
+    package_dir={"hfgen.model_cards": "model_cards"},
+    package_data={"hfgen.model_cards": ["*.md"]},
+    install_requires=[
+        # The upper bound keeps an install from pulling CUDA builds of several GB where a CPU build is at hand.
+        "torch>=2.11,<2.14",
+        "transformers>=5.17,<6",
+        "huggingface_hub>=2.1,<3",
+        "safetensors>=0.6",
+        "numpy>=1.26",
+        "pillow>=10.4",
+    ],
+    extras_require={
+        "training": [
+            "accelerate>=1.12,<2",
+            "datasets>=4.4,<6",
+            "matplotlib>=3.8",
+            "pyyaml>=6.0",
+            "scikit-learn>=1.4",
+            "tqdm>=4.66",
+        ],
+        "diffusers": ["diffusers>=0.36,<1"],
+        "test": [
+            "accelerate>=1.12,<2",
+            "datasets>=4.4,<6",
+            "diffusers>=0.36,<1",
+            "hypothesis>=6.100",
+            "matplotlib>=3.8",
+            "mypy>=1.15",
+            "pytest>=8.2",
+            "pyyaml>=6.0",
+            "ruff>=0.12",
+            "scikit-learn>=1.4",
+            "tensorboard>=2.16",
+            "tqdm>=4.66",
+            "types-pyyaml",
+            "types-tqdm",
+        ],
+    },
+    classifiers=[
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,1 @@
+"""Trains the models of hfgen: four entry points, one loop."""
