@@ -24,8 +24,9 @@ setup(
     install_requires=[
         # The upper bound keeps an install from pulling CUDA builds of several GB where a CPU build is at hand.
         "torch>=2.11,<2.14",
-        "transformers>=5.17,<6",
-        "huggingface_hub>=2.1,<3",
+        # 5.17 asks for torchvision to import AutoImageProcessor.
+        "transformers>=5.18,<6",
+        "huggingface_hub>=1.20,<3",
         "safetensors>=0.6",
         "numpy>=1.26",
         "pillow>=10.4",

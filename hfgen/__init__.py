@@ -31,13 +31,14 @@ _LAZY = {
     "build_character_tokenizer": "hfgen.tokenization",
     "build_image_processor": "hfgen.image_processing",
     "from_gpt2": "hfgen.convert",
+    "from_nanogpt": "hfgen.convert",
     "to_gpt2": "hfgen.convert",
     "image_grid": "hfgen.image_processing",
     "to_pil": "hfgen.image_processing",
 }
 
 if TYPE_CHECKING:
-    from hfgen.convert import from_gpt2, to_gpt2
+    from hfgen.convert import from_gpt2, from_nanogpt, to_gpt2
     from hfgen.image_processing import build_image_processor, image_grid, to_pil
     from hfgen.tokenization import build_character_tokenizer
 
@@ -54,6 +55,7 @@ __all__ = [
     "build_character_tokenizer",
     "build_image_processor",
     "from_gpt2",
+    "from_nanogpt",
     "image_grid",
     "to_gpt2",
     "to_pil",

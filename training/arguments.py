@@ -313,6 +313,6 @@ def _argument_helps(docstring: str) -> dict[str, str]:
     section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", docstring, flags=re.DOTALL | re.MULTILINE)
     if section is None:
         return {}
-    entries = re.findall(r"^ {4}(\w+)(?:, (\w+))*: (.*?)(?=^ {4}\w|\Z)", section[1], flags=re.DOTALL | re.MULTILINE)
+    entries = re.findall(r"^ {4}(\w+)(?: \(.*?\))?: (.*?)(?=^ {4}\w|\Z)", section[1], flags=re.DOTALL | re.MULTILINE)
     # argparse reads "%" as the start of a format.
-    return {name: " ".join(text.split()).replace("%", "%%") for name, _, text in entries}
+    return {name: " ".join(text.split()).replace("%", "%%") for name, text in entries}

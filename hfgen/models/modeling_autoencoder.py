@@ -1,7 +1,7 @@
 """The convolutional Auto-Encoder.
 
-An encoder distils an image to a few numbers, the latents Z, with convolutions and max pooling; a decoder that mirrors it
-draws the image again with transposed convolutions. What does not fit through the bottleneck is lost, so that the
+An encoder distils an image to a few numbers, the latents Z, with convolutions and max pooling; a decoder that mirrors
+it draws the image again with transposed convolutions. What does not fit through the bottleneck is lost, so that the
 network learns what the images have in common (Hinton & Salakhutdinov 2006; with convolutions, Masci et al. 2011).
 
 A convolution with stride s maps n inputs to floor((n + 2 padding - kernel) / s) + 1 outputs; a transposed convolution
@@ -14,6 +14,7 @@ The file needs torch and transformers alone: it is what travels to the Hub.
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,12 @@ from transformers.utils import ModelOutput
 LATENT_TYPES = ("vector", "spatial")
 RECONSTRUCTION_LOSSES = ("mse", "l1")
 
+if TYPE_CHECKING:
+    ImageSize = Channels = Any  # may be short forms when they are given, and are lists from then on
+else:
+    ImageSize = int | list[int]
+    Channels = list[int] | None
+
 
 @strict
 class AutoencoderConfig(PreTrainedConfig):
@@ -39,8 +46,8 @@ class AutoencoderConfig(PreTrainedConfig):
         hidden_channels: channels of each stage; every stage halves height and width by max pooling.
         hidden_size: width of the fully connected layer on either side of vector latents.
         latent_dim: numbers in a vector latent, or channels of a spatial one.
-        latent_type: "vector", latents (batch, latent_dim), or "spatial", latents (batch, latent_dim, h, w) where h and w
-            are the image's height and width divided by 2 to the number of stages.
+        latent_type: "vector", latents (batch, latent_dim), or "spatial", latents (batch, latent_dim, h, w) where h
+            and w are the image's height and width divided by 2 to the number of stages.
         reconstruction_loss: "mse" or "l1", averaged over pixels.
         noise_std: standard deviation of the normal noise that is added to the input while training, in units of the
             pixel range; above 0 it is a denoising auto-encoder (Vincent et al. 2010).
@@ -53,9 +60,9 @@ class AutoencoderConfig(PreTrainedConfig):
 
     model_type = "hfgen_autoencoder"
 
-    image_size: int | list[int] = 28
+    image_size: ImageSize = 28
     num_channels: int = 1
-    hidden_channels: list[int] | None = None
+    hidden_channels: Channels = None
     hidden_size: int = 512
     latent_dim: int = 32
     latent_type: str = "vector"
@@ -95,10 +102,13 @@ class AutoencoderConfig(PreTrainedConfig):
         elif any(side % self.downsampling for side in self.image_size):
             problems.append(
                 f"image_size {self.image_size} must be divisible by {self.downsampling}, as each of the "
-                f"{len(self.hidden_channels)} stages in hidden_channels halves it; resize the images or use fewer stages"
+                f"{len(self.hidden_channels)} stages in hidden_channels halves it; "
+                "resize the images or use fewer stages"
             )
         if not self.hidden_channels or min(self.hidden_channels) < 1:
-            problems.append(f"hidden_channels must be a non-empty list of positive numbers, got {self.hidden_channels}")
+            problems.append(
+                f"hidden_channels must be a non-empty list of positive numbers, got {self.hidden_channels}"
+            )
         for name in ("num_channels", "hidden_size", "latent_dim"):
             if getattr(self, name) < 1:
                 problems.append(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -145,6 +155,8 @@ class AutoencoderEncoder(nn.Module):
         )
         self.pool = nn.MaxPool2d(2)
         self.latent_type = config.latent_type
+        self.hidden: nn.Module
+        self.to_latents: nn.Module
         if self.latent_type == "vector":
             self.hidden = nn.Linear(channels[-1] * math.prod(config.feature_size), config.hidden_size)
             self.to_latents = nn.Linear(config.hidden_size, config.latent_dim)
@@ -154,7 +166,6 @@ class AutoencoderEncoder(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         for conv in self.convs:
-            # Pooling first would be the same, since activations are monotonic, but is not for every choice of them.
             hidden_states = self.pool(self.act(conv(hidden_states)))
         if self.latent_type == "vector":
             hidden_states = hidden_states.flatten(1)
@@ -170,14 +181,16 @@ class AutoencoderDecoder(nn.Module):
         self.latent_type = config.latent_type
         channels = [config.num_channels, *config.hidden_channels][::-1]
         self.feature_shape = (channels[0], *config.feature_size)
+        self.from_latents: nn.Module
+        self.hidden: nn.Module
         if self.latent_type == "vector":
             self.from_latents = nn.Linear(config.latent_dim, config.hidden_size)
             self.hidden = nn.Linear(config.hidden_size, math.prod(self.feature_shape))
         else:
             self.from_latents = nn.Conv2d(config.latent_dim, channels[0], kernel_size=3, padding=1)
             self.hidden = nn.Conv2d(channels[0], channels[0], kernel_size=3, padding=1)
-        # Kernel 4, stride 2, padding 1: (n - 1) 2 - 2 + 4 = 2 n. An even kernel covers every output pixel equally often;
-        # with 3 x 3 a checkerboard would show (Odena et al. 2016, https://distill.pub/2016/deconv-checkerboard).
+        # Kernel 4, stride 2, padding 1: (n - 1) 2 - 2 + 4 = 2 n. An even kernel covers every output pixel equally
+        # often; with 3 x 3 a checkerboard would show (Odena et al. 2016, https://distill.pub/2016/deconv-checkerboard).
         self.convs = nn.ModuleList(
             nn.ConvTranspose2d(wide, narrow, kernel_size=4, stride=2, padding=1)
             for wide, narrow in zip(channels, channels[1:])
@@ -203,7 +216,7 @@ class AutoencoderModel(PreTrainedModel):
     config_class = AutoencoderConfig
     base_model_prefix = "autoencoder"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__(config)
@@ -216,7 +229,9 @@ class AutoencoderModel(PreTrainedModel):
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             _init_scaled(module)
 
-    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, noise: Tensor | None = None) -> AutoencoderOutput:
+    def forward(
+        self, pixel_values: Tensor, labels: Tensor | None = None, noise: Tensor | None = None
+    ) -> AutoencoderOutput:
         """Encodes and decodes images and measures what was lost.
 
         Args:
@@ -235,47 +250,60 @@ class AutoencoderModel(PreTrainedModel):
         latents = self.encode(inputs)
         reconstruction = self._images(self.decoder(latents))
         measure = F.mse_loss if self.config.reconstruction_loss == "mse" else F.l1_loss
-        loss = measure(reconstruction, pixel_values.float())
+        loss = measure(reconstruction, pixel_values.to(reconstruction.dtype))
         if self.config.sparsity_weight > 0:
-            loss = loss + self.config.sparsity_weight * latents.float().abs().mean()
+            loss = loss + self.config.sparsity_weight * _at_least_float32(latents).abs().mean()
         return AutoencoderOutput(loss=loss, reconstruction=reconstruction, latents=latents)
 
     def encode(self, pixel_values: Tensor) -> Tensor:
         """Latents (batch, *config.latent_shape) of images (batch, channels, height, width) in [0, 1]."""
         expected = (self.config.num_channels, *self.config.image_size)
-        if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != expected:
+        if pixel_values.shape[1:] != expected or not pixel_values.is_floating_point():
             raise ValueError(
-                f"pixel_values must be (batch, {', '.join(map(str, expected))}), got {tuple(pixel_values.shape)}; "
+                f"pixel_values must be floats in [0, 1] of shape (batch, {', '.join(map(str, expected))}), got "
+                f"{pixel_values.dtype} of shape {tuple(pixel_values.shape)}; "
                 "the image processor of this model resizes and converts images."
             )
-        return self.encoder(2 * pixel_values - 1)
+        return self.encoder((2 * pixel_values - 1).to(self.dtype))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images (batch, channels, height, width) in [0, 1] of latents (batch, *config.latent_shape)."""
-        if tuple(latents.shape[1:]) != self.config.latent_shape:
-            raise ValueError(
-                f"latents must be (batch, {', '.join(map(str, self.config.latent_shape))}), got {tuple(latents.shape)}."
-            )
-        return self._images(self.decoder(latents)).clamp(0, 1)
+        expected = self.config.latent_shape
+        if latents.shape[1:] != expected:
+            raise ValueError(f"latents must be (batch, {', '.join(map(str, expected))}), got {tuple(latents.shape)}.")
+        return self._images(self.decoder(latents.to(self.dtype))).clamp(0, 1)
 
     @torch.no_grad()
     def anomaly_score(self, pixel_values: Tensor) -> Tensor:
         """Mean squared reconstruction error, (batch,): images unlike the training data lose more and score higher."""
-        return (self.decode(self.encode(pixel_values)) - pixel_values).float().square().flatten(1).mean(1)
+        return (self.decode(self.encode(pixel_values)) - pixel_values).square().flatten(1).mean(1)
 
     def _images(self, decoded: Tensor) -> Tensor:
-        images = (decoded.float() + 1) / 2
+        images = (_at_least_float32(decoded) + 1) / 2
         # A clamped pixel has no gradient: training measures the unclamped one, use gets an image.
         return images if self.training else images.clamp(0, 1)
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    """Sums and images are too coarse in the 16-bit types that networks may run in."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _init_scaled(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
     """He et al. 2015: keeps the variance of activations through layers with rectifiers; biases 0."""
     weight = layer.weight
-    fan_in = weight[0].numel()
+    fan_in: float = weight[0].numel()
     if isinstance(layer, nn.ConvTranspose2d):
         # Each output pixel of a transposed convolution is reached by kernel / stride cells along each side.
         fan_in = weight.shape[0] * weight[0, 0].numel() / math.prod(layer.stride)
     init.normal_(weight, std=math.sqrt(2.0 / fan_in))
     if layer.bias is not None:
         init.zeros_(layer.bias)
+
+
+# With these, save_pretrained and push_to_hub copy this file beside the weights, also from a copy that was itself
+# loaded from the Hub.
+AutoencoderConfig.register_for_auto_class("AutoConfig")
+AutoencoderModel.register_for_auto_class("AutoModel")
+
+__all__ = ["AutoencoderConfig", "AutoencoderModel", "AutoencoderOutput"]

@@ -11,6 +11,7 @@ alone: it is what travels to the Hub.
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,13 @@ from transformers.utils import ModelOutput
 LIKELIHOODS = ("bernoulli", "gaussian", "discretized_logistic")
 LATENT_TYPES = ("vector", "spatial")
 
+if TYPE_CHECKING:
+    FilledIn = Any  # may be None or a single number when it is given, and is a list from then on
+    ImageSize = Channels = FilledIn
+else:
+    ImageSize = int | list[int]
+    Channels = list[int] | None
+
 
 @strict
 class VAEConfig(PreTrainedConfig):
@@ -34,18 +42,18 @@ class VAEConfig(PreTrainedConfig):
         image_size: height and width in pixels; one number means a square.
         num_channels: 1 for grey, 3 for RGB.
         hidden_channels: channels of each stage; every stage halves height and width.
-        num_residual_blocks: residual blocks after each stage's downsampling (and before its mirror image's upsampling).
+        num_residual_blocks: residual blocks after each stage's downsampling, and before its mirror image's upsampling.
         hidden_size: width of the fully connected layer on either side of vector latents.
         latent_dim: numbers in a vector latent, or channels of a spatial one.
-        latent_type: "vector", latents (batch, latent_dim), or "spatial", latents (batch, latent_dim, h, w) where h and w
-            are the image's height and width divided by 2 to the number of stages.
+        latent_type: "vector", latents (batch, latent_dim), or "spatial", latents (batch, latent_dim, h, w) where h
+            and w are the image's height and width divided by 2 to the number of stages.
         likelihood: p(x|z). "bernoulli" on logits, for binary images or grey values read as probabilities; "gaussian"
             with one learned standard deviation a channel (Rybkin et al. 2020, https://arxiv.org/abs/2006.13202);
             "discretized_logistic" over 256 levels with a learned scale a pixel (Kingma et al. 2016,
             https://arxiv.org/abs/1606.04934), whose values are true log-probabilities of 8-bit images.
         beta: weight of the KL term (Higgins et al. 2017); 1 is the evidence lower bound.
-        num_labels: classes of a conditional model, 0 for an unconditional one. Not a field but derived from `id2label`,
-            as everywhere in transformers.
+        num_labels: classes of a conditional model, 0 for an unconditional one. Not a field but derived from
+            `id2label`, as everywhere in transformers.
         hidden_act: activation, a name that transformers knows.
 
     Raises:
@@ -54,9 +62,9 @@ class VAEConfig(PreTrainedConfig):
 
     model_type = "hfgen_vae"
 
-    image_size: int | list[int] = 28
+    image_size: ImageSize = 28
     num_channels: int = 1
-    hidden_channels: list[int] | None = None
+    hidden_channels: Channels = None
     num_residual_blocks: int = 0
     hidden_size: int = 512
     latent_dim: int = 32
@@ -98,10 +106,13 @@ class VAEConfig(PreTrainedConfig):
         elif any(side % self.downsampling for side in self.image_size):
             problems.append(
                 f"image_size {self.image_size} must be divisible by {self.downsampling}, as each of the "
-                f"{len(self.hidden_channels)} stages in hidden_channels halves it; resize the images or use fewer stages"
+                f"{len(self.hidden_channels)} stages in hidden_channels halves it; "
+                "resize the images or use fewer stages"
             )
         if not self.hidden_channels or min(self.hidden_channels) < 1:
-            problems.append(f"hidden_channels must be a non-empty list of positive numbers, got {self.hidden_channels}")
+            problems.append(
+                f"hidden_channels must be a non-empty list of positive numbers, got {self.hidden_channels}"
+            )
         for name in ("num_channels", "hidden_size", "latent_dim"):
             if getattr(self, name) < 1:
                 problems.append(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -127,8 +138,7 @@ class DiagonalGaussianDistribution:
     """
 
     def __init__(self, parameters: Tensor):
-        # Sums and exponentials of the KL are taken in float32 even under autocast.
-        self.parameters = parameters.float()
+        self.parameters = _at_least_float32(parameters)
         self.mean, logvar = self.parameters.chunk(2, dim=1)
         # exp(-30) and exp(20) are far outside of what training visits; the bound keeps a bad step from overflowing.
         self.logvar = logvar.clamp(-30.0, 20.0)
@@ -176,7 +186,7 @@ class VAEEncoderOutput(ModelOutput):
         latent_dist: q(z|x), a [`DiagonalGaussianDistribution`] with `sample()`, `mode()`, `mean` and `std`.
     """
 
-    latent_dist: DiagonalGaussianDistribution | None = None
+    latent_dist: DiagonalGaussianDistribution
 
 
 @dataclass
@@ -187,7 +197,7 @@ class VAEDecoderOutput(ModelOutput):
         sample: images, the mean of p(x|z), (batch, channels, height, width) in [0, 1].
     """
 
-    sample: Tensor | None = None
+    sample: Tensor
 
 
 @dataclass
@@ -216,7 +226,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.act = ACT2FN[hidden_act]
         self.conv1 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+        self.conv2 = _with_init_gain(nn.Conv2d(channels, channels, kernel_size=3, padding=1), 0.0)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         update = self.conv2(self.act(self.conv1(self.act(hidden_states))))
@@ -237,14 +247,17 @@ class VAEEncoder(nn.Module):
             self.stages.append(nn.Sequential(*stage))
             channels = out_channels
         self.latent_type = config.latent_type
-        self.num_labels = config.num_labels
+        self.num_labels = config.num_labels or 0
+        self.hidden: nn.Module
+        self.to_latents: nn.Module
+        # Small means and log-variances: q starts next to the prior, so that the first steps learn to reconstruct.
         if self.latent_type == "vector":
-            features = channels * config.feature_size[0] * config.feature_size[1]
+            features = channels * math.prod(config.feature_size)
             self.hidden = nn.Linear(features + self.num_labels, config.hidden_size)
-            self.to_latents = nn.Linear(config.hidden_size, 2 * config.latent_dim)
+            self.to_latents = _with_init_gain(nn.Linear(config.hidden_size, 2 * config.latent_dim), 0.1)
         else:
             self.hidden = nn.Conv2d(channels + self.num_labels, channels, kernel_size=3, padding=1)
-            self.to_latents = nn.Conv2d(channels, 2 * config.latent_dim, kernel_size=1)
+            self.to_latents = _with_init_gain(nn.Conv2d(channels, 2 * config.latent_dim, kernel_size=1), 0.1)
 
     def forward(self, hidden_states: Tensor, labels: Tensor | None) -> Tensor:
         for stage in self.stages:
@@ -256,15 +269,17 @@ class VAEEncoder(nn.Module):
 
 
 class VAEDecoder(nn.Module):
-    """Latents -> parameters of p(x|z), (batch, channels * parameters per pixel, height, width): the encoder mirrored."""
+    """Latents -> parameters of p(x|z), (batch, parameters a pixel * channels, height, width): the encoder mirrored."""
 
     def __init__(self, config: VAEConfig):
         super().__init__()
         self.act = ACT2FN[config.hidden_act]
         self.latent_type = config.latent_type
-        self.num_labels = config.num_labels
-        self.feature_shape = (config.hidden_channels[-1], *config.feature_size)
+        self.num_labels = config.num_labels or 0
         channels = config.hidden_channels[-1]
+        self.feature_shape = (channels, *config.feature_size)
+        self.from_latents: nn.Module
+        self.hidden: nn.Module
         if self.latent_type == "vector":
             self.from_latents = nn.Linear(config.latent_dim + self.num_labels, config.hidden_size)
             self.hidden = nn.Linear(config.hidden_size, math.prod(self.feature_shape))
@@ -303,7 +318,7 @@ class VAEModel(PreTrainedModel):
     config_class = VAEConfig
     base_model_prefix = "vae"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
 
     def __init__(self, config: VAEConfig):
         super().__init__(config)
@@ -317,12 +332,7 @@ class VAEModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module):
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             _init_scaled(module)
-        if isinstance(module, ResidualBlock):
-            init.zeros_(module.conv2.weight)
-        if isinstance(module, VAEEncoder):
-            # Start next to the prior: KL 0, so that the first steps learn to reconstruct.
-            _init_scaled(module.to_latents, gain=0.1)
-        if isinstance(module, VAEModel) and self.config.likelihood == "gaussian":
+        elif isinstance(module, VAEModel) and self.config.likelihood == "gaussian":
             init.zeros_(module.log_scale)
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, noise: Tensor | None = None) -> VAEOutput:
@@ -338,7 +348,7 @@ class VAEModel(PreTrainedModel):
         """
         posterior = self.encode(pixel_values, labels).latent_dist
         latents = posterior.sample(noise=noise)
-        parameters = self.decoder(latents, labels).float()
+        parameters = self._decode_parameters(latents, labels)
         reconstruction_loss = -self._log_likelihood_of_pixels(parameters, pixel_values).mean()
         kl_loss = posterior.kl().mean()
         return VAEOutput(
@@ -352,22 +362,23 @@ class VAEModel(PreTrainedModel):
     def encode(self, pixel_values: Tensor, labels: Tensor | None = None) -> VAEEncoderOutput:
         """q(z|x) of images (batch, channels, height, width) in [0, 1]."""
         expected = (self.config.num_channels, *self.config.image_size)
-        if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != expected:
+        if pixel_values.shape[1:] != expected or not pixel_values.is_floating_point():
             raise ValueError(
-                f"pixel_values must be (batch, {', '.join(map(str, expected))}), got {tuple(pixel_values.shape)}; "
+                f"pixel_values must be floats in [0, 1] of shape (batch, {', '.join(map(str, expected))}), got "
+                f"{pixel_values.dtype} of shape {tuple(pixel_values.shape)}; "
                 "the image processor of this model resizes and converts images."
             )
         self._check_labels(labels, len(pixel_values))
-        return VAEEncoderOutput(latent_dist=DiagonalGaussianDistribution(self.encoder(2 * pixel_values - 1, labels)))
+        parameters = self.encoder((2 * pixel_values - 1).to(self.dtype), labels)
+        return VAEEncoderOutput(latent_dist=DiagonalGaussianDistribution(parameters))
 
     def decode(self, z: Tensor, labels: Tensor | None = None) -> VAEDecoderOutput:
         """Mean images of p(x|z) for latents (batch, *config.latent_shape)."""
-        if tuple(z.shape[1:]) != self.config.latent_shape:
-            raise ValueError(
-                f"z must be (batch, {', '.join(map(str, self.config.latent_shape))}), got {tuple(z.shape)}."
-            )
+        expected = self.config.latent_shape
+        if z.shape[1:] != expected:
+            raise ValueError(f"z must be (batch, {', '.join(map(str, expected))}), got {tuple(z.shape)}.")
         self._check_labels(labels, len(z))
-        return VAEDecoderOutput(sample=self._mean_image(self.decoder(z, labels).float()))
+        return VAEDecoderOutput(sample=self._mean_image(self._decode_parameters(z, labels)))
 
     @torch.no_grad()
     def sample(
@@ -388,19 +399,17 @@ class VAEModel(PreTrainedModel):
         Returns:
             (n, channels, height, width) in [0, 1], the means of p(x|z).
         """
-        device, dtype = self.device, self.dtype
-        latents = temperature * _randn((n, *self.config.latent_shape), generator, device)
+        latents = temperature * _randn((n, *self.config.latent_shape), generator, self.device)
         if labels is None and self.config.num_labels:
-            labels = torch.arange(n, device=device) % self.config.num_labels
-        return self.decode(latents.to(dtype), labels).sample
+            labels = torch.arange(n) % self.config.num_labels
+        return self.decode(latents, labels).sample
 
     @torch.no_grad()
-    def interpolate(
-        self, a: Tensor, b: Tensor, steps: int, labels: Tensor | None = None
-    ) -> Tensor:
-        """Images along the great circle between the latents of two images (White 2016, https://arxiv.org/abs/1609.04468).
+    def interpolate(self, a: Tensor, b: Tensor, steps: int, labels: Tensor | None = None) -> Tensor:
+        """Images along the great circle between the latents of two images.
 
-        A straight line would pass near the origin, where the prior puts no mass in high dimensions.
+        A straight line would pass near the origin, where the prior puts no mass in high dimensions (White 2016,
+        https://arxiv.org/abs/1609.04468).
 
         Args:
             a, b: (channels, height, width), or a batch of them.
@@ -410,6 +419,9 @@ class VAEModel(PreTrainedModel):
         Returns:
             (steps, channels, height, width), with the batch in front if a and b have one. The ends are the
             reconstructions of a and b.
+
+        Raises:
+            ValueError: fewer than two steps, or a and b are not alike or do not fit the configuration.
         """
         if steps < 2:
             raise ValueError(f"steps must be at least 2, to hold both ends of the path; got {steps}.")
@@ -423,8 +435,20 @@ class VAEModel(PreTrainedModel):
         start, end = (self.encode(images, labels).latent_dist.mode() for images in (a, b))
         path = torch.stack([_slerp(start, end, t) for t in torch.linspace(0, 1, steps).tolist()], dim=1)
         repeated = None if labels is None else labels.repeat_interleave(steps)
-        images = self.decode(path.flatten(0, 1).to(self.dtype), repeated).sample.unflatten(0, (len(a), steps))
+        images = self.decode(path.flatten(0, 1), repeated).sample.unflatten(0, (len(a), steps))
         return images[0] if single else images
+
+    def evidence_terms(
+        self, pixel_values: Tensor, labels: Tensor | None = None, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Reconstruction loss and KL of every image, both (batch,) in nats: minus their sum is its ELBO.
+
+        Args:
+            pixel_values, labels, noise: as in `forward`.
+        """
+        posterior = self.encode(pixel_values, labels).latent_dist
+        parameters = self._decode_parameters(posterior.sample(noise=noise), labels)
+        return -self._log_likelihood_of_pixels(parameters, pixel_values), posterior.kl()
 
     @torch.no_grad()
     def log_likelihood(
@@ -437,14 +461,15 @@ class VAEModel(PreTrainedModel):
     ) -> Tensor:
         """Importance-weighted estimate of log p(x), a lower bound that tightens with num_samples.
 
-        log 1/K sum_k p(x|z_k) p(z_k) / q(z_k|x) with z_k ~ q(z|x) (Burda et al. 2015, https://arxiv.org/abs/1509.00519).
+        log 1/K sum_k p(x|z_k) p(z_k) / q(z_k|x) with z_k ~ q(z|x) (Burda et al. 2015,
+        https://arxiv.org/abs/1509.00519).
 
         Args:
             pixel_values: (batch, channels, height, width) in [0, 1].
             num_samples: K.
             labels: (batch,) class indices of a conditional model.
             generator: source of the random numbers.
-            chunk_size: images decoded at once; bounds the memory.
+            chunk_size: images decoded at once, though at least one for each image given; bounds the memory.
 
         Returns:
             (batch,) nats per image.
@@ -468,28 +493,29 @@ class VAEModel(PreTrainedModel):
         generator: torch.Generator | None,
     ) -> Tensor:
         """log p(x|z) + log p(z) - log q(z|x) for k samples an image, (k, batch)."""
-        batch = len(pixel_values)
         noise = _randn((k, *posterior.mean.shape), generator, posterior.mean.device)
         latents = posterior.mean + posterior.std * noise
         # The squared deviations of z from q's mean are the noise's own squares, and the two constants cancel.
         log_prior_over_posterior = 0.5 * (noise.square() + posterior.logvar - latents.square()).flatten(2).sum(2)
-        repeated = None if labels is None else labels.repeat(k)
-        parameters = self.decoder(latents.flatten(0, 1).to(self.dtype), repeated).float().unflatten(0, (k, batch))
-        pixels = pixel_values.float().expand(k, *pixel_values.shape)
-        log_pixels = self._log_likelihood_of_pixels(parameters.flatten(0, 1), pixels.flatten(0, 1)).unflatten(0, (k, batch))
-        return log_pixels + log_prior_over_posterior
+        parameters = self._decode_parameters(latents.flatten(0, 1), None if labels is None else labels.repeat(k))
+        log_pixels = self._log_likelihood_of_pixels(parameters, pixel_values.repeat(k, 1, 1, 1))
+        return log_pixels.view_as(log_prior_over_posterior) + log_prior_over_posterior
+
+    def _decode_parameters(self, latents: Tensor, labels: Tensor | None) -> Tensor:
+        """Parameters of p(x|z), in float32 even where the network runs in 16 bits: pixels' log-probabilities add up."""
+        return _at_least_float32(self.decoder(latents.to(self.dtype), labels))
 
     def _log_likelihood_of_pixels(self, parameters: Tensor, pixel_values: Tensor) -> Tensor:
         """log p(x|z) in nats, (batch,), from the decoder's output."""
-        pixel_values = pixel_values.float()
+        pixel_values = pixel_values.to(parameters.dtype)
         if self.config.likelihood == "bernoulli":
             log_prob = -F.binary_cross_entropy_with_logits(parameters, pixel_values, reduction="none")
         elif self.config.likelihood == "gaussian":
-            log_scale = self.log_scale.float()
+            log_scale = self.log_scale.to(parameters.dtype)
             squares = ((pixel_values - parameters) * torch.exp(-log_scale)).square()
             log_prob = -0.5 * squares - log_scale - 0.5 * math.log(2 * math.pi)
         else:
-            mean, log_scale = parameters.chunk(2, dim=1)
+            mean, log_scale = self._logistic_parameters(parameters)
             log_prob = discretized_logistic_log_prob(pixel_values, mean, log_scale)
         return log_prob.flatten(1).sum(1)
 
@@ -498,7 +524,12 @@ class VAEModel(PreTrainedModel):
             return parameters.sigmoid()
         if self.config.likelihood == "gaussian":
             return parameters.clamp(0, 1)
-        return (parameters.chunk(2, dim=1)[0] + 0.5).clamp(0, 1)
+        return self._logistic_parameters(parameters)[0].clamp(0, 1)
+
+    def _logistic_parameters(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log of the scale of every pixel. A decoder that gives 0 stands for mid-grey and exp(-2) = 0.14."""
+        mean, log_scale = parameters.chunk(2, dim=1)
+        return mean + 0.5, log_scale - 2.0
 
     def _check_labels(self, labels: Tensor | None, batch: int):
         if (labels is not None) != bool(self.config.num_labels):
@@ -513,23 +544,24 @@ class VAEModel(PreTrainedModel):
 def discretized_logistic_log_prob(pixel_values: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     """Log-probability of 8-bit pixels under a logistic distribution cut into 256 bins.
 
-    P(x) = sigmoid((x + 1/510 - mean) / scale) - sigmoid((x - 1/510 - mean) / scale), with the two outermost bins open to
-    infinity, so that the 256 values sum to 1 (Salimans et al. 2017, https://arxiv.org/abs/1701.05517, eq. 2).
+    P(x) = sigmoid((x + 1/510 - mean) / scale) - sigmoid((x - 1/510 - mean) / scale), with the two outermost bins open
+    to infinity, so that the 256 values sum to 1 (Salimans et al. 2017, https://arxiv.org/abs/1701.05517, eq. 2).
 
     Args:
         pixel_values: (batch, channels, height, width), multiples of 1/255 in [0, 1].
-        mean: same shape; 0 stands for mid-grey, 0.5.
-        log_scale: same shape, log of the scale in units of the pixel range; bounded below at exp(-7).
+        mean: same shape, in units of the pixel range.
+        log_scale: same shape, logarithm of the scale in those units; taken to be -7 below and 7 above that, where
+            the whole mass is in one bin, or in the two outermost ones.
 
     Returns:
         Same shape, nats per pixel.
     """
-    centered = pixel_values - 0.5 - mean
-    inverse_scale = torch.exp(-(log_scale - 2.0).clamp(min=-7.0))
+    inverse_scale = torch.exp(-log_scale.clamp(-7.0, 7.0))
+    centered = pixel_values - mean
     upper, lower = inverse_scale * (centered + 1 / 510), inverse_scale * (centered - 1 / 510)
-    # log(sigmoid(u) - sigmoid(l)) = log sigmoid(u) + log sigmoid(-l) + log(1 - exp(l - u)): exact and without
-    # cancellation, however far in a tail the bin lies.
-    inside = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(lower - upper))
+    # log(sigmoid(u) - sigmoid(l)) = log sigmoid(u) + log sigmoid(-l) + log(1 - exp(l - u)), and u - l is known without
+    # a subtraction: exact however far in a tail the bin lies.
+    inside = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-inverse_scale / 255))
     is_black, is_white = pixel_values < 0.5 / 255, pixel_values > 254.5 / 255
     return torch.where(is_black, F.logsigmoid(upper), torch.where(is_white, F.logsigmoid(-lower), inside))
 
@@ -538,15 +570,28 @@ def _append_labels(hidden_states: Tensor, labels: Tensor | None, num_labels: int
     """Concatenates one-hot labels along dimension 1, at every position of a feature map."""
     if labels is None:
         return hidden_states
-    one_hot = F.one_hot(labels.long(), num_labels).to(hidden_states.dtype)
+    one_hot = F.one_hot(labels.to(hidden_states.device, torch.long), num_labels).to(hidden_states.dtype)
     one_hot = one_hot.view(*one_hot.shape, *[1] * (hidden_states.ndim - 2)).expand(-1, -1, *hidden_states.shape[2:])
     return torch.cat([hidden_states, one_hot], dim=1)
 
 
-def _init_scaled(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d, gain: float = math.sqrt(2.0)):
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    """Sums, exponentials and images are too coarse in the 16-bit types that networks may run in."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _with_init_gain(layer: nn.Module, gain: float) -> nn.Module:
+    """Marks a layer to start with weights of another size. The layer and not the block around it, because transformers
+    calls `_init_weights` only for modules that have weights of their own."""
+    layer.init_gain = gain  # type: ignore[assignment]
+    return layer
+
+
+def _init_scaled(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
     """He et al. 2015: keeps the variance of activations through layers with rectifiers; biases 0."""
+    gain: float = getattr(layer, "init_gain", math.sqrt(2.0))
     weight = layer.weight
-    fan_in = weight[0].numel()
+    fan_in: float = weight[0].numel()
     if isinstance(layer, nn.ConvTranspose2d):
         # Each output pixel of a transposed convolution is reached by kernel / stride cells along each side.
         fan_in = weight.shape[0] * weight[0, 0].numel() / math.prod(layer.stride)
@@ -572,3 +617,19 @@ def _slerp(start: Tensor, end: Tensor, t: float) -> Tensor:
     arc = (torch.sin((1 - t) * angle) * unit_a + torch.sin(t * angle) * unit_b) / torch.sin(angle).clamp(min=1e-12)
     arc = arc * torch.lerp(length_a, length_b, t)
     return torch.where(torch.sin(angle) < 1e-4, straight, arc).view(shape)
+
+
+# With these, save_pretrained and push_to_hub copy this file beside the weights, also from a copy that was itself
+# loaded from the Hub.
+VAEConfig.register_for_auto_class("AutoConfig")
+VAEModel.register_for_auto_class("AutoModel")
+
+__all__ = [
+    "DiagonalGaussianDistribution",
+    "VAEConfig",
+    "VAEDecoderOutput",
+    "VAEEncoderOutput",
+    "VAEModel",
+    "VAEOutput",
+    "discretized_logistic_log_prob",
+]

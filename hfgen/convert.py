@@ -1,0 +1,272 @@
+"""Weights of other GPT layouts to GPTForCausalLM, and back.
+
+    model = from_gpt2("openai-community/gpt2")      # or a GPT2LMHeadModel: the logits stay what they were
+    gpt2 = to_gpt2(model)                           # for the engines that know GPT-2 only
+    model = from_nanogpt("nanogpt.safetensors", num_attention_heads=6)
+
+Each returns a new model that computes the same logits, or raises a ValueError that names all that stands in the way.
+"""
+
+import copy
+import os
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hfgen.models.modeling_gpt import GPTConfig, GPTForCausalLM
+
+
+if TYPE_CHECKING:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+Converted = TypeVar("Converted", bound=PreTrainedModel)
+
+# Names of whole modules, GPT-2's (and nanoGPT's) to ours. Layer numbers go where the {} is.
+MODULE_NAMES = {
+    "transformer.wte": "model.embed_tokens",
+    "transformer.wpe": "model.embed_positions",
+    "transformer.h.{}.ln_1": "model.layers.{}.input_layernorm",
+    "transformer.h.{}.attn.c_proj": "model.layers.{}.self_attn.o_proj",
+    "transformer.h.{}.ln_2": "model.layers.{}.post_attention_layernorm",
+    "transformer.h.{}.mlp.c_fc": "model.layers.{}.mlp.up_proj",
+    "transformer.h.{}.mlp.c_proj": "model.layers.{}.mlp.down_proj",
+    "transformer.ln_f": "model.norm",
+    "lm_head": "lm_head",
+}
+# Queries, keys and values are one layer there and three here.
+FUSED_ATTENTION = "transformer.h.{}.attn.c_attn"
+SPLIT_ATTENTION = tuple(f"model.layers.{{}}.self_attn.{name}_proj" for name in "qkv")
+# The layers that GPT-2 stores as Conv1D, whose weights are the transpose of nn.Linear's.
+CONV1D_WEIGHT = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
+# Causal masks that old checkpoints carry along.
+IGNORED = re.compile(r"\.attn\.(bias|masked_bias)$")
+
+
+def from_gpt2(model_or_name: "GPT2LMHeadModel | str | os.PathLike[str]") -> GPTForCausalLM:
+    """The GPTForCausalLM that computes the same logits as a GPT-2.
+
+    Args:
+        model_or_name: a GPT2LMHeadModel, or what `GPT2LMHeadModel.from_pretrained` takes: a folder or a Hub id.
+
+    Returns:
+        A new model with copies of the weights; dtype, device, mode and generation config are those of the original.
+
+    Raises:
+        ValueError: naming every setting of the GPT-2 that GPTConfig cannot express.
+    """
+    from transformers import GPT2LMHeadModel
+
+    source = model_or_name
+    if not isinstance(source, GPT2LMHeadModel):
+        source = GPT2LMHeadModel.from_pretrained(source)
+    model = GPTForCausalLM(config_from_gpt2(source.config))
+    return take_over(model, source, split_state_dict(source.state_dict(), conv1d=True))
+
+
+def to_gpt2(model: GPTForCausalLM) -> "GPT2LMHeadModel":
+    """The GPT2LMHeadModel that computes the same logits; the inverse of `from_gpt2`.
+
+    Returns:
+        A new model with copies of the weights; dtype, device, mode and generation config are those of the original.
+
+    Raises:
+        ValueError: naming every field of the model's config that GPT-2 cannot express.
+    """
+    from transformers import GPT2LMHeadModel
+
+    return take_over(GPT2LMHeadModel(config_to_gpt2(model.config)), model, fuse_state_dict(model.state_dict()))
+
+
+def from_nanogpt(
+    state_dict_or_path: Mapping[str, Tensor] | str | os.PathLike[str],
+    num_attention_heads: int,
+    hidden_act: str = "gelu",
+) -> GPTForCausalLM:
+    """The GPTForCausalLM that computes the same logits as a model of karpathy/nanoGPT.
+
+    Args:
+        state_dict_or_path: the model's state dict, or the path of a safetensors file that holds it. nanoGPT itself
+            writes a pickle: `torch.load(path, weights_only=True)["model"]` gives the state dict.
+        num_attention_heads: `n_head`; the weights do not tell.
+        hidden_act: "gelu", or "gelu_new" for a model of before March 2023.
+
+    Returns:
+        A new model with copies of the weights, in evaluation mode.
+
+    Raises:
+        ValueError: the state dict is not nanoGPT's, or num_attention_heads does not divide its width.
+    """
+    if isinstance(state_dict_or_path, (str, os.PathLike)):
+        from safetensors.torch import load_file
+
+        state_dict_or_path = load_file(state_dict_or_path)
+    # torch.compile puts a prefix before every name, and of the two names of the tied embedding a file may hold one.
+    state_dict = {name.removeprefix("_orig_mod."): tensor for name, tensor in state_dict_or_path.items()}
+    tied = ("transformer.wte.weight", "lm_head.weight")
+    for name, other in (tied, tied[::-1]):
+        if name not in state_dict and other in state_dict:
+            state_dict[name] = state_dict[other]
+    config = config_from_nanogpt(state_dict, num_attention_heads, hidden_act)
+    model = GPTForCausalLM(config).to(dtype=state_dict["transformer.wte.weight"].dtype)  # type: ignore[call-arg]
+    model.load_state_dict(split_state_dict(state_dict, conv1d=False))
+    return model.eval()
+
+
+def take_over(model: Converted, source: PreTrainedModel, state_dict: Mapping[str, Tensor]) -> Converted:
+    """Gives a new model the weights, and whatever else of the source is no part of its config."""
+    model.to(device=source.device, dtype=source.dtype)  # type: ignore[call-arg]  # an artefact of a wrapper
+    model.load_state_dict(state_dict)
+    model.set_attn_implementation(source.config._attn_implementation)
+    model.generation_config = copy.deepcopy(source.generation_config)
+    return model.train(source.training)
+
+
+def config_from_gpt2(config: "GPT2Config") -> GPTConfig:
+    """The GPTConfig of a GPT2Config; raises a ValueError that names every setting it cannot express."""
+    # reorder_and_upcast_attn is not among them: it is about the precision of half-precision attention alone.
+    required = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
+    problems = [
+        f"{name}: expected {expected}, got {getattr(config, name)}"
+        for name, expected in required.items()
+        if getattr(config, name) != expected
+    ]
+    if problems:
+        raise ValueError("from_gpt2: GPTConfig cannot express " + "; ".join(problems))
+    return GPTConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.n_embd,
+        intermediate_size=config.n_inner,
+        num_hidden_layers=config.n_layer,
+        num_attention_heads=config.n_head,
+        max_position_embeddings=config.n_positions,
+        hidden_act=config.activation_function,
+        norm_type="layernorm",
+        norm_eps=config.layer_norm_epsilon,
+        qk_norm=False,
+        position_embedding="learned",
+        use_bias=True,
+        tie_word_embeddings=config.tie_word_embeddings,
+        attention_dropout=config.attn_pdrop,
+        hidden_dropout=config.resid_pdrop,
+        embedding_dropout=config.embd_pdrop,
+        initializer_range=config.initializer_range,
+        use_cache=config.use_cache,
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
+    )
+
+
+def config_to_gpt2(config: GPTConfig) -> "GPT2Config":
+    """The GPT2Config of a GPTConfig; raises a ValueError that names every field it cannot express."""
+    from transformers import GPT2Config
+
+    required = {
+        "position_embedding": "learned",
+        "norm_type": "layernorm",
+        "mlp_type": "plain",
+        "qk_norm": False,
+        "use_bias": True,
+        "num_key_value_heads": config.num_attention_heads,
+        "head_dim": config.hidden_size // config.num_attention_heads,
+    }
+    problems = [
+        f"{name}: expected {expected!r}, got {getattr(config, name)!r}"
+        for name, expected in required.items()
+        if getattr(config, name) != expected
+    ]
+    if problems:
+        raise ValueError("to_gpt2: GPT-2 cannot express " + "; ".join(problems))
+    return GPT2Config(
+        vocab_size=config.vocab_size,
+        n_positions=config.max_position_embeddings,
+        n_embd=config.hidden_size,
+        n_layer=config.num_hidden_layers,
+        n_head=config.num_attention_heads,
+        n_inner=config.intermediate_size,
+        activation_function=config.hidden_act,
+        resid_pdrop=config.hidden_dropout,
+        embd_pdrop=config.embedding_dropout,
+        attn_pdrop=config.attention_dropout,
+        layer_norm_epsilon=float(config.norm_eps),
+        initializer_range=float(config.initializer_range),
+        use_cache=config.use_cache,
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
+        tie_word_embeddings=config.tie_word_embeddings,
+    )
+
+
+def config_from_nanogpt(state_dict: Mapping[str, Tensor], num_attention_heads: int, hidden_act: str) -> GPTConfig:
+    """The GPTConfig that the shapes in a nanoGPT state dict tell; raises ValueError if the dict is not nanoGPT's."""
+    needed = ("transformer.wte.weight", "transformer.wpe.weight", "transformer.h.0.mlp.c_fc.weight")
+    if missing := [name for name in needed if name not in state_dict]:
+        raise ValueError(f"state_dict: expected the names of nanoGPT, found no {', '.join(missing)}")
+    embeddings, positions, wide = (state_dict[name] for name in needed)
+    return GPTConfig(
+        vocab_size=embeddings.shape[0],
+        hidden_size=embeddings.shape[1],
+        intermediate_size=wide.shape[0],
+        num_hidden_layers=1 + max(layer_number(name) for name in state_dict),
+        num_attention_heads=num_attention_heads,
+        max_position_embeddings=positions.shape[0],
+        hidden_act=hidden_act,
+        norm_type="layernorm",
+        norm_eps=1e-5,
+        qk_norm=False,
+        position_embedding="learned",
+        use_bias="transformer.ln_f.bias" in state_dict,
+        tie_word_embeddings=torch.equal(state_dict["lm_head.weight"], embeddings),
+    )
+
+
+def layer_number(name: str) -> int:
+    """The layer that a GPT-2 weight is in; -1 if it is in none."""
+    found = re.match(r"transformer\.h\.(\d+)\.", name)
+    return int(found[1]) if found else -1
+
+
+def split_state_dict(state_dict: Mapping[str, Tensor], conv1d: bool) -> dict[str, Tensor]:
+    """A state dict in GPT-2's layout to ours: other names, and queries, keys and values apart.
+
+    Args:
+        state_dict: with GPT-2's names.
+        conv1d: its linear layers are Conv1D, (in, out), as in transformers, not nn.Linear, (out, in).
+    """
+    ours: dict[str, Tensor] = {}
+    for name, tensor in state_dict.items():
+        if IGNORED.search(name):
+            continue
+        if conv1d and CONV1D_WEIGHT.search(name):
+            tensor = tensor.T
+        module, _, kind = name.rpartition(".")
+        layer = layer_number(name)
+        pattern = re.sub(r"\.h\.\d+\.", ".h.{}.", module)
+        targets = SPLIT_ATTENTION if pattern == FUSED_ATTENTION else (MODULE_NAMES.get(pattern, module),)
+        for target, part in zip(targets, tensor.chunk(len(targets)), strict=True):
+            ours[f"{target.format(layer)}.{kind}"] = part
+    return ours
+
+
+def fuse_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict in our layout to GPT-2's in transformers, Conv1D and fused attention; undoes `split_state_dict`."""
+    theirs: dict[str, Tensor] = {}
+    names = {target: pattern for pattern, target in MODULE_NAMES.items()}
+    for name, tensor in state_dict.items():
+        module, _, kind = name.rpartition(".")
+        layer = re.search(r"\.layers\.(\d+)\.", name)
+        pattern = re.sub(r"\.layers\.\d+\.", ".layers.{}.", module)
+        number = layer[1] if layer else ""
+        if pattern in SPLIT_ATTENTION[1:]:
+            continue  # joined when the queries come by
+        if pattern == SPLIT_ATTENTION[0]:
+            tensor = torch.cat([state_dict[f"{part.format(number)}.{kind}"] for part in SPLIT_ATTENTION])
+        gpt2_module = FUSED_ATTENTION if pattern == SPLIT_ATTENTION[0] else names[pattern]
+        gpt2_name = f"{gpt2_module.format(number)}.{kind}"
+        theirs[gpt2_name] = tensor.T if CONV1D_WEIGHT.search(gpt2_name) else tensor
+    return theirs

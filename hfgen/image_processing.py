@@ -1,0 +1,350 @@
+# Copyright 2026 The hfgen team. Licensed under the Apache License, Version 2.0.
+"""Pixels <-> tensors, without torchvision.
+
+    to_pixel_values(images, num_channels=1)    images of any kind -> one uint8 tensor (batch, channels, height, width)
+    to_pil(pixel_values)                       floats in [0, 1] (or uint8) -> PIL images
+    image_grid(pixel_values)                   ... -> one picture to look at
+    build_image_processor(1, (28, 28))         the processor that lies beside a model
+
+`preprocessor_config.json` names transformers' own `ViTImageProcessor`, so AutoImageProcessor loads it with no custom
+code and without hfgen. That stock class does not turn colour into grey: beside a grey model it needs PIL images of
+mode "L" or arrays (height, width, 1). [`HfgenImageProcessor`] reads the same file and takes every kind of image.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import PIL.ExifTags
+import PIL.Image
+import PIL.ImageOps
+import torch
+from transformers import ViTImageProcessorPil
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import ChannelDimension
+
+BILINEAR = PIL.Image.Resampling.BILINEAR
+
+_MODES = {1: "L", 3: "RGB"}
+_CHANNEL_COUNTS = (1, 3, 4)
+
+
+class HfgenImageProcessor(ViTImageProcessorPil):
+    """Images of any kind to `pixel_values`, float32 in [0, 1], shape (batch, channels, height, width).
+
+    Equal to the stock `ViTImageProcessor` where that works, and takes what it does not: for a grey model colour, alpha
+    and palettes; for any model 16-bit images, floats in [0, 1] and arrays without a channel axis. See
+    [`to_pixel_values`] for the rules. A grey model is one whose file has `"do_convert_rgb": false`.
+
+    Pipelines hand every image on as RGB; give them this processor: `pipeline(..., image_processor=processor)`.
+    """
+
+    do_resize = True
+    do_rescale = True
+    do_normalize = False
+    do_convert_rgb = True
+
+    @property
+    def num_channels(self) -> int:
+        return 3 if self.do_convert_rgb else 1
+
+    def preprocess(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
+        convert_rgb = kwargs.get("do_convert_rgb")
+        num_channels = self.num_channels if convert_rgb is None else 3 if convert_rgb else 1
+        layout = kwargs.pop("input_data_format", None)
+        channel_axis = None if layout is None else 0 if ChannelDimension(layout) is ChannelDimension.FIRST else -1
+        arrays = []
+        for index, image in enumerate(_flatten(images)):
+            if isinstance(image, str) and not os.path.isfile(image):
+                image = self.fetch_images(image)  # a URL or base64
+            array = _convert(image, num_channels, index, channel_axis)
+            arrays.append(np.atleast_3d(array).transpose(2, 0, 1))
+        return super().preprocess(arrays, *args, input_data_format="channels_first", **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "image_processor_type": "ViTImageProcessor"}
+
+
+def build_image_processor(
+    num_channels: int, image_size: tuple[int, int], resample: PIL.Image.Resampling = BILINEAR
+) -> HfgenImageProcessor:
+    """The image processor of a model; `save_pretrained` writes the `preprocessor_config.json` that goes beside it.
+
+    Args:
+        num_channels: 1 (grey) or 3 (RGB).
+        image_size: (height, width) that images are resized to. The aspect ratio is not kept.
+        resample: the filter for that.
+    """
+    _check_num_channels(num_channels)
+    height, width = _check_size("image_size", image_size)
+    return HfgenImageProcessor(
+        do_convert_rgb=num_channels == 3,
+        size={"height": height, "width": width},
+        resample=resample,
+        image_mean=0.0,  # No normalisation: networks rescale inside.
+        image_std=1.0,
+    )
+
+
+def to_pixel_values(
+    images: Any,
+    num_channels: int,
+    size: tuple[int, int] | None = None,
+    resample: PIL.Image.Resampling = BILINEAR,
+) -> torch.Tensor:
+    """Images of any kind to one uint8 tensor (batch, channels, height, width): a dataset's share of the memory.
+
+    An image is a PIL image of any mode, an array or tensor (height, width), (height, width, channels) or (channels,
+    height, width), encoded bytes, a path, or the `{"bytes", "path"}` of a `datasets` column cast to
+    `Image(decode=False)`, which is also what lets a corrupt image be named by its position.
+
+    - Colour to grey is the luma of ITU-R BT.601, as PIL has it; grey to colour repeats the channel.
+    - Transparent pixels are composed onto white, as newer transformers do.
+    - uint8 is taken as it is, bool as 0/255, uint16 and 16-bit PIL images are scaled by 1/257, other integers must lie
+      in 0..255, and floats in [0, 1]; they are rounded to 8 bits.
+    - An array is channels-first if its first axis has 1, 3 or 4 entries, else channels-last if its last one has.
+
+    Args:
+        images: one image, a batch (4 axes), or a sequence or iterable of images.
+        num_channels: 1 (grey) or 3 (RGB).
+        size: (height, width) to resize to, with the filter `resample`; by default images must all have one size.
+
+    Raises:
+        ValueError: no image, or one that cannot be read, has values out of range or NaN, or differs in size.
+    """
+    _check_num_channels(num_channels)
+    if size is not None:
+        size = _check_size("size", size)
+    images = _flatten(images)
+    batch: np.ndarray | None = None
+    for index, image in enumerate(images):
+        array = _convert(image, num_channels, index)
+        if size is not None and array.shape[:2] != size:
+            array = np.asarray(PIL.Image.fromarray(array).resize(size[::-1], resample=resample))
+        if batch is None:
+            batch = np.empty((len(images), num_channels, *array.shape[:2]), np.uint8)
+        elif array.shape[:2] != batch.shape[2:]:
+            raise ValueError(
+                f"images: expected one size, found {_by(array.shape)} (height x width) at position {index} after "
+                f"{_by(batch.shape[2:])}. Give a size to resize all of them to."
+            )
+        batch[index] = array if array.ndim == 2 else array.transpose(2, 0, 1)
+    if batch is None:
+        raise ValueError("images: expected at least one image, found none. Check the dataset, split and column.")
+    return torch.from_numpy(batch)
+
+
+def to_pil(pixel_values: torch.Tensor) -> list[PIL.Image.Image]:
+    """Pixel values to PIL images of mode "L" (one channel) or "RGB" (three).
+
+    Args:
+        pixel_values: (batch, channels, height, width) or one (channels, height, width). Floats are clamped to [0, 1]
+            and rounded to 8 bits; uint8 is taken as it is.
+
+    Raises:
+        ValueError: another shape or dtype, or values that are NaN.
+    """
+    array = _to_uint8_pixels(pixel_values)
+    if array.shape[1] == 1:
+        return [PIL.Image.fromarray(image[0]) for image in array]
+    return [PIL.Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))) for image in array]
+
+
+def image_grid(
+    pixel_values: torch.Tensor, columns: int | None = None, padding: int = 2, scale: int | None = None
+) -> PIL.Image.Image:
+    """One picture of many images, row by row on white.
+
+    Args:
+        pixel_values: as [`to_pil`] takes them.
+        columns: images in a row; by default the smallest number that gives no more rows than columns.
+        padding: pixels between images and around them, after scaling.
+        scale: whole factor that each image is enlarged by (nearest neighbour, so that pixels stay pixels); by default
+            the smallest that makes the picture at least 512 pixels wide.
+    """
+    array = _to_uint8_pixels(pixel_values)
+    count, channels, height, width = array.shape
+    for name, value, least in (("columns", columns, 1), ("padding", padding, 0), ("scale", scale, 1)):
+        if value is not None and value < least:
+            raise ValueError(f"{name}: expected at least {least}, found {value}.")
+    if columns is None:
+        columns = math.ceil(math.sqrt(count))
+    if scale is None:
+        scale = max(1, math.ceil((512 - padding * (columns + 1)) / (columns * width)))
+    rows = math.ceil(count / columns)
+    cell_height, cell_width = height * scale + padding, width * scale + padding
+    grid = np.full((rows * cell_height + padding, columns * cell_width + padding, channels), 255, np.uint8)
+    for index, image in enumerate(array):
+        top, left = (index // columns) * cell_height + padding, (index % columns) * cell_width + padding
+        cell = image.transpose(1, 2, 0).repeat(scale, axis=0).repeat(scale, axis=1)
+        grid[top : top + cell.shape[0], left : left + cell.shape[1]] = cell
+    return PIL.Image.fromarray(grid[..., 0] if channels == 1 else grid)
+
+
+# -- one image -> uint8 (height, width) or (height, width, 3)
+
+
+def _convert(image: Any, num_channels: int, index: int, channel_axis: int | None = None) -> np.ndarray:
+    try:
+        if isinstance(image, (np.ndarray, torch.Tensor)):
+            image = _array_to_pil(_to_numpy(image), channel_axis)
+        elif isinstance(image, PIL.Image.Image):
+            _load(image)
+        else:
+            image = _decode(image)
+        return np.asarray(_change_mode(image, _MODES[num_channels]))
+    except ValueError as error:
+        raise ValueError(f"images, position {index}: {error}") from error
+
+
+def _decode(image: Any) -> PIL.Image.Image:
+    source = image
+    if isinstance(image, dict) and ("bytes" in image or "path" in image):
+        source = image.get("bytes") if image.get("bytes") is not None else image.get("path")
+    if isinstance(source, bytes):
+        source = io.BytesIO(source)
+    elif not isinstance(source, (str, os.PathLike)):
+        kind = "an empty image" if source is None else type(source).__name__
+        raise ValueError(
+            f"expected a PIL image, array, tensor, encoded bytes or path, found {kind}. Drop the row or name another "
+            "column."
+        )
+    try:
+        decoded = PIL.Image.open(source)
+    except Exception as error:
+        raise _unreadable(error) from error
+    _load(decoded)
+    return PIL.ImageOps.exif_transpose(decoded) if decoded.getexif().get(PIL.ExifTags.Base.Orientation) else decoded
+
+
+def _load(image: PIL.Image.Image) -> None:
+    try:
+        image.load()
+    except Exception as error:  # PIL's decoders raise OSError, SyntaxError, struct.error and others.
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: Exception) -> ValueError:
+    return ValueError(
+        f"expected a readable image, found corrupt or unknown data ({type(error).__name__}: {error}). Repair the file "
+        "or remove it from the dataset."
+    )
+
+
+def _to_numpy(array: np.ndarray | torch.Tensor) -> np.ndarray:
+    if isinstance(array, torch.Tensor):
+        array = array.detach().cpu()
+        return (array.float() if array.dtype == torch.bfloat16 else array).numpy()
+    return array
+
+
+def _array_to_pil(array: np.ndarray, channel_axis: int | None) -> PIL.Image.Image:
+    if array.ndim == 3:
+        if channel_axis is None:
+            channel_axis = next((axis for axis in (0, -1) if array.shape[axis] in _CHANNEL_COUNTS), None)
+        if channel_axis is None or array.shape[channel_axis] not in _CHANNEL_COUNTS:
+            raise ValueError(
+                f"expected 1, 3 or 4 channels on the first or the last axis, found an array of shape {array.shape}. A "
+                "batch of grey arrays needs a channel axis: array[:, None]."
+            )
+        array = np.moveaxis(array, channel_axis, -1)
+    elif array.ndim != 2:
+        raise ValueError(
+            "expected an array (height, width), (height, width, channels) or (channels, height, width), found shape "
+            f"{array.shape}."
+        )
+    if array.size == 0:
+        raise ValueError(f"expected an image with pixels, found an array of shape {array.shape}.")
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    return PIL.Image.fromarray(np.ascontiguousarray(_to_8_bits(array)))
+
+
+def _to_8_bits(array: np.ndarray) -> np.ndarray:
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == bool:
+        return array.astype(np.uint8) * 255
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:
+        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"expected numbers, found an array of dtype {array.dtype}.")
+    lowest, highest = array.min(), array.max()
+    if not (np.isfinite(lowest) and np.isfinite(highest)):
+        raise ValueError("expected finite values, found NaN or infinity. Look for the step that made them.")
+    limit, slack, kind = (1, 1e-4, "floats in [0, 1]") if array.dtype.kind == "f" else (255, 0, "integers in 0..255")
+    if lowest < -slack or highest > limit + slack:
+        raise ValueError(
+            f"expected {kind}, found values from {lowest:.6g} to {highest:.6g}. Rescale the array, or give 8-bit "
+            "pixels as uint8."
+        )
+    return np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8) if limit == 1 else array.astype(np.uint8)
+
+
+def _change_mode(image: PIL.Image.Image, mode: str) -> PIL.Image.Image:
+    transparent = image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
+    if image.mode == mode and not transparent:
+        return image
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # PIL would saturate these at 255.
+        image = PIL.Image.fromarray(_to_8_bits(np.asarray(image)))
+    elif transparent:
+        white = PIL.Image.new("RGBA", image.size, "white")
+        image = PIL.Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    try:
+        return image.convert(mode)
+    except ValueError as error:
+        raise ValueError(f"expected a mode that PIL turns into {mode}, found {image.mode}. Convert it.") from error
+
+
+# -- many images
+
+
+def _flatten(images: Any) -> Any:
+    """One image, a batch, a sequence of images or a nested one, as a flat sequence (a lazy one stays lazy)."""
+    if isinstance(images, (np.ndarray, torch.Tensor)):
+        return images if images.ndim == 4 else [images]
+    if isinstance(images, (PIL.Image.Image, bytes, str, os.PathLike, dict)):
+        return [images]
+    if not isinstance(images, Iterable):
+        raise ValueError(f"images: expected an image or an iterable of images, found {type(images).__name__}.")
+    if isinstance(images, (list, tuple)) and any(isinstance(image, (list, tuple)) for image in images):
+        return [image for group in images for image in (group if isinstance(group, (list, tuple)) else [group])]
+    return images if hasattr(images, "__len__") else list(images)
+
+
+def _to_uint8_pixels(pixel_values: torch.Tensor) -> np.ndarray:
+    pixels = pixel_values.detach().cpu()
+    pixels = pixels[None] if pixels.ndim == 3 else pixels
+    if pixels.ndim != 4 or pixels.shape[1] not in _MODES or pixels.numel() == 0:
+        raise ValueError(
+            "pixel_values: expected (batch, channels, height, width) with 1 or 3 channels and at least one image, "
+            f"found shape {tuple(pixel_values.shape)}."
+        )
+    if pixels.dtype == torch.uint8:
+        return pixels.numpy()
+    if not pixels.is_floating_point():
+        raise ValueError(f"pixel_values: expected floats in [0, 1] or uint8, found {pixel_values.dtype}.")
+    if pixels.isnan().any():
+        raise ValueError("pixel_values: expected numbers, found NaN. The model that made them has diverged.")
+    return pixels.float().clamp(0, 1).mul(255).round().to(torch.uint8).numpy()
+
+
+def _check_num_channels(num_channels: int) -> None:
+    if num_channels not in _MODES:
+        raise ValueError(f"num_channels: expected 1 (grey) or 3 (RGB), found {num_channels}.")
+
+
+def _check_size(name: str, size: tuple[int, int]) -> tuple[int, int]:
+    sides = list(size) if isinstance(size, Iterable) else [size]
+    if len(sides) != 2 or any(not isinstance(side, (int, np.integer)) or side < 1 for side in sides):
+        raise ValueError(f"{name}: expected (height, width), two positive integers, found {size!r}.")
+    return int(sides[0]), int(sides[1])
+
+
+def _by(shape: Sequence[int]) -> str:
+    return f"{shape[0]}x{shape[1]}"

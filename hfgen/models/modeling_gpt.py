@@ -1,0 +1,689 @@
+"""GPT: a decoder-only transformer that reads tokens and predicts the next one.
+
+    config = GPTConfig(vocab_size=65, max_position_embeddings=256)
+    model = GPTForCausalLM(config)
+    loss = model(input_ids, labels=input_ids).loss          # nats per token; the shift by one happens inside
+    text = model.generate(input_ids, max_new_tokens=100)    # sampling, beam search, ... of transformers
+
+The defaults are the modern recipe: rotary positions, RMSNorm before each block, normalised queries and keys, squared
+ReLU, no biases. Other settings of the same fields give GPT-2 (learned positions, LayerNorm, biases, GELU, tied
+embeddings) or the shape of Llama (gated SiLU, fewer key/value heads).
+
+The file needs torch and transformers alone, because it travels to the Hub beside the weights. It reads from top to
+bottom: configuration, helpers, layers, model.
+
+Sources: the transformer, https://arxiv.org/abs/1706.03762; GPT-2, "Language Models are Unsupervised Multitask
+Learners" (Radford et al., 2019); rotary positions, https://arxiv.org/abs/2104.09864; RMSNorm,
+https://arxiv.org/abs/1910.07467; query-key normalisation, https://arxiv.org/abs/2010.04245; squared ReLU,
+https://arxiv.org/abs/2109.08668; gated feed-forward, https://arxiv.org/abs/2002.05202; grouped key/value heads,
+https://arxiv.org/abs/2305.13245.
+"""
+
+import math
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
+
+
+MLP_TYPES = ("plain", "gated")
+NORM_TYPES = ("rmsnorm", "layernorm")
+POSITION_EMBEDDINGS = ("rotary", "learned")
+# The other types of transformers ("dynamic", "longrope") change their frequencies with the length of the input.
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
+if TYPE_CHECKING:
+    FilledIn = Any  # a size that may be None when it is given, and is a number from then on
+else:
+    FilledIn = int | None
+
+
+@strict
+class GPTConfig(PreTrainedConfig):
+    """The shape of a GPT. A field left at None is filled in from the others.
+
+    Args:
+        vocab_size (int): number of tokens that the model knows.
+        hidden_size (int): width of the residual stream.
+        intermediate_size (int, optional): width of the feed-forward layer. None: 4 * hidden_size for a plain one,
+            8/3 * hidden_size rounded up to a multiple of 32 for a gated one, which is about as many weights.
+        num_hidden_layers (int): number of transformer blocks.
+        num_attention_heads (int): number of attention heads.
+        num_key_value_heads (int, optional): number of heads of keys and values, each shared by a group of query
+            heads. None: num_attention_heads.
+        head_dim (int, optional): width of a head. None: hidden_size / num_attention_heads.
+        max_position_embeddings (int): longest sequence, in tokens, that the model is built for. Learned positions
+            end there and a longer input raises ValueError; rotary ones go on, with quality falling off past it.
+        hidden_act (str): activation of the feed-forward layer, by its name in transformers ("relu2" is squared ReLU).
+        mlp_type (str): "plain", down(act(up(x))), or "gated", down(act(gate(x)) * up(x)).
+        norm_type (str): "rmsnorm" or "layernorm".
+        norm_eps (float): number added to the variance inside each norm.
+        qk_norm (bool): normalise queries and keys over the width of a head before attention.
+        position_embedding (str): "rotary" (relative) or "learned" (absolute, as GPT-2).
+        rope_parameters (dict, optional): parameters of rotary positions, {"rope_type": ..., "rope_theta": ...} as
+            everywhere in transformers 5; a plain `rope_theta=10000.0` is taken too. None: the default type.
+        use_bias (bool): biases in all linear layers of the blocks and in LayerNorm.
+        tie_word_embeddings (bool): use the token embedding as output layer as well.
+        attention_dropout (float): dropout probability on attention weights.
+        hidden_dropout (float): dropout probability on what a block adds to the residual stream.
+        embedding_dropout (float): dropout probability on the embeddings.
+        initializer_range (float): standard deviation of the initial weights.
+        use_cache (bool): return the key/value cache in evaluation mode. In training mode it is returned only on
+            request.
+        bos_token_id (int, optional): token that starts a text.
+        eos_token_id (int or list, optional): token or tokens that end a text.
+        pad_token_id (int, optional): token that fills up a batch.
+
+    Raises:
+        ValueError: naming every field whose value is impossible.
+    """
+
+    model_type = "hfgen_gpt"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    base_model_tp_plan = {
+        "layers.*.self_attn.q_proj": "colwise",
+        "layers.*.self_attn.k_proj": "colwise",
+        "layers.*.self_attn.v_proj": "colwise",
+        "layers.*.self_attn.q_norm": "replicated_with_grad_allreduce",
+        "layers.*.self_attn.k_norm": "replicated_with_grad_allreduce",
+        "layers.*.self_attn.o_proj": "rowwise",
+        "layers.*.mlp.gate_proj": "colwise",
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    }
+    base_model_pp_plan = {
+        "embed_tokens": (["input_ids"], ["inputs_embeds"]),
+        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+        "norm": (["hidden_states"], ["hidden_states"]),
+    }
+
+    vocab_size: int = 256
+    hidden_size: int = 256
+    intermediate_size: FilledIn = None
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 4
+    num_key_value_heads: FilledIn = None
+    head_dim: FilledIn = None
+    max_position_embeddings: int = 256
+    hidden_act: str = "relu2"
+    mlp_type: str = "plain"
+    norm_type: str = "rmsnorm"
+    norm_eps: float | int = 1e-6
+    qk_norm: bool = True
+    position_embedding: str = "rotary"
+    rope_parameters: dict | None = None
+    use_bias: bool = False
+    tie_word_embeddings: bool = False
+    attention_dropout: float | int = 0.0
+    hidden_dropout: float | int = 0.0
+    embedding_dropout: float | int = 0.0
+    initializer_range: float | int = 0.02
+    use_cache: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.intermediate_size is None:
+            self.intermediate_size = default_intermediate_size(self.hidden_size, self.mlp_type)
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None and self.num_attention_heads > 0:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        super().__post_init__(**kwargs)  # merges rope_theta into rope_parameters
+        if self.position_embedding == "learned":
+            self.rope_parameters = None
+        self.base_model_tp_plan = self._tensor_parallel_plan()  # type: ignore[misc]
+        # @strict calls the validators as well, but turns their ValueError into one that is none.
+        self.validate_architecture()
+
+    def _tensor_parallel_plan(self) -> dict[str, str]:
+        """The plan of the class less the layers that this model has not, about which transformers would warn."""
+        absent = ["gate_proj"] if self.mlp_type == "plain" else []
+        absent += [] if self.qk_norm else ["q_norm", "k_norm"]
+        return {k: v for k, v in type(self).base_model_tp_plan.items() if k.rpartition(".")[2] not in absent}
+
+    def validate_architecture(self) -> None:
+        """Raises a ValueError that lists every problem at once."""
+        problems = [
+            *self._sizes_that_are_not_positive(),
+            *self._unknown_choices(),
+            *self._probabilities_out_of_range(),
+            *self._heads_that_do_not_fit(),
+        ]
+        if problems:
+            raise ValueError("GPTConfig: " + "; ".join(problems))
+
+    def _sizes_that_are_not_positive(self) -> list[str]:
+        names = (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "max_position_embeddings",
+            "norm_eps",
+        )
+        values = {name: getattr(self, name) for name in names}
+        return [f"{name}: expected more than 0, got {v}" for name, v in values.items() if v is not None and v <= 0]
+
+    def _unknown_choices(self) -> list[str]:
+        choices: dict[str, tuple[str, ...]] = {
+            "mlp_type": MLP_TYPES,
+            "norm_type": NORM_TYPES,
+            "position_embedding": POSITION_EMBEDDINGS,
+            "hidden_act": tuple(ACT2FN),
+        }
+        problems = [
+            f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}"
+            for name, known in choices.items()
+            if getattr(self, name) not in known
+        ]
+        rope = self.rope_parameters or {}
+        if rope.get("rope_type", "default") not in ROPE_TYPES:
+            known = ", ".join(ROPE_TYPES)
+            problems.append(f"rope_parameters: expected a rope_type of {known}, got {rope['rope_type']!r}")
+        if rope.get("partial_rotary_factor", 1.0) != 1.0:
+            factor = rope["partial_rotary_factor"]
+            problems.append(f"rope_parameters: expected no partial_rotary_factor (all of a head turns), got {factor}")
+        return problems
+
+    def _probabilities_out_of_range(self) -> list[str]:
+        names = ("attention_dropout", "hidden_dropout", "embedding_dropout", "initializer_range")
+        wrong = {name: getattr(self, name) for name in names if not 0 <= getattr(self, name) < 1}
+        return [f"{name}: expected at least 0 and less than 1, got {value}" for name, value in wrong.items()]
+
+    def _heads_that_do_not_fit(self) -> list[str]:
+        heads, key_value_heads, head_dim = self.num_attention_heads, self.num_key_value_heads, self.head_dim
+        if min(heads, key_value_heads or 0, head_dim or 0) <= 0:
+            return []  # reported among the sizes
+        problems = []
+        width = self.hidden_size
+        if head_dim == width // heads and width % heads:
+            problems.append(f"num_attention_heads: expected a divisor of hidden_size {width}, got {heads}")
+        if heads % key_value_heads:
+            problems.append(
+                f"num_key_value_heads: expected a divisor of num_attention_heads {heads}, got {key_value_heads}"
+            )
+        if self.position_embedding == "rotary" and head_dim % 2:
+            problems.append(f"head_dim: expected an even number for rotary positions, got {head_dim}")
+        return problems
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """As in transformers, and names this file's classes in `auto_map`, so that AutoConfig, AutoModel and
+        AutoModelForCausalLM all load the folder with `trust_remote_code=True`."""
+        # Saving a model enters the saved class alone; the other head would then be out of reach.
+        self.auto_map = {**auto_map_of_this_file(), **(getattr(self, "auto_map", None) or {})}
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+
+# ---------------------------------------------------------------------------------------------------------- helpers
+
+
+def auto_map_of_this_file() -> dict[str, str]:
+    """Which class of this file each Auto class of transformers stands for."""
+    file_name = __name__.rpartition(".")[2]
+    return {
+        "AutoConfig": f"{file_name}.GPTConfig",
+        "AutoModel": f"{file_name}.GPTModel",
+        "AutoModelForCausalLM": f"{file_name}.GPTForCausalLM",
+    }
+
+
+def default_intermediate_size(hidden_size: int, mlp_type: str) -> int:
+    """Three matrices of 8/3 the width (gated) hold as many weights as two of 4 times the width (plain)."""
+    if mlp_type == "gated":
+        return 32 * math.ceil(8 * hidden_size / 3 / 32)
+    return 4 * hidden_size
+
+
+def adds_to_residual(linear: nn.Linear) -> nn.Linear:
+    """Marks a layer whose output is added to the residual stream: `_init_weights` makes those smaller."""
+    linear.adds_to_residual = True  # type: ignore[assignment]
+    return linear
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which a matrix product of x runs: that of autocast where it is on, else that of x."""
+    device_type = x.device.type
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x.dtype
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions (https://arxiv.org/abs/2104.09864, equation 34): turns each pair (x[i], x[i + head_dim/2]) by
+    its position times the pair's frequency, so that a query and a key meet at an angle that is their distance.
+
+    Args:
+        x: (batch, heads, length, head_dim).
+        cos, sin: (batch or 1, 1, length, head_dim), from `GPTRotaryEmbedding`.
+    """
+    # Equal to the usual cos * x + sin * cat(-x2, x1): the sign is in sin. roll() takes half the time of that cat().
+    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
+
+
+def repeat_heads(x: Tensor, times: int) -> Tensor:
+    """(batch, heads, length, head_dim) -> (batch, heads * times, length, head_dim), each head `times` in a row."""
+    return x if times == 1 else x.repeat_interleave(times, dim=1)
+
+
+def eager_attention(
+    module: "GPTAttention",
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention spelled out: softmax(query key^T * scaling + mask) value.
+
+    Args:
+        query: (batch, heads, length, head_dim).
+        key, value: (batch, key/value heads, past + length, head_dim).
+        attention_mask: added to the scores; (batch, 1, length, past + length), 0 to attend and very negative not to.
+
+    Returns:
+        The output, (batch, length, heads, head_dim), and the weights, (batch, heads, length, past + length).
+    """
+    key = repeat_heads(key, module.num_key_value_groups)
+    value = repeat_heads(value, module.num_key_value_groups)
+    scores = (query * scaling) @ key.transpose(-1, -2)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(dim=-1).to(value.dtype)  # softmax adds up in float32 whatever its dtype
+    output = F.dropout(weights, dropout, module.training) @ value
+    return output.transpose(1, 2).contiguous(), weights
+
+
+# ----------------------------------------------------------------------------------------------------------- layers
+
+
+class GPTRMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (https://arxiv.org/abs/1910.07467)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., size) -> the same."""
+        weight = self.weight.to(x.dtype)
+        if x.device.type != "cpu":
+            return F.rms_norm(x, x.shape[-1:], weight, self.eps)
+        # The same without a fused kernel, which CPUs lack: a third faster there, forward and backward together.
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        return x * torch.rsqrt(norm.square() / x.shape[-1] + self.eps).to(x.dtype) * weight
+
+
+def build_norm(config: GPTConfig, size: int) -> nn.Module:
+    """The norm that `config.norm_type` names, over a last dimension of `size`."""
+    if config.norm_type == "layernorm":
+        return nn.LayerNorm(size, eps=config.norm_eps, bias=config.use_bias)
+    return GPTRMSNorm(size, eps=config.norm_eps)
+
+
+class GPTRotaryEmbedding(nn.Module):
+    """Tables of cosines and sines for `rotate`.
+
+    The frequencies are worked out in each forward: a handful of numbers, and a buffer of them would be lost when
+    transformers builds the model on the meta device, and rounded when the model is cast to bfloat16.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def frequencies(self, device: torch.device) -> tuple[Tensor, float]:
+        """Radians per position of each pair, (head_dim / 2,), and a factor for the tables (1 unless rescaled)."""
+        rope = self.config.rope_parameters or {}
+        if rope["rope_type"] != "default":
+            return ROPE_INIT_FUNCTIONS[rope["rope_type"]](self.config, device)
+        pairs = torch.arange(0, self.config.head_dim, 2, dtype=torch.float32, device=device)
+        return rope["rope_theta"] ** (-pairs / self.config.head_dim), 1.0
+
+    @torch.no_grad()
+    def forward(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """(batch or 1, length) -> cosines and sines, each (batch or 1, 1, length, head_dim)."""
+        frequencies, scale = self.frequencies(position_ids.device)
+        angles = position_ids[:, None, :, None].float() * frequencies
+        cos, sin = angles.cos() * scale, angles.sin() * scale
+        return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
+
+
+class GPTAttention(nn.Module):
+    """Causal self-attention with several heads; keys and values may have fewer heads than queries."""
+
+    def __init__(self, config: GPTConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.is_causal = True  # read by the attention functions of transformers
+
+        query_size = config.num_attention_heads * self.head_dim
+        key_value_size = config.num_key_value_heads * self.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.use_bias)
+        self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.use_bias)
+        self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.use_bias)
+        self.o_proj = adds_to_residual(nn.Linear(query_size, config.hidden_size, bias=config.use_bias))
+        self.q_norm = build_norm(config, self.head_dim) if config.qk_norm else nn.Identity()
+        self.k_norm = build_norm(config, self.head_dim) if config.qk_norm else nn.Identity()
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Any = None,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(batch, length, hidden_size) -> the same, and the attention weights where the backend gives them."""
+        batch_and_length = hidden_states.shape[:-1]
+        per_head = (*batch_and_length, -1, self.head_dim)  # -1: under tensor parallelism a process has fewer heads
+        dtype = compute_dtype(hidden_states)
+        hidden_states = hidden_states.to(dtype)  # once; autocast would do it three times
+
+        # Under autocast some norms answer in float32.
+        query = self.q_norm(self.q_proj(hidden_states).view(per_head)).to(dtype).transpose(1, 2)
+        key = self.k_norm(self.k_proj(hidden_states).view(per_head)).to(dtype).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(per_head).transpose(1, 2)
+        if position_embeddings is not None:
+            query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        output, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=self.scaling,
+            dropout=self.attention_dropout if self.training else 0.0,
+            **kwargs,
+        )
+        return self.o_proj(output.reshape(*batch_and_length, -1)), weights
+
+
+class GPTMLP(nn.Module):
+    """Feed-forward layer: down(act(up(x))), or down(act(gate(x)) * up(x)) if gated."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        narrow, wide = config.hidden_size, config.intermediate_size
+        self.gate_proj = nn.Linear(narrow, wide, bias=config.use_bias) if config.mlp_type == "gated" else None
+        self.up_proj = nn.Linear(narrow, wide, bias=config.use_bias)
+        self.down_proj = adds_to_residual(nn.Linear(wide, narrow, bias=config.use_bias))
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, length, hidden_size) -> the same."""
+        if self.gate_proj is None:
+            return self.down_proj(self.act_fn(self.up_proj(x)))
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
+class GPTDecoderLayer(GradientCheckpointingLayer):
+    """One block: x = x + attention(norm(x)); x = x + mlp(norm(x))."""
+
+    def __init__(self, config: GPTConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.input_layernorm = build_norm(config, config.hidden_size)
+        self.self_attn = GPTAttention(config, layer_idx)
+        self.post_attention_layernorm = build_norm(config, config.hidden_size)
+        self.mlp = GPTMLP(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        """(batch, length, hidden_size) -> the same; the keyword arguments are those of `GPTAttention.forward`."""
+        attended, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
+        hidden_states = hidden_states + self.dropout(attended)
+        return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
+
+
+# ------------------------------------------------------------------------------------------------------------ model
+
+
+class GPTPreTrainedModel(PreTrainedModel):
+    """What the two models share: how weights start, and what transformers may do with them."""
+
+    config_class = GPTConfig
+    config: GPTConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["GPTDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": GPTDecoderLayer, "attentions": GPTAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Normal weights, and smaller ones where the 2L layers of L blocks add up in the residual stream, so that it
+        keeps its scale whatever the depth (GPT-2, section 2.3). `init` leaves alone what was loaded."""
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            if getattr(module, "adds_to_residual", False):
+                std = std / math.sqrt(2 * self.config.num_hidden_layers)
+            init.normal_(module.weight, std=std)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=std)
+        elif isinstance(module, (nn.LayerNorm, GPTRMSNorm)):
+            init.ones_(module.weight)
+        if isinstance(bias := getattr(module, "bias", None), Tensor):
+            init.zeros_(bias)
+
+
+class GPTModel(GPTPreTrainedModel):
+    """Token ids in, hidden states out: the transformer without its output layer."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        if config.position_embedding == "learned":
+            self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        else:
+            self.rotary_emb = GPTRotaryEmbedding(config)
+        self.dropout = nn.Dropout(config.embedding_dropout)
+        self.layers = nn.ModuleList([GPTDecoderLayer(config, i) for i in range(config.num_hidden_layers)])
+        self.norm = build_norm(config, config.hidden_size)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Runs the transformer.
+
+        Args:
+            input_ids: (batch, length), token ids.
+            attention_mask: (batch, past + length), 1 for a token and 0 for padding, or a mask of four dimensions in
+                the form of the attention backend. None: no padding.
+            position_ids: (batch or 1, length). None: counted from the end of the cache, padding included, as in all
+                of transformers; `generate` passes those that leave padding out, which matters to learned positions.
+            past_key_values: cache of earlier keys and values, to which those of this call are added.
+            inputs_embeds: (batch, length, hidden_size), in place of input_ids.
+            use_cache: return the cache. None: `config.use_cache` in evaluation mode, False in training mode.
+            output_hidden_states, output_attentions: return those of every layer (attentions: eager attention only).
+
+        Returns:
+            last_hidden_state (batch, length, hidden_size), past_key_values and, on request, hidden_states and
+            attentions.
+
+        Raises:
+            ValueError: both or none of input_ids and inputs_embeds, or a position past the last learned one.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("input_ids, inputs_embeds: expected exactly one of the two")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+
+        mask = self._attention_mask(inputs_embeds, attention_mask, position_ids, past_key_values)
+        if position_ids is None:
+            past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None] + past_length
+
+        position_embeddings = None
+        if self.config.position_embedding == "learned":
+            inputs_embeds = inputs_embeds + self._learned_positions(position_ids)
+        else:
+            position_embeddings = self.rotary_emb(position_ids, dtype=compute_dtype(inputs_embeds))
+
+        hidden_states = self.dropout(inputs_embeds)
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states,
+                attention_mask=mask,
+                position_embeddings=position_embeddings,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
+        )
+
+    def _attention_mask(
+        self, embeds: Tensor, attention_mask: Any, position_ids: Tensor | None, past_key_values: Cache | None
+    ) -> Any:
+        """The mask in the form of the attention backend; None where the backend can do causal attention by itself."""
+        nothing_special = attention_mask is None and position_ids is None and past_key_values is None
+        if nothing_special and self.config._attn_implementation == "sdpa":
+            # create_causal_mask comes to the same, except under torch.compile: there it builds a mask, and sdpa is
+            # slower with one.
+            return None
+        return create_causal_mask(
+            config=self.config,
+            inputs_embeds=embeds[..., :0].to(compute_dtype(embeds)),  # only its dtype, device and length are looked at
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+
+    def _learned_positions(self, position_ids: Tensor) -> Tensor:
+        """(batch or 1, length) -> (batch or 1, length, hidden_size)."""
+        known = self.config.max_position_embeddings
+        # On a GPU an index that is out of range ends the process, so asking is worth the wait for its answer.
+        if not torch.compiler.is_compiling() and (last := int(position_ids.max())) >= known:
+            raise ValueError(
+                f"position_ids: expected positions below {known}, the number of learned positions "
+                f"(config.max_position_embeddings), got {last}. Shorten the input, generate fewer tokens, or train "
+                'a model with position_embedding="rotary", which has no such limit.'
+            )
+        return self.embed_positions(position_ids)
+
+
+class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
+    """GPT with its output layer: predicts the next token, and generates text with `generate`.
+
+    To train in bfloat16 on a CPU, pass `attn_implementation="eager"`: torch's sdpa is slow there in the backward pass
+    (at a length of 64 it takes four times as long as eager attention, a third of the whole step).
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # type: ignore[dict-item]
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config)
+        self.model = GPTModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Predicts, at every position, the token that comes next. The arguments of `GPTModel.forward`, and:
+
+        Args:
+            labels: (batch, length), the token ids themselves (the shift by one happens inside), -100 where a token
+                does not count. Gives the loss: cross entropy in nats, the mean over the tokens that count, or their
+                sum over `num_items_in_batch` if that is passed, for accumulation of gradients.
+            logits_to_keep: how many positions at the end to compute logits for (0: all), or which, as indices.
+
+        Returns:
+            loss (with labels), logits (batch, positions kept, vocab_size), past_key_values and, on request,
+            hidden_states and attentions.
+
+        Raises:
+            ValueError: as `GPTModel.forward`.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, keep])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+# With these, save_pretrained and push_to_hub copy the file of a class beside the weights: this one, also where it was
+# itself loaded from the Hub, or that of a subclass.
+GPTConfig.register_for_auto_class("AutoConfig")
+GPTModel.register_for_auto_class("AutoModel")
+GPTForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+
+__all__ = ["GPTConfig", "GPTForCausalLM", "GPTModel", "GPTPreTrainedModel"]

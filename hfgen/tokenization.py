@@ -1,0 +1,178 @@
+# Copyright 2026 The hfgen team. Licensed under the Apache License, Version 2.0.
+"""A character tokenizer built from the training text, and the fast way to turn a corpus into ids.
+
+    tokenizer = build_character_tokenizer(text, model_max_length=256)
+    ids = encode_corpus(tokenizer, text)          # numpy, one id a character
+    tokenizer.save_pretrained("my-gpt")           # AutoTokenizer.from_pretrained("my-gpt"), no custom code
+
+It is a byte-fallback BPE without a single merge: a character of the corpus is one token, any other character is
+spelled by the bytes of its UTF-8 encoding. So every unicode text is encoded, and `decode(encode(text)) == text`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+END_OF_TEXT = "<|endoftext|>"
+
+# The bytes that spell characters beyond ASCII in UTF-8 (RFC 3629): continuation bytes 80..BF, first bytes C2..F4.
+# ASCII has a token a character instead, so a byte token for 00..7F could never occur; C0, C1 and F5..FF never do.
+_UTF8_BYTES = [*range(0x80, 0xC0), *range(0xC2, 0xF5)]
+
+_CHUNK_CHARACTERS = 1 << 20
+
+
+def build_character_tokenizer(
+    text: str | Iterable[str], model_max_length: int | None = None
+) -> PreTrainedTokenizerFast:
+    """Builds the tokenizer whose tokens are the characters of `text`.
+
+    The ids, in this order: the characters of the corpus sorted by code point (so that the ids that training sees are
+    0, 1, 2, … without a hole), the ASCII characters that the corpus lacks, 115 UTF-8 byte tokens `<0x80>`…`<0xF4>`
+    for everything else, and one special token, `<|endoftext|>`, which is begin, end and padding.
+
+    Text never becomes a special token: a literal `<|endoftext|>` (in a corpus, in a prompt) is thirteen characters,
+    and a literal `<0x41>` is six. Insert `tokenizer.eos_token_id` by hand where a document ends, or give
+    [`encode_corpus`] a list of documents. Padding goes left, as generation needs it.
+
+    Args:
+        text: the training text, or its documents.
+        model_max_length: the longest sequence, in tokens, that the model takes; beyond it the tokenizer warns.
+
+    Raises:
+        ValueError: there is no text, something is not a `str`, or it holds lone surrogates (which no file can store).
+    """
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    corpus = sorted(_alphabet(_documents(text)))
+    if not corpus:
+        raise ValueError("text: expected the training text, found no character in it. Check the file or column read.")
+    ascii_rest = sorted(set(map(chr, range(128))) - set(corpus))
+    tokens = [*corpus, *ascii_rest, *map(_byte_token, _UTF8_BYTES)]
+
+    backend = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=[], byte_fallback=True))
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    length = {} if model_max_length is None else {"model_max_length": model_max_length}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        split_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+        **length,
+    )
+
+
+def encode_corpus(tokenizer: PreTrainedTokenizerBase, text: str | Iterable[str]) -> np.ndarray:
+    """Encodes a whole corpus to one array of ids, the very ids that `tokenizer` gives.
+
+    A character tokenizer reads each character on its own, so its alphabet is tabulated once and the corpus is a table
+    look-up (some 60 million characters a second). Any other tokenizer is simply called.
+
+    Args:
+        tokenizer: one of [`build_character_tokenizer`], or any other.
+        text: a text, encoded as it is; or documents, each of which is closed by `tokenizer.eos_token_id`.
+
+    Returns:
+        ids of shape (tokens,): uint16 where the vocabulary fits, else int32. No special token is parsed from text.
+
+    Raises:
+        ValueError: something is not a `str`, holds lone surrogates, or documents come but the tokenizer has no
+            end-of-sequence token.
+    """
+    documents = _documents(text)
+    end: list[int] = []
+    if not isinstance(text, str):
+        if tokenizer.eos_token_id is None:
+            raise ValueError(
+                "tokenizer: expected one with an eos_token to close each document with, found none. Set "
+                "tokenizer.eos_token, or join the documents to one text."
+            )
+        end = [tokenizer.eos_token_id]
+    dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.int32
+
+    alphabet = sorted(_alphabet(documents))
+    table = _character_table(tokenizer.get_vocab(), alphabet) if _reads_single_characters(tokenizer) else None
+    parts = [np.empty(0, dtype)]
+    for document in documents:
+        if table is None:
+            ids = tokenizer(document, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+            parts.append(np.asarray(ids, dtype))
+        else:
+            for start in range(0, len(document), _CHUNK_CHARACTERS):
+                parts.append(_look_up(table, document[start : start + _CHUNK_CHARACTERS]).astype(dtype))
+        if end:
+            parts.append(np.asarray(end, dtype))
+    return np.concatenate(parts)
+
+
+def _documents(text: str | Iterable[str]) -> list[str]:
+    documents = [text] if isinstance(text, str) else list(text)
+    for index, document in enumerate(documents):
+        if not isinstance(document, str):
+            raise ValueError(
+                f"text: expected a str or an iterable of str, found {type(document).__name__} at position {index}. "
+                "Decode bytes first (`.decode('utf-8')`), and drop empty (None) rows of a text column."
+            )
+    return documents
+
+
+def _alphabet(documents: list[str]) -> set[str]:
+    alphabet: set[str] = set().union(*documents)
+    surrogates = sorted(c for c in alphabet if "\ud800" <= c <= "\udfff")
+    if surrogates:
+        raise ValueError(
+            f"text: expected unicode text, found the lone surrogate U+{ord(surrogates[0]):04X}, which UTF-8 cannot "
+            "store. Read the file as UTF-8 with errors='replace' instead of errors='surrogateescape'."
+        )
+    return alphabet
+
+
+def _reads_single_characters(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer looks every character up by itself, and spells the unknown ones by bytes."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return False
+    state = json.loads(backend.to_str())
+    model = state["model"]
+    vocab = model.get("vocab", {})
+    return (
+        state["normalizer"] is None
+        and state["pre_tokenizer"] is None
+        and all(token["special"] and len(token["content"]) > 1 for token in state["added_tokens"])
+        and model.get("type") == "BPE"
+        and model["byte_fallback"]
+        and not model["merges"]
+        and not model["continuing_subword_prefix"]
+        and not model["end_of_word_suffix"]
+        and all(chr(byte) in vocab or _byte_token(byte) in vocab for byte in range(128))
+        and all(_byte_token(byte) in vocab for byte in _UTF8_BYTES)
+    )
+
+
+def _character_table(vocab: dict[str, int], alphabet: list[str]) -> np.ndarray:
+    """The ids of each character, one row a code point, padded with -1 (a character has one to four ids)."""
+    rows = [[vocab[c]] if c in vocab else [vocab[_byte_token(byte)] for byte in c.encode()] for c in alphabet]
+    table = np.full((ord(alphabet[-1]) + 1 if alphabet else 0, max(map(len, rows), default=1)), -1, np.int32)
+    for character, ids in zip(alphabet, rows, strict=True):
+        table[ord(character), : len(ids)] = ids
+    return table
+
+
+def _byte_token(byte: int) -> str:
+    return f"<0x{byte:02X}>"
+
+
+def _look_up(table: np.ndarray, text: str) -> np.ndarray:
+    rows = table[np.frombuffer(text.encode("utf-32-le"), np.dtype("<u4"))]
+    return rows[:, 0] if table.shape[1] == 1 else rows[rows >= 0]

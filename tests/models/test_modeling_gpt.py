@@ -1,0 +1,758 @@
+"""GPT: analytic answers where there are any, and transformers' Llama and Qwen3, which share its layers, elsewhere.
+
+tests/test_convert.py compares it with GPT-2.
+"""
+
+import ast
+import importlib
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from torch import Tensor
+from transformers import (
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    pipeline,
+)
+
+from hfgen.models import modeling_gpt
+from hfgen.models.modeling_gpt import GPTConfig, GPTForCausalLM, GPTModel
+
+
+MODERN: dict[str, object] = {}
+GPT2_SHAPE: dict[str, object] = {
+    "position_embedding": "learned",
+    "norm_type": "layernorm",
+    "qk_norm": False,
+    "hidden_act": "gelu_new",
+    "use_bias": True,
+    "tie_word_embeddings": True,
+}
+LLAMA_SHAPE: dict[str, object] = {
+    "mlp_type": "gated",
+    "hidden_act": "silu",
+    "qk_norm": False,
+    "num_key_value_heads": 2,
+}
+SHAPES = pytest.mark.parametrize("shape", [MODERN, GPT2_SHAPE, LLAMA_SHAPE], ids=["modern", "gpt2", "llama"])
+
+
+def tiny_config(**fields: object) -> GPTConfig:
+    sizes = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 48}
+    return GPTConfig(**{**sizes, "initializer_range": 0.2, **fields})
+
+
+def tiny_model(**fields: object) -> GPTForCausalLM:
+    """In evaluation mode, with weights large enough for attention to matter; norms and biases are random too."""
+    torch.manual_seed(0)
+    return randomized(GPTForCausalLM(tiny_config(**fields)).eval())
+
+
+def randomized(model: PreTrainedModel) -> PreTrainedModel:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def random_tokens(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randint(61, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def left_padded(rows: list[Tensor]) -> dict[str, Tensor]:
+    """A batch of sequences of unlike lengths, padded on the left with token 0."""
+    length = max(len(row) for row in rows)
+    return {
+        "input_ids": torch.stack([F.pad(row, (length - len(row), 0)) for row in rows]),
+        "attention_mask": torch.stack([F.pad(torch.ones_like(row), (length - len(row), 0)) for row in rows]),
+    }
+
+
+def positions_without_padding(attention_mask: Tensor) -> Tensor:
+    return (attention_mask.cumsum(-1) - 1).clamp(min=0)
+
+
+# ---------------------------------------------------------------------------------------------------------- layers
+
+
+def test_rotate_turns_each_pair_by_position_times_frequency() -> None:
+    rotary = modeling_gpt.GPTRotaryEmbedding(tiny_config(hidden_size=16, rope_theta=100.0))  # heads of 4, two pairs
+    position = 3
+
+    cos, sin = rotary(torch.tensor([[position]]), torch.float32)
+    turned = modeling_gpt.rotate(torch.tensor([1.0, 0.0, 0.0, 1.0]).view(1, 1, 1, 4), cos, sin).flatten()
+
+    first, second = position * 1.0, position * 100.0**-0.5  # frequencies theta^0 and theta^(-2/4)
+    expected = [math.cos(first), -math.sin(second), math.sin(first), math.cos(second)]
+    torch.testing.assert_close(turned, torch.tensor(expected))
+
+
+def test_rotary_scores_depend_on_the_distance_alone() -> None:
+    rotary = modeling_gpt.GPTRotaryEmbedding(tiny_config())
+    query, key = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(0)).double()
+
+    def score(query_position: int, key_position: int) -> float:
+        cos, sin = rotary(torch.tensor([[query_position, key_position]]), torch.float64)
+        turned_query = modeling_gpt.rotate(query, cos[:, :, :1], sin[:, :, :1])
+        turned_key = modeling_gpt.rotate(key, cos[:, :, 1:], sin[:, :, 1:])
+        return float((turned_query * turned_key).sum())
+
+    assert score(5, 2) == pytest.approx(score(103, 100), abs=1e-4)
+    assert score(5, 2) != pytest.approx(score(5, 3), abs=1e-2)
+    assert score(7, 7) == pytest.approx(float((query * key).sum()), abs=1e-6)
+
+
+def test_rmsnorm_equals_that_of_torch_with_its_gradients() -> None:
+    norm = modeling_gpt.GPTRMSNorm(16, eps=1e-3)
+    randomized(norm)
+    x = torch.randn(3, 5, 16, requires_grad=True)
+    inputs = (x, norm.weight)
+    upstream = torch.randn(3, 5, 16)
+
+    expected = F.rms_norm(x, (16,), norm.weight, 1e-3)
+    actual = norm(x)
+
+    torch.testing.assert_close(actual, expected)
+    gradients = torch.autograd.grad(actual, inputs, upstream)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, inputs, upstream))
+    assert norm(torch.zeros(1, 16, requires_grad=True)).isfinite().all()
+
+
+# ------------------------------------------------------------------------------------------- reference implementations
+
+
+@pytest.mark.parametrize(
+    "rope_parameters",
+    [
+        {"rope_type": "default", "rope_theta": 500.0},
+        {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0},
+        {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 24},
+        {
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 24,
+        },
+    ],
+    ids=lambda rope: rope["rope_type"],
+)
+def test_logits_equal_those_of_llama(rope_parameters: dict[str, object]) -> None:
+    model = tiny_model(**LLAMA_SHAPE, rope_parameters=dict(rope_parameters))
+    llama = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=61,
+            hidden_size=32,
+            intermediate_size=model.config.intermediate_size,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=48,
+            rope_parameters=dict(rope_parameters),
+        )
+    ).eval()
+    llama.load_state_dict(model.state_dict())
+    input_ids = random_tokens(2, 40)
+
+    torch.testing.assert_close(model(input_ids).logits, llama(input_ids).logits, rtol=1e-5, atol=2e-5)
+
+
+def test_logits_with_query_key_norm_equal_those_of_qwen3() -> None:
+    model = tiny_model(**{**LLAMA_SHAPE, "qk_norm": True}, head_dim=16, tie_word_embeddings=True)
+    qwen3 = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=61,
+            hidden_size=32,
+            intermediate_size=model.config.intermediate_size,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=16,
+            tie_word_embeddings=True,
+            max_position_embeddings=48,
+        )
+    ).eval()
+    qwen3.load_state_dict(model.state_dict())
+    input_ids = random_tokens(2, 40)
+
+    torch.testing.assert_close(model(input_ids).logits, qwen3(input_ids).logits, rtol=1e-5, atol=2e-5)
+
+
+# ------------------------------------------------------------------------------------------------------- attention
+
+
+@SHAPES
+def test_future_tokens_leave_past_logits_alone(shape: dict[str, object]) -> None:
+    model = tiny_model(**shape)
+    input_ids = random_tokens(1, 20)
+    changed = input_ids.clone()
+    changed[0, 12] = (changed[0, 12] + 1) % 61
+
+    before, after = model(input_ids).logits, model(changed).logits
+
+    torch.testing.assert_close(after[:, :12], before[:, :12])
+    assert ((after[:, 12:] - before[:, 12:]).abs().amax(-1) > 1e-3).all()
+
+
+@SHAPES
+def test_eager_attention_equals_sdpa_with_padding(shape: dict[str, object]) -> None:
+    model = tiny_model(**shape)
+    batch = left_padded([random_tokens(9), random_tokens(3), random_tokens(1)])
+    tokens = batch["attention_mask"].bool()
+
+    model.set_attn_implementation("sdpa")
+    with_sdpa = model(**batch).logits
+    with_sdpa_and_no_cache = model(**batch, use_cache=False).logits
+    model.set_attn_implementation("eager")
+    with_eager = model(**batch).logits
+
+    torch.testing.assert_close(with_eager[tokens], with_sdpa[tokens], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(with_eager[tokens], with_sdpa_and_no_cache[tokens], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="flex attention on a CPU is compiled with g++")
+def test_flex_attention_equals_eager_with_padding() -> None:
+    model = tiny_model(head_dim=16, num_key_value_heads=2)  # flex attention wants heads of 16 or more
+    batch = left_padded([random_tokens(9), random_tokens(3)])
+    tokens = batch["attention_mask"].bool()
+
+    with torch.no_grad():
+        model.set_attn_implementation("eager")
+        with_eager = model(**batch).logits
+        model.set_attn_implementation("flex_attention")
+        with_flex = model(**batch).logits
+
+    torch.testing.assert_close(with_flex[tokens], with_eager[tokens], rtol=1e-4, atol=1e-5)
+
+
+@SHAPES
+def test_left_padding_leaves_logits_alone(shape: dict[str, object]) -> None:
+    model = tiny_model(**shape)
+    rows = [random_tokens(9), random_tokens(4, seed=2)]
+    batch = left_padded(rows)
+
+    padded = model(**batch, position_ids=positions_without_padding(batch["attention_mask"])).logits
+
+    for row, logits in zip(rows, padded, strict=True):
+        torch.testing.assert_close(logits[-len(row) :], model(row[None]).logits[0], rtol=1e-4, atol=1e-5)
+
+
+def test_attentions_are_causal_distributions() -> None:
+    model = tiny_model()
+    model.set_attn_implementation("eager")
+    input_ids = random_tokens(2, 7)
+
+    outputs = model(input_ids, output_attentions=True, output_hidden_states=True)
+
+    assert len(outputs.attentions) == 2
+    for weights in outputs.attentions:
+        assert weights.shape == (2, 4, 7, 7)
+        torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 7))
+        assert (weights.triu(1) == 0).all()
+    assert len(outputs.hidden_states) == 3
+    assert torch.equal(outputs.hidden_states[0], model.model.embed_tokens(input_ids))
+    assert torch.equal(outputs.hidden_states[-1], model.model(input_ids).last_hidden_state)
+
+
+def test_packed_sequences_do_not_see_each_other() -> None:
+    model = tiny_model()
+    first, second = random_tokens(5), random_tokens(4, seed=2)
+    positions = torch.cat((torch.arange(5), torch.arange(4)))[None]
+
+    packed = model(torch.cat((first, second))[None], position_ids=positions, use_cache=False).logits[0]
+
+    torch.testing.assert_close(packed[5:], model(second[None]).logits[0], rtol=1e-4, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------- cache, generation
+
+
+@SHAPES
+def test_cached_logits_equal_those_of_one_forward(shape: dict[str, object]) -> None:
+    model = tiny_model(**shape)
+    input_ids = random_tokens(2, 16)
+    cache = DynamicCache(config=model.config)
+
+    with torch.no_grad():
+        pieces = [model(part, past_key_values=cache).logits for part in input_ids.split([7, 1, 1, 5, 2], dim=1)]
+
+    assert cache.get_seq_length() == 16
+    torch.testing.assert_close(torch.cat(pieces, dim=1), model(input_ids).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_cache_is_returned_in_evaluation_mode_only_unless_asked_for() -> None:
+    model = tiny_model()
+    input_ids = random_tokens(1, 4)
+
+    assert model(input_ids).past_key_values.get_seq_length() == 4
+    assert model(input_ids, use_cache=False).past_key_values is None
+    assert model.train()(input_ids).past_key_values is None
+    assert model(input_ids, use_cache=True).past_key_values.get_seq_length() == 4
+
+
+@SHAPES
+def test_greedy_generation_is_the_same_with_any_cache_or_none(shape: dict[str, object]) -> None:
+    model = tiny_model(**shape)
+    batch = left_padded([random_tokens(8), random_tokens(3)])
+    settings = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+
+    dynamic = model.generate(**batch, **settings)
+    without = model.generate(**batch, **settings, use_cache=False)
+    static = model.generate(**batch, **settings, cache_implementation="static")
+    alone = model.generate(batch["input_ids"][1:, -3:], **settings)
+
+    assert len(dynamic[0, 8:].unique()) > 3  # no repetition of one token, with which a broken cache might pass
+    assert torch.equal(dynamic, without)
+    assert torch.equal(dynamic, static)
+    assert torch.equal(dynamic[1:, -24:], alone[:, -24:])
+
+
+def test_greedy_generation_is_the_same_with_prompt_lookup() -> None:
+    model = tiny_model()
+    prompt = random_tokens(1, 6).repeat(1, 2)
+    settings = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+
+    assert torch.equal(
+        model.generate(prompt, **settings, prompt_lookup_num_tokens=3), model.generate(prompt, **settings)
+    )
+
+
+def test_wide_beam_search_finds_the_best_of_all_continuations() -> None:
+    model = tiny_model(vocab_size=4)
+    prompt = torch.tensor([[1, 3]])
+
+    found = model.generate(prompt, max_new_tokens=3, num_beams=16, do_sample=False, eos_token_id=None, pad_token_id=0)
+
+    continuations = torch.tensor(list(itertools.product(range(4), repeat=3)))
+    texts = torch.cat((prompt.expand(64, -1), continuations), dim=1)
+    log_probabilities = model(texts[:, :-1]).logits.log_softmax(-1)[:, 1:]
+    best = log_probabilities.gather(-1, continuations[..., None]).sum((1, 2)).argmax()
+    assert torch.equal(found[0, 2:], continuations[best])
+
+
+@pytest.mark.parametrize("inside_generate", [False, True])
+def test_learned_positions_end_in_a_clear_error(inside_generate: bool) -> None:
+    model = tiny_model(**GPT2_SHAPE, max_position_embeddings=10)
+    model(random_tokens(1, 10))
+
+    with pytest.raises(ValueError, match=r"position_ids: expected positions below 10.*got 10.*rotary"):
+        if inside_generate:
+            model.generate(random_tokens(1, 8), max_new_tokens=4, do_sample=False)
+        else:
+            model(random_tokens(1, 11))
+
+
+def test_rotary_positions_go_on_past_the_maximum() -> None:
+    model = tiny_model(max_position_embeddings=8)
+
+    assert model(random_tokens(1, 20)).logits.isfinite().all()
+    assert model.generate(random_tokens(1, 6), max_new_tokens=10, do_sample=False).shape == (1, 16)
+
+
+def test_text_generation_pipeline() -> None:
+    model = tiny_model(vocab_size=4)
+    vocabulary = {"a": 0, "b": 1, "c": 2, "<pad>": 3}
+    characters = Tokenizer(WordLevel(vocabulary, unk_token="<pad>"))
+    characters.pre_tokenizer = Split("", "isolated")
+    characters.decoder = Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=characters, pad_token="<pad>", padding_side="left")
+
+    generator = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    answers = generator(["abc", "b"], batch_size=2, max_new_tokens=5, do_sample=False, return_full_text=False)
+
+    for prompt, answer in zip(("abc", "b"), answers, strict=True):
+        input_ids = torch.tensor([[vocabulary[character] for character in prompt]])
+        expected = model.generate(input_ids, max_new_tokens=5, do_sample=False)[0, len(prompt) :]
+        assert answer[0]["generated_text"] == tokenizer.decode(expected, skip_special_tokens=True)
+
+
+# -------------------------------------------------------------------------------------------------- loss and training
+
+
+def test_loss_is_the_cross_entropy_of_the_next_token() -> None:
+    model = tiny_model()
+    input_ids = random_tokens(2, 6)
+    labels = input_ids.clone()
+    labels[0, 3] = labels[1, :4] = -100
+
+    outputs = model(input_ids, labels=labels)
+
+    log_probabilities = outputs.logits.log_softmax(-1)
+    counted = [(0, 1), (0, 2), (0, 4), (0, 5), (1, 4), (1, 5)]  # (row, position) of the predicted tokens
+    terms = [-log_probabilities[row, position - 1, input_ids[row, position]] for row, position in counted]
+    torch.testing.assert_close(outputs.loss, sum(terms) / 6)
+    torch.testing.assert_close(model(input_ids, labels=labels, num_items_in_batch=24).loss, sum(terms) / 24)
+
+
+@SHAPES
+def test_initial_loss_is_that_of_guessing(shape: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    model = GPTForCausalLM(tiny_config(**shape, vocab_size=500, hidden_size=64, initializer_range=0.02))
+    input_ids = torch.randint(500, (8, 48))
+
+    assert model(input_ids, labels=input_ids).loss.item() == pytest.approx(math.log(500), abs=0.1)
+
+
+def test_residual_layers_start_smaller_with_depth() -> None:
+    model = GPTForCausalLM(GPTConfig(hidden_size=128, num_hidden_layers=8, initializer_range=0.02))
+    layer = model.model.layers[3]
+
+    assert layer.self_attn.q_proj.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert layer.self_attn.o_proj.weight.std().item() == pytest.approx(0.02 / 4, rel=0.05)  # 4 = sqrt(2 * 8)
+    assert layer.mlp.down_proj.weight.std().item() == pytest.approx(0.02 / 4, rel=0.05)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing_changes_neither_loss_nor_gradients(use_reentrant: bool) -> None:
+    model = tiny_model(hidden_dropout=0.1, attention_dropout=0.1).train()
+    input_ids = random_tokens(2, 12)
+
+    def loss_and_gradients() -> tuple[Tensor, list[Tensor]]:
+        torch.manual_seed(7)  # the same dropout
+        model.zero_grad()
+        loss = model(input_ids, labels=input_ids).loss
+        loss.backward()
+        return loss.detach(), [parameter.grad.clone() for parameter in model.parameters()]
+
+    loss, gradients = loss_and_gradients()
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    checkpointed_loss, checkpointed_gradients = loss_and_gradients()
+
+    torch.testing.assert_close(checkpointed_loss, loss)
+    torch.testing.assert_close(checkpointed_gradients, gradients)
+
+
+@pytest.mark.parametrize("field", ["attention_dropout", "hidden_dropout", "embedding_dropout"])
+def test_dropout_acts_in_training_mode_alone(field: str) -> None:
+    model = tiny_model(**{field: 0.5})
+    input_ids = random_tokens(1, 8)
+    expected = tiny_model()(input_ids).logits
+
+    assert torch.equal(model(input_ids).logits, expected)
+    assert not torch.allclose(model.train()(input_ids).logits, expected)
+
+
+@SHAPES
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_training_runs_under_autocast(shape: dict[str, object], implementation: str) -> None:
+    model = tiny_model(**shape).train()
+    model.set_attn_implementation(implementation)
+    batch = left_padded([random_tokens(12), random_tokens(5)])
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+
+    exact = model(**batch, labels=labels).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model(**batch, labels=labels)
+    outputs.loss.backward()
+
+    assert outputs.logits.dtype == torch.bfloat16 and outputs.loss.dtype == torch.float32
+    assert outputs.loss.item() == pytest.approx(exact.item(), rel=0.02)
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@SHAPES
+def test_training_forward_is_one_graph_for_torch_compile(shape: dict[str, object]) -> None:
+    model = tiny_model(**shape).train()
+    input_ids = random_tokens(2, 12)
+    expected = model(input_ids, labels=input_ids).loss
+
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")  # fullgraph: a graph break is an error
+    loss = compiled(input_ids, labels=input_ids).loss
+    loss.backward()
+
+    torch.testing.assert_close(loss, expected)
+
+
+def test_logits_to_keep() -> None:
+    model = tiny_model()
+    input_ids = random_tokens(2, 9)
+    everything = model(input_ids).logits
+
+    torch.testing.assert_close(model(input_ids, logits_to_keep=2).logits, everything[:, -2:])
+    torch.testing.assert_close(model(input_ids, logits_to_keep=torch.tensor([0, 5])).logits, everything[:, [0, 5]])
+
+
+@SHAPES
+def test_inputs_embeds_stand_in_for_input_ids(shape: dict[str, object]) -> None:
+    model = tiny_model(**shape)
+    input_ids = random_tokens(2, 5)
+
+    by_embeds = model(inputs_embeds=model.get_input_embeddings()(input_ids)).logits
+
+    assert torch.equal(by_embeds, model(input_ids).logits)
+    for arguments in ({}, {"input_ids": input_ids, "inputs_embeds": model.get_input_embeddings()(input_ids)}):
+        with pytest.raises(ValueError, match="exactly one"):
+            model(**arguments)
+    assert torch.equal(model(input_ids, return_dict=False)[0], by_embeds)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_resized_vocabulary_keeps_the_old_logits(tied: bool) -> None:
+    model = tiny_model(tie_word_embeddings=tied)
+    input_ids = random_tokens(2, 5)
+    before = model(input_ids).logits
+
+    model.resize_token_embeddings(70)
+    outputs = model(input_ids, labels=input_ids)
+
+    assert outputs.logits.shape[-1] == model.config.vocab_size == 70
+    torch.testing.assert_close(outputs.logits[..., :61], before)
+    assert outputs.loss.isfinite()
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+
+
+# ----------------------------------------------------------------------------------------------------- configuration
+
+
+def test_config_fills_in_sizes() -> None:
+    plain, gated = GPTConfig(hidden_size=96), GPTConfig(hidden_size=96, mlp_type="gated")
+
+    assert (plain.intermediate_size, gated.intermediate_size) == (384, 256)
+    assert (plain.num_key_value_heads, plain.head_dim) == (4, 24)
+    assert plain.rope_parameters == {"rope_type": "default", "rope_theta": 10000.0}
+    assert GPTConfig(rope_theta=500.0).rope_parameters["rope_theta"] == 500.0
+    assert GPTConfig(position_embedding="learned").rope_parameters is None
+
+
+def test_config_names_every_problem_at_once() -> None:
+    with pytest.raises(ValueError) as error:
+        GPTConfig(
+            hidden_size=30,
+            num_key_value_heads=3,
+            vocab_size=0,
+            mlp_type="round",
+            norm_type="none",
+            position_embedding="sinus",
+            hidden_act="rleu",
+            hidden_dropout=1.5,
+            rope_parameters={"rope_type": "dynamic", "factor": 2.0, "partial_rotary_factor": 0.5},
+        )
+
+    named = ("num_attention_heads", "num_key_value_heads", "vocab_size", "mlp_type", "norm_type", "hidden_act")
+    for field in (*named, "position_embedding", "hidden_dropout", "rope_parameters"):
+        assert f"{field}: expected" in str(error.value)
+    assert "got 'rleu'" in str(error.value) and "partial_rotary_factor" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_attention_heads": 0},
+        {"num_hidden_layers": -1},
+        {"hidden_size": 36, "num_attention_heads": 4},  # heads of 9: an odd number cannot be rotated in pairs
+        {"norm_eps": 0.0},
+    ],
+)
+def test_config_rejects(fields: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="|".join([*fields, "head_dim"])):
+        GPTConfig(**fields)
+
+
+def test_head_dim_may_part_from_the_width() -> None:
+    model = tiny_model(hidden_size=30, head_dim=8)
+
+    assert model.model.layers[0].self_attn.q_proj.weight.shape == (32, 30)
+    assert model(random_tokens(1, 4)).logits.shape == (1, 4, 61)
+
+
+# ----------------------------------------------------------------------------------------------------- save and load
+
+
+@SHAPES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_saved_model_gives_the_same_logits(shape: dict[str, object], dtype: torch.dtype, tmp_path: Path) -> None:
+    model = tiny_model(**shape).to(dtype)
+    input_ids = random_tokens(2, 30)
+
+    model.save_pretrained(tmp_path)
+    loaded = GPTForCausalLM.from_pretrained(tmp_path)
+    without_head = GPTModel.from_pretrained(tmp_path)
+
+    assert loaded.dtype == dtype and not loaded.training
+    assert torch.equal(loaded(input_ids).logits, model(input_ids).logits)
+    assert torch.equal(without_head(input_ids)[0], model.model(input_ids)[0])
+    assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == model.config.tie_word_embeddings
+
+
+def test_file_imports_nothing_but_torch_and_transformers() -> None:
+    source = Path(modeling_gpt.__file__).read_text(encoding="utf-8")
+    nodes = list(ast.walk(ast.parse(source)))
+    modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0}
+
+    needed = {"math", "os", "typing", "torch", "transformers", "huggingface_hub"}
+    assert {module.split(".")[0] for module in modules} == needed
+    assert not re.search(r"^\s*(from\s+\.|import\s+\.)", source, flags=re.MULTILINE)  # transformers looks by this
+
+
+LOAD_AND_SAVE_AGAIN = """
+import sys
+sys.modules["hfgen"] = None  # importing it is an error from here on
+from pathlib import Path
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+expected = load_file(sys.argv[1])
+
+def check(folder):
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    base = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    assert config.vocab_size == 61 and type(model).__name__ == "GPTForCausalLM" and type(base).__name__ == "GPTModel"
+    with torch.no_grad():
+        assert torch.equal(model(expected["input_ids"]).logits, expected["logits"]), "other logits"
+        assert torch.equal(base(expected["input_ids"]).last_hidden_state, expected["hidden"]), "other hidden states"
+    model.generate(expected["input_ids"], max_new_tokens=2)
+    return model, base
+
+for folder in sys.argv[2:]:
+    model, base = check(folder)
+    model.save_pretrained(folder + "-again")
+    model, base = check(folder + "-again")
+    model.save_pretrained(folder + "-twice")
+    check(folder + "-twice")
+    base.save_pretrained(folder + "-base")
+    saved = AutoModel.from_pretrained(folder + "-base", trust_remote_code=True)
+    with torch.no_grad():
+        assert torch.equal(saved(expected["input_ids"]).last_hidden_state, expected["hidden"])
+    assert "AutoModelForCausalLM" in Path(folder + "-base", "config.json").read_text()
+print("all well")
+"""
+
+
+def run_without_hfgen(program: str, *arguments: str, cwd: Path) -> str:
+    """Runs a program in a fresh interpreter in which hfgen cannot be imported, and returns what it printed."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    environment |= {"HF_HOME": str(cwd / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, "-I", "-c", program, *arguments]
+    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_saved_folder_loads_and_saves_again_without_hfgen(tmp_path: Path) -> None:
+    model = tiny_model(tie_word_embeddings=True)
+    input_ids = random_tokens(2, 20)
+    model.save_pretrained(tmp_path / "gpt")
+    with torch.no_grad():
+        outputs = model(input_ids, output_hidden_states=True)
+    tensors = {"input_ids": input_ids, "logits": outputs.logits, "hidden": outputs.hidden_states[-1]}
+    save_file(tensors, tmp_path / "expected.safetensors")
+
+    printed = run_without_hfgen(
+        LOAD_AND_SAVE_AGAIN, str(tmp_path / "expected.safetensors"), str(tmp_path / "gpt"), cwd=tmp_path
+    )
+
+    assert "all well" in printed
+    twice = json.loads((tmp_path / "gpt-twice" / "config.json").read_text())
+    assert twice["auto_map"] == {
+        "AutoConfig": "modeling_gpt.GPTConfig",
+        "AutoModel": "modeling_gpt.GPTModel",
+        "AutoModelForCausalLM": "modeling_gpt.GPTForCausalLM",
+    }
+    copied = (tmp_path / "gpt-twice" / "modeling_gpt.py").read_bytes()
+    assert copied == Path(modeling_gpt.__file__).read_bytes()
+
+
+def test_a_subclass_travels_with_its_own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_gpt.py").write_text(
+        "from hfgen.models.modeling_gpt import GPTForCausalLM\n\n\nclass MyGPT(GPTForCausalLM):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    my_gpt = importlib.import_module("my_gpt")
+
+    my_gpt.MyGPT(tiny_config()).save_pretrained(tmp_path / "saved")
+
+    auto_map = json.loads((tmp_path / "saved" / "config.json").read_text())["auto_map"]
+    assert auto_map["AutoModelForCausalLM"] == "my_gpt.MyGPT"
+    assert {"my_gpt.py", "modeling_gpt.py"} <= {path.name for path in (tmp_path / "saved").iterdir()}
+
+
+# --------------------------------------------------------------------------------------------------- parallel plans
+
+
+@SHAPES
+def test_parallel_plans_name_modules_that_exist(shape: dict[str, object]) -> None:
+    model = tiny_model(**shape)
+    names = {re.sub(r"\.\d+\.", ".*.", name) for name, _ in model.named_modules()}
+
+    assert set(model.tp_plan) <= names and "model.layers.*.mlp.down_proj" in model.tp_plan
+    assert set(model.pp_plan) <= names
+    linear = {re.sub(r"\.\d+\.", ".*.", name) for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    assert linear <= set(model.tp_plan)
+
+
+TENSOR_PARALLEL = """
+import os, sys
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+from transformers.distributed import DistributedConfig
+
+folder, output = sys.argv[1:]
+config = DistributedConfig(tp_size=2, tp_plan="auto")
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, distributed_config=config)
+attention = model.model.layers[0].self_attn
+assert attention.q_proj.weight.to_local().shape[0] * 2 == attention.q_proj.weight.shape[0]
+input_ids = load_file(folder + "/input.safetensors")["input_ids"]
+with torch.no_grad():
+    tensors = {"logits": model(input_ids).logits}
+outputs = model(input_ids, labels=input_ids)
+outputs.loss.backward()
+for name in ("q_proj", "q_norm", "o_proj"):
+    gradient = getattr(attention, name).weight.grad
+    tensors[name] = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
+if dist.get_rank() == 0:
+    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, output)
+dist.barrier()
+os._exit(0)  # gloo now and then aborts while it shuts down
+"""
+
+
+def test_two_tensor_parallel_processes_compute_what_one_does(tmp_path: Path) -> None:
+    model = tiny_model(vocab_size=62)  # an even number, for the output layer is shared out too
+    input_ids = random_tokens(2, 12)
+    model.save_pretrained(tmp_path)
+    save_file({"input_ids": input_ids}, tmp_path / "input.safetensors")
+    (tmp_path / "parallel.py").write_text(textwrap.dedent(TENSOR_PARALLEL))
+
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, "parallel.py", str(tmp_path), str(tmp_path / "output.safetensors")]
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+
+    assert result.returncode == 0, result.stderr
+    parallel = load_file(tmp_path / "output.safetensors")
+    outputs = model(input_ids, labels=input_ids)
+    outputs.loss.backward()
+    torch.testing.assert_close(parallel["logits"], outputs.logits, rtol=1e-4, atol=1e-5)
+    attention = model.model.layers[0].self_attn
+    for name in ("q_proj", "q_norm", "o_proj"):
+        torch.testing.assert_close(parallel[name], getattr(attention, name).weight.grad, rtol=1e-4, atol=1e-5)

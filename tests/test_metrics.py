@@ -1,0 +1,128 @@
+# Copyright 2026 The hfgen team. Licensed under the Apache License, Version 2.0.
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.linalg import sqrtm
+from sklearn.metrics import roc_auc_score
+from sklearn.neighbors import NearestNeighbors
+
+import hfgen.metrics
+from hfgen.metrics import auroc, bits_per_dim, frechet_distance, precision_recall_density_coverage, psnr
+
+
+def test_psnr_of_known_errors() -> None:
+    references = torch.zeros(3, 1, 4, 4)
+    images = torch.stack([torch.full((1, 4, 4), 0.1), torch.full((1, 4, 4), 1.0), torch.zeros(1, 4, 4)])
+    assert psnr(images, references).tolist() == [pytest.approx(20.0, abs=1e-5), 0.0, math.inf]
+    assert psnr(images * 255, references, data_range=255)[0].item() == pytest.approx(20.0, abs=1e-5)
+
+
+def test_bits_per_dim_of_a_uniform_distribution_over_8_bits_is_8() -> None:
+    assert bits_per_dim(784 * math.log(256), 784) == pytest.approx(8.0)
+    torch.testing.assert_close(bits_per_dim(torch.tensor([0.0, math.log(2)]), 1), torch.tensor([0.0, 1.0]))
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2))
+def test_auroc_equals_scikit_learn_with_and_without_ties(pairs: list[tuple[int, bool]]) -> None:
+    scores, labels = np.array([s for s, _ in pairs], float), np.array([label for _, label in pairs])
+    if labels.all() or not labels.any():
+        with pytest.raises(ValueError, match="at least one positive and one negative"):
+            auroc(scores, labels)
+    else:
+        assert auroc(scores, labels) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+
+
+def test_auroc_takes_tensors_and_infinite_scores() -> None:
+    scores = torch.tensor([-math.inf, 0.5, 0.5, math.inf], requires_grad=True)
+    assert auroc(scores, torch.tensor([0, 1, 0, 1])) == (2 + 1.5) / 4
+
+
+def test_frechet_distance_of_two_fitted_gaussians() -> None:
+    # Points at ±1 on each axis, moved and stretched: means and (diagonal) covariances are known exactly.
+    points = torch.cat([torch.eye(3), -torch.eye(3)]).double() * math.sqrt(5 / 2)  # covariance = identity
+    a = points * torch.tensor([1.0, 2.0, 3.0]) + torch.tensor([0.0, 1.0, 0.0])
+    b = points * torch.tensor([4.0, 2.0, 0.0]) + torch.tensor([3.0, 1.0, 4.0])
+    expected = 3**2 + 4**2 + (1 - 4) ** 2 + 0 + (3 - 0) ** 2
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(("n", "m", "dimensions"), [(200, 300, 10), (30, 20, 50)], ids=["full rank", "singular"])
+def test_frechet_distance_equals_the_formula_is_symmetric_and_zero_on_itself(n: int, m: int, dimensions: int) -> None:
+    rng = np.random.default_rng(0)
+    mix = rng.normal(size=(dimensions, dimensions))
+    a, b = rng.normal(size=(n, dimensions)), rng.normal(size=(m, dimensions)) @ mix + 1
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    root = np.trace(sqrtm(cov_a @ cov_b)).real
+    expected = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * root
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-4 if n < dimensions else 1e-9)
+    assert frechet_distance(b, a) == pytest.approx(frechet_distance(a, b), rel=1e-12)
+    assert frechet_distance(b, b) == pytest.approx(0.0, abs=1e-9)
+
+
+def square(center: tuple[float, float]) -> torch.Tensor:
+    """Four points, each with neighbours at distances 1, 1 and √2."""
+    return torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]) + torch.tensor(center)
+
+
+def as_tuple(result: hfgen.metrics.PrecisionRecallDensityCoverage) -> tuple[float, float, float, float]:
+    return result.precision, result.recall, result.density, result.coverage
+
+
+def test_equal_sets_score_one_and_distant_sets_zero() -> None:
+    points = torch.randn(50, 7, generator=torch.Generator().manual_seed(0))
+    assert as_tuple(precision_recall_density_coverage(points, points.clone())) == (1.0, 1.0, 1.0, 1.0)
+    assert as_tuple(precision_recall_density_coverage(points, points + 1e3)) == (0.0, 0.0, 0.0, 0.0)
+
+
+def test_dropped_mode_costs_recall_and_coverage_but_not_precision() -> None:
+    real = torch.cat([square((0, 0)), square((100, 0))])
+    fake = square((0, 0)) + 0.25
+    # k=3: every real ball has radius √2. Distances of the fakes to the reals nearby: (¼, ¼) .35 .79 .79 1.06, in 4
+    # balls; (¼, 1¼) and (1¼, ¼) .35 .79 1.27 1.46, in 3; (1¼, 1¼) .35 1.27 1.27 1.77, in 3.
+    result = precision_recall_density_coverage(real, fake, k=3)
+    assert as_tuple(result) == (1.0, 0.5, (4 + 3 + 3 + 3) / (3 * 4), 0.5)
+
+
+def test_fakes_spread_beyond_the_data_cost_precision_but_not_recall() -> None:
+    real = square((0, 0))
+    fake = torch.cat([square((0, 0)), square((100, 0))])
+    assert as_tuple(precision_recall_density_coverage(real, fake, k=3)) == (0.5, 1.0, 4 * 3 / (3 * 8), 1.0)
+
+
+def test_measures_equal_a_nearest_neighbour_search_in_any_block_size(monkeypatch) -> None:
+    rng = np.random.default_rng(0)
+    real, fake, k = rng.normal(size=(60, 4)), 1.5 * rng.normal(size=(45, 4)), 4
+    radius_real = NearestNeighbors().fit(real).kneighbors(n_neighbors=k)[0][:, -1]
+    radius_fake = NearestNeighbors().fit(fake).kneighbors(n_neighbors=k)[0][:, -1]
+    distances = np.linalg.norm(real[:, None] - fake[None], axis=-1)
+    in_real, in_fake = distances < radius_real[:, None], distances < radius_fake[None]
+    expected = (in_real.any(0).mean(), in_fake.any(1).mean(), in_real.sum(0).mean() / k, in_real.any(1).mean())
+    monkeypatch.setattr(hfgen.metrics, "_BLOCK", 7 * 60)
+    assert as_tuple(precision_recall_density_coverage(real, fake, k)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: psnr(torch.zeros(1, 4), torch.zeros(1, 5)), r"one shape .* \(1, 4\) and \(1, 5\)"),
+        (lambda: bits_per_dim(1.0, 0), "num_dims"),
+        (lambda: auroc(torch.zeros(3), torch.zeros(4)), r"\(3,\) and \(4,\)"),
+        (lambda: auroc(torch.tensor([math.nan, 1]), torch.tensor([0, 1])), "NaN"),
+        (lambda: auroc(torch.zeros(3), torch.tensor([0, 1, 2])), "only 0 .* and 1"),
+        (lambda: frechet_distance(torch.zeros(1, 4), torch.zeros(9, 4)), "features_a: .* at least 2"),
+        (lambda: frechet_distance(torch.zeros(9, 4), torch.zeros(9, 3)), "4 and 3"),
+        (lambda: frechet_distance(torch.zeros(9, 4), torch.full((9, 4), math.nan)), "features_b: .* NaN"),
+        (lambda: precision_recall_density_coverage(torch.zeros(9, 4), torch.zeros(5, 4)), "fake: .* at least 6"),
+        (lambda: precision_recall_density_coverage(torch.zeros(9, 4), torch.zeros(9, 4), k=0), "k: "),
+    ],
+)
+def test_bad_input_is_refused_with_the_reason(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()

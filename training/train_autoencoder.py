@@ -1,0 +1,86 @@
+"""Trains a convolutional Auto-Encoder.
+
+    accelerate launch training/train_autoencoder.py --output_dir autoencoder-digits
+    accelerate launch training/train_autoencoder.py training/recipes/autoencoder-mnist.yaml
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from hfgen import AutoencoderConfig, AutoencoderModel
+from hfgen.image_processing import build_image_processor, image_grid
+from hfgen.metrics import psnr
+from training.arguments import Arguments, parse
+from training.data import Batch
+from training.loop import Objective, Phase, run_script, train
+from training.models import load_image_model
+from training.randomness import Draw
+
+
+class ReconstructionLoss(nn.Module):
+    """The model's loss on a batch; noise of a denoising model belongs to the examples."""
+
+    def __init__(self, model: AutoencoderModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch, draw: Draw) -> tuple[Tensor, dict[str, Tensor]]:
+        pixels = batch["pixel_values"]
+        noise = draw.normal(*pixels.shape[1:]) if self.model.config.noise_std > 0 else None
+        output = self.model(pixels, noise=noise)
+        return output.loss, {"loss": output.loss}
+
+
+def evaluate(model: AutoencoderModel, batch: Batch, draw: Draw, is_final: bool) -> dict[str, Tensor]:
+    """Errors of every image: the mean over its pixels."""
+    pixels = batch["pixel_values"]
+    reconstruction = model.decode(model.encode(pixels))
+    difference = (reconstruction - pixels).flatten(1)
+    return {
+        "mse": difference.square().mean(1),
+        "reconstruction_loss": (difference.square() if model.config.reconstruction_loss == "mse" else difference.abs()).mean(1),
+        # An image that is reproduced exactly has an infinite ratio; 100 dB is beyond what 8 bits can tell.
+        "psnr": psnr(reconstruction, pixels).clamp(max=100.0),
+    }
+
+
+def make_objective(arguments: Arguments) -> Objective:
+    model, data = load_image_model(AutoencoderModel, arguments, arguments.run.seed)
+    shown = next(data.eval_batches(32, torch.device("cpu")))["pixel_values"]
+
+    def draw_samples(model: AutoencoderModel, path: Path) -> None:
+        """Rows of originals and, below each, of reconstructions."""
+        originals = shown.to(model.device)
+        rows = zip(originals.split(8), model.decode(model.encode(originals)).split(8))
+        image_grid(torch.cat([part for row in rows for part in row]).cpu(), columns=8).save(path.with_suffix(".png"))
+
+    return Objective(
+        model=model,
+        phases=[Phase("model", ReconstructionLoss(model))],
+        feed=data.train,
+        eval_batches=data.eval_batches,
+        evaluate=evaluate,
+        summarize=lambda means: means,
+        headline="mse",
+        dataset={"dataset": data.name, "dataset_revision": data.revision, "split": data.eval_split},
+        draw_samples=draw_samples,
+        save_extras=build_image_processor(data.num_channels, data.image_size).save_pretrained,
+    )
+
+
+DEFAULTS: dict[str, Any] = {"learning_rate": 2e-3}
+
+
+def main() -> None:
+    train(make_objective, parse(AutoencoderConfig, "Trains a convolutional Auto-Encoder.", DEFAULTS))
+
+
+if __name__ == "__main__":
+    run_script(main)

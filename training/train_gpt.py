@@ -1,0 +1,166 @@
+"""Trains a GPT on text.
+
+    accelerate launch training/train_gpt.py --output_dir gpt-python-docs
+    accelerate launch training/train_gpt.py training/recipes/gpt-tiny-shakespeare.yaml
+"""
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from hfgen import GPTConfig, GPTForCausalLM
+from training.arguments import Arguments, flag, parse
+from training.data import Batch, load_text
+from training.loop import Objective, Phase, run_script, train
+from training.models import build_config, load_model
+from training.randomness import Draw
+
+
+@dataclass
+class GPTArguments:
+    """What only this script knows."""
+
+    tokenizer_name: str | None = flag(None, "Tokenizer to use instead of one built from the characters of the text.")
+    sample_length: int = flag(500, "Tokens of each sample.")
+    sample_temperature: float = flag(0.8, "Temperature of samples, and of generate() in the published model.")
+
+    def problems(self) -> list[str]:
+        found = [] if self.sample_length >= 1 else [f"--sample_length must be at least 1, got {self.sample_length}"]
+        if not self.sample_temperature > 0:
+            found.append(f"--sample_temperature must be above 0, got {self.sample_temperature}")
+        return found
+
+
+class NextTokenLoss(nn.Module):
+    """Cross-entropy of every next token, nats per token."""
+
+    def __init__(self, model: GPTForCausalLM):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch, draw: Draw) -> tuple[Tensor, dict[str, Tensor]]:
+        # The labels are already those of the next token: shift_labels keeps the model from shifting them again.
+        output = self.model(batch["input_ids"], labels=batch["labels"], shift_labels=batch["labels"], use_cache=False)
+        return output.loss, {"loss": output.loss}
+
+
+def evaluate(model: GPTForCausalLM, batch: Batch, draw: Draw, is_final: bool) -> dict[str, Tensor]:
+    """Cross-entropy of every token of the batch, in nats."""
+    logits = model(batch["input_ids"], use_cache=False).logits.float()
+    losses = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="none", ignore_index=-100)
+    return {"loss": losses[batch["labels"].flatten() != -100]}
+
+
+def make_objective(arguments: Arguments) -> Objective:
+    extra: GPTArguments = arguments.extra
+    model = load_model(GPTForCausalLM, arguments)
+    tokenizer = load_tokenizer(extra.tokenizer_name or arguments.run.model_name_or_path)
+    context = arguments.model.get("max_position_embeddings") or (
+        model.config.max_position_embeddings if model is not None else 64
+    )
+    data = load_text(arguments.data, arguments.run.seed, context, tokenizer)
+    tokenizer = data.tokenizer
+    if model is None:
+        special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+                   "pad_token_id": tokenizer.pad_token_id}  # fmt: skip
+        # A multiple of 64 rows makes the last matrix product faster; the rows beyond the vocabulary are never used.
+        vocab_size = -(-len(tokenizer) // 64) * 64
+        derived = {"vocab_size": vocab_size, "max_position_embeddings": context, **special}
+        model = GPTForCausalLM(build_config(GPTConfig, arguments.model, **derived))
+        if not torch.cuda.is_available():
+            # The backward pass of sdpa's kernel for CPUs is slow in bf16, at these lengths about a third of a step.
+            model.set_attn_implementation("eager")
+    elif len(tokenizer) > model.config.vocab_size:
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer)} tokens, the model an embedding of {model.config.vocab_size}. Leave out "
+            "--tokenizer_name to use the model's own tokenizer."
+        )
+    model.generation_config = GenerationConfig(
+        bos_token_id=model.config.bos_token_id, eos_token_id=model.config.eos_token_id,
+        pad_token_id=model.config.pad_token_id, do_sample=True, temperature=extra.sample_temperature, max_new_tokens=200,
+    )  # fmt: skip
+
+    def summarize(means: dict[str, float]) -> dict[str, float]:
+        bits = means["loss"] / math.log(2) / data.characters_per_token
+        return {**means, "perplexity": math.exp(means["loss"]), "bits_per_char": bits}
+
+    def draw_samples(model: GPTForCausalLM, path: Path) -> None:
+        path.with_suffix(".txt").write_text(sample_text(model, tokenizer, extra, context), encoding="utf-8")
+
+    return Objective(
+        model=model,
+        phases=[Phase("model", NextTokenLoss(model))],
+        feed=data.train,
+        eval_batches=data.eval_batches,
+        evaluate=evaluate,
+        summarize=summarize,
+        headline="loss",
+        dataset={"dataset": data.name, "dataset_revision": data.revision, "split": data.eval_split},
+        draw_samples=draw_samples,
+        save_extras=tokenizer.save_pretrained,
+    )
+
+
+def load_tokenizer(name: str | None) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a model or folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name is None:
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"There is no tokenizer in {name}: {error}") from error
+
+
+def sample_text(model: GPTForCausalLM, tokenizer: PreTrainedTokenizerBase, args: GPTArguments, context: int) -> str:
+    """A text as long as asked, sampled in windows of the context the model was trained with.
+
+    Each window begins with the second half of the one before, since quality falls off beyond the trained context.
+    """
+    torch.manual_seed(0)
+    start = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    tokens = torch.tensor([start], device=model.device)
+    while tokens.shape[1] < args.sample_length:
+        window = tokens[:, -max(1, context // 2) :]
+        new = min(context - window.shape[1], args.sample_length + len(start) - tokens.shape[1])
+        generated = model.generate(
+            window, attention_mask=torch.ones_like(window), do_sample=True, temperature=args.sample_temperature,
+            max_new_tokens=new, min_new_tokens=new, pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+        tokens = torch.cat([tokens, generated[:, window.shape[1] :]], dim=1)
+    return tokenizer.decode(tokens[0, len(start) :], skip_special_tokens=True)
+
+
+DEFAULTS: dict[str, Any] = {
+    "learning_rate": 5e-3,
+    "optimizer": "muon",
+    "adam_beta2": 0.95,
+    "per_device_train_batch_size": 64,
+    "per_device_eval_batch_size": 128,
+    "max_grad_norm": 1.0,
+    "logging_steps": 20,
+    "checkpointing_steps": 200,
+}
+
+
+def main() -> None:
+    train(make_objective, parse(GPTConfig, "Trains a GPT on text.", DEFAULTS, GPTArguments))
+
+
+if __name__ == "__main__":
+    run_script(main)
