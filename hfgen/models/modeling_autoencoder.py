@@ -30,7 +30,8 @@ LATENT_TYPES = ("vector", "spatial")
 RECONSTRUCTION_LOSSES = ("mse", "l1")
 
 if TYPE_CHECKING:
-    ImageSize = Channels = Any  # may be short forms when they are given, and are lists from then on
+    ImageSize = Any  # one number or None may stand for a list when these are given; they are lists from then on
+    Channels = Any
 else:
     ImageSize = int | list[int]
     Channels = list[int] | None
@@ -55,7 +56,7 @@ class AutoencoderConfig(PreTrainedConfig):
         hidden_act: activation, a name that transformers knows.
 
     Raises:
-        ValueError: a value is out of range, or the stages do not divide the image size.
+        StrictDataclassError: a value is of a wrong type or out of range, or the stages do not divide the image size.
     """
 
     model_type = "hfgen_autoencoder"
@@ -71,9 +72,13 @@ class AutoencoderConfig(PreTrainedConfig):
     sparsity_weight: float | int = 0.0
     hidden_act: str = "relu"
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Here and not once in __post_init__, because from_pretrained(..., image_size=32) sets it later.
+        if name == "image_size" and isinstance(value, int):
+            value = [value, value]
+        super().__setattr__(name, value)
+
     def __post_init__(self, **kwargs):
-        if isinstance(self.image_size, int):
-            self.image_size = [self.image_size, self.image_size]
         if self.hidden_channels is None:
             self.hidden_channels = [32, 64]
         super().__post_init__(**kwargs)
@@ -219,6 +224,7 @@ class AutoencoderModel(PreTrainedModel):
     input_modalities = "image"
 
     def __init__(self, config: AutoencoderConfig):
+        config.validate()  # again, as fields may have been set since it was made
         super().__init__(config)
         self.encoder = AutoencoderEncoder(config)
         self.decoder = AutoencoderDecoder(config)

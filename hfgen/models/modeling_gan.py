@@ -4,12 +4,13 @@
 Two networks play a game: the generator turns random latents into images, the discriminator tells them from real ones.
 Each learns from the other; when the discriminator can no longer tell (right half of the time), the game has converged.
 
-A saved [`GANModel`] holds the moving average of the generator's weights, which draws better images than the last step's,
-and the discriminator beside it, so that training can go on. The file needs torch and transformers alone: it is what
-travels to the Hub.
+A saved [`GANModel`] holds the moving average of the generator's weights, which draws better images than the last
+step's, and the discriminator beside it, so that training can go on. The file needs torch and transformers alone: it is
+what travels to the Hub.
 """
 
 import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,13 @@ from transformers import initialization as init
 
 LOSS_TYPES = ("non_saturating", "hinge", "wasserstein")
 DISCRIMINATOR_NORMS = ("spectral", "batch", "none")
+
+if TYPE_CHECKING:
+    ImageSize = Any  # one number or None may stand for a list when these are given; they are lists from then on
+    Channels = Any
+else:
+    ImageSize = int | list[int]
+    Channels = list[int] | None
 
 
 @strict
@@ -39,27 +47,31 @@ class GANConfig(PreTrainedConfig):
             penalty (Gulrajani et al. 2017).
         gradient_penalty_weight: weight of the Wasserstein loss's gradient penalty.
         discriminator_norm: "spectral" (Miyato et al. 2018), "batch" as DCGAN has it, or "none".
-        num_labels: classes of a conditional model, 0 for an unconditional one. Not a field but derived from `id2label`,
-            as everywhere in transformers.
+        num_labels: classes of a conditional model, 0 for an unconditional one. Not a field but derived from
+            `id2label`, as everywhere in transformers.
 
     Raises:
-        ValueError: a value is out of range, or the stages do not divide the image size.
+        StrictDataclassError: a value is of a wrong type or out of range, or the stages do not divide the image size.
     """
 
     model_type = "hfgen_gan"
 
-    image_size: int | list[int] = 28
+    image_size: ImageSize = 28
     num_channels: int = 1
     latent_dim: int = 64
-    generator_channels: list[int] | None = None
-    discriminator_channels: list[int] | None = None
+    generator_channels: Channels = None
+    discriminator_channels: Channels = None
     loss_type: str = "hinge"
     gradient_penalty_weight: float | int = 10.0
     discriminator_norm: str = "spectral"
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Here and not once in __post_init__, because from_pretrained(..., image_size=32) sets it later.
+        if name == "image_size" and isinstance(value, int):
+            value = [value, value]
+        super().__setattr__(name, value)
+
     def __post_init__(self, **kwargs):
-        if isinstance(self.image_size, int):
-            self.image_size = [self.image_size, self.image_size]
         if self.generator_channels is None:
             self.generator_channels = [128, 64]
         if self.discriminator_channels is None:
@@ -67,6 +79,10 @@ class GANConfig(PreTrainedConfig):
         if self.id2label is None:
             kwargs.setdefault("num_labels", 0)
         super().__post_init__(**kwargs)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """As in transformers, where two classes are the default and left out of the file; here none are."""
+        return {**super().to_diff_dict(), "id2label": self.id2label, "label2id": self.label2id}
 
     def feature_size(self, stages: int) -> tuple[int, int]:
         """Height and width of the smallest feature map of a network with so many stages."""
@@ -83,7 +99,8 @@ class GANConfig(PreTrainedConfig):
             elif len(self.image_size) == 2 and any(side % 2 ** len(channels) for side in self.image_size):
                 problems.append(
                     f"image_size {self.image_size} must be divisible by {2 ** len(channels)}, as each of the "
-                    f"{len(channels)} stages in {name} changes it by a factor of 2; resize the images or use fewer stages"
+                    f"{len(channels)} stages in {name} changes it by a factor of 2; "
+                    "resize the images or use fewer stages"
                 )
         if len(self.image_size) != 2 or min(self.image_size) < 1:
             problems.append(f"image_size must be one or two positive numbers (height, width), got {self.image_size}")
@@ -102,33 +119,39 @@ class GANConfig(PreTrainedConfig):
             )
         if self.loss_type == "wasserstein" and self.discriminator_norm == "batch":
             problems.append(
-                'loss_type "wasserstein" penalises the gradient of each image by itself, and discriminator_norm "batch" '
-                'makes images depend on each other: use "none" or "spectral"'
+                'loss_type "wasserstein" penalises the gradient of each image by itself, and discriminator_norm '
+                '"batch" makes images depend on each other: use "none" or "spectral"'
             )
         if problems:
             raise ValueError("GANConfig: " + "; ".join(problems) + ".")
 
 
 class SpectralNorm(nn.Module):
-    """Divides a weight by its largest singular value, so that the layer cannot stretch its input (Miyato et al. 2018).
+    """Divides a weight by its largest singular value, which bounds how far the layer can stretch its input (Miyato et
+    al. 2018, https://arxiv.org/abs/1802.05957). A convolution's weight is read as a matrix (out, in * height * width).
 
     The singular value is followed by one step of power iteration a training call. As a module of its own beside the
     layer it keeps the layer's weight an ordinary parameter, which loads and saves under its ordinary name.
     """
 
+    left: Tensor
+
     def __init__(self, rows: int):
         super().__init__()
-        self.register_buffer("left", torch.ones(rows) / math.sqrt(rows))
+        self.register_buffer("left", torch.full((rows,), rows**-0.5))
 
     def forward(self, weight: Tensor) -> Tensor:
-        matrix = weight.flatten(1)
-        with torch.no_grad():
-            right = F.normalize(matrix.T @ self.left, dim=0)
-            left = F.normalize(matrix @ right, dim=0)
-            if self.training:
-                self.left.copy_(left)
-        # Only here does the gradient flow: d sigma / d weight = left right^T.
-        return weight / torch.dot(left, matrix @ right).clamp(min=1e-12)
+        # In float32 also under autocast and in a 16-bit model: an error in sigma scales the whole layer.
+        with torch.autocast(weight.device.type, enabled=False):
+            matrix = _at_least_float32(weight).flatten(1)
+            with torch.no_grad():
+                right = F.normalize(matrix.T @ self.left.to(matrix.dtype), dim=0)
+                left = F.normalize(matrix @ right, dim=0)
+                if self.training:
+                    self.left.copy_(left)
+            # Only here does the gradient flow: d sigma / d weight = left right^T.
+            sigma = torch.dot(left, matrix @ right)
+        return weight / sigma.clamp(min=1e-12)
 
 
 class DiscriminatorBlock(nn.Module):
@@ -137,8 +160,8 @@ class DiscriminatorBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, norm: str):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=4, stride=2, padding=1)
-        self.weight_norm = SpectralNorm(out_channels) if norm == "spectral" else nn.Identity()
-        self.norm = nn.BatchNorm2d(out_channels) if norm == "batch" else nn.Identity()
+        self.weight_norm: nn.Module = SpectralNorm(out_channels) if norm == "spectral" else nn.Identity()
+        self.norm: nn.Module = nn.BatchNorm2d(out_channels) if norm == "batch" else nn.Identity()
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         weight = self.weight_norm(self.conv.weight)
@@ -157,28 +180,30 @@ class GANDiscriminator(nn.Module):
         channels = [config.num_channels, *config.discriminator_channels]
         norm = config.discriminator_norm
         self.blocks = nn.ModuleList(
-            # DCGAN: no batch normalisation at the discriminator's input, where it would hide the images' own statistics.
+            # DCGAN: no batch normalisation at the discriminator's input, which would hide the images' own statistics.
             DiscriminatorBlock(narrow, wide, norm if i > 0 or norm == "spectral" else "none")
             for i, (narrow, wide) in enumerate(zip(channels, channels[1:]))
         )
-        features = channels[-1] * math.prod(config.feature_size(len(config.discriminator_channels)))
+        height, width = config.feature_size(len(config.discriminator_channels))
+        features = channels[-1] * height * width
         is_spectral = norm == "spectral"
         self.head = nn.Linear(features, 1)
-        self.head_norm = SpectralNorm(1) if is_spectral else nn.Identity()
+        self.head_norm: nn.Module = SpectralNorm(1) if is_spectral else nn.Identity()
         if config.num_labels:
             self.label_embedding = nn.Embedding(config.num_labels, features)
-            self.label_norm = SpectralNorm(config.num_labels) if is_spectral else nn.Identity()
+            self.label_norm: nn.Module = SpectralNorm(config.num_labels) if is_spectral else nn.Identity()
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> Tensor:
-        hidden_states = 2 * pixel_values - 1
+        hidden_states = (2 * pixel_values - 1).to(self.head.weight.dtype)
         for block in self.blocks:
             hidden_states = block(hidden_states)
         hidden_states = hidden_states.flatten(1)
         logits = F.linear(hidden_states, self.head_norm(self.head.weight), self.head.bias).squeeze(1)
         if labels is not None:
+            labels = labels.to(logits.device, torch.long)
             embeddings = F.embedding(labels, self.label_norm(self.label_embedding.weight))
             logits = logits + (embeddings * hidden_states).sum(1)
-        return logits.float()
+        return _at_least_float32(logits)
 
 
 class GANGenerator(nn.Module):
@@ -187,7 +212,7 @@ class GANGenerator(nn.Module):
     def __init__(self, config: GANConfig):
         super().__init__()
         channels = config.generator_channels
-        self.num_labels = config.num_labels
+        self.num_labels = config.num_labels or 0
         self.feature_shape = (channels[0], *config.feature_size(len(channels)))
         self.from_latents = nn.Linear(config.latent_dim + self.num_labels, math.prod(self.feature_shape), bias=False)
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in channels)
@@ -199,12 +224,14 @@ class GANGenerator(nn.Module):
         self.to_pixels = nn.ConvTranspose2d(channels[-1], config.num_channels, kernel_size=4, stride=2, padding=1)
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        latents = latents.to(self.from_latents.weight.dtype)
         if labels is not None:
-            latents = torch.cat([latents, F.one_hot(labels, self.num_labels).to(latents.dtype)], dim=1)
+            one_hot = F.one_hot(labels.to(latents.device, torch.long), self.num_labels)
+            latents = torch.cat([latents, one_hot.to(latents.dtype)], dim=1)
         hidden_states = self.from_latents(latents).unflatten(1, self.feature_shape)
         for norm, conv in zip(self.norms, [*self.convs, self.to_pixels]):
             hidden_states = conv(F.relu(norm(hidden_states)))
-        return (hidden_states.float().tanh() + 1) / 2
+        return (_at_least_float32(hidden_states).tanh() + 1) / 2
 
 
 class GANModel(PreTrainedModel):
@@ -220,6 +247,7 @@ class GANModel(PreTrainedModel):
     main_input_name = "latents"
 
     def __init__(self, config: GANConfig):
+        config.validate()  # again, as fields may have been set since it was made
         super().__init__(config)
         self.generator = GANGenerator(config)
         self.discriminator = GANDiscriminator(config)
@@ -230,18 +258,16 @@ class GANModel(PreTrainedModel):
         # DCGAN section 4: every weight from a normal distribution with standard deviation 0.02, batch scales around 1.
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.Embedding)):
             init.normal_(module.weight, std=0.02)
-            if getattr(module, "bias", None) is not None:
+            if not isinstance(module, nn.Embedding) and module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
             init.normal_(module.weight, mean=1.0, std=0.02)
             init.zeros_(module.bias)
-            init.zeros_(module.running_mean)
-            init.ones_(module.running_var)
-            init.zeros_(module.num_batches_tracked)
+            for name, start in (("running_mean", 0.0), ("running_var", 1.0), ("num_batches_tracked", 0)):
+                init.constant_(module.get_buffer(name), start)
         elif isinstance(module, SpectralNorm):
             # Any direction does to start power iteration from, as long as it is not orthogonal to the answer.
-            left = module.left
-            init.copy_(left, F.normalize(torch.randn(left.shape, device=left.device, dtype=left.dtype), dim=0))
+            init.copy_(module.left, F.normalize(torch.randn_like(module.left), dim=0))
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images (batch, channels, height, width) in [0, 1] from latents.
@@ -264,9 +290,10 @@ class GANModel(PreTrainedModel):
         A model trained with the Wasserstein loss gives a score whose differences alone have a meaning.
         """
         expected = (self.config.num_channels, *self.config.image_size)
-        if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != expected:
+        if pixel_values.shape[1:] != expected or not pixel_values.is_floating_point():
             raise ValueError(
-                f"pixel_values must be (batch, {', '.join(map(str, expected))}), got {tuple(pixel_values.shape)}; "
+                f"pixel_values must be floats in [0, 1] of shape (batch, {', '.join(map(str, expected))}), got "
+                f"{pixel_values.dtype} of shape {tuple(pixel_values.shape)}; "
                 "the image processor of this model resizes and converts images."
             )
         self._check_labels(labels, len(pixel_values))
@@ -294,8 +321,8 @@ class GANModel(PreTrainedModel):
         source = generator.device if generator is not None else self.device
         latents = truncation * torch.randn(n, self.config.latent_dim, generator=generator, device=source)
         if labels is None and self.config.num_labels:
-            labels = torch.arange(n, device=self.device) % self.config.num_labels
-        return self(latents.to(device=self.device, dtype=self.dtype), labels)
+            labels = torch.arange(n) % self.config.num_labels
+        return self(latents.to(self.device), labels)
 
     def _check_labels(self, labels: Tensor | None, batch: int):
         if (labels is not None) != bool(self.config.num_labels):
@@ -314,35 +341,74 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, loss_type: str)
         real_logits, fake_logits: (batch,) logits of real and of generated images.
         loss_type: "non_saturating": -log D(x) - log(1 - D(G(z))); "hinge": max(0, 1 - real) + max(0, 1 + fake);
             "wasserstein": fake - real.
+
+    Raises:
+        ValueError: no such loss.
     """
     if loss_type == "non_saturating":
         return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
     if loss_type == "hinge":
         return F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean()
-    return fake_logits.mean() - real_logits.mean()
+    if loss_type == "wasserstein":
+        return fake_logits.mean() - real_logits.mean()
+    raise ValueError(f"loss_type must be one of {', '.join(LOSS_TYPES)}, got {loss_type!r}.")
 
 
 def generator_loss(fake_logits: Tensor, loss_type: str) -> Tensor:
-    """What the generator minimises, averaged over the batch: -log D(G(z)), or minus the logits of the other two losses."""
+    """What the generator minimises, averaged over the batch.
+
+    Args:
+        fake_logits: (batch,) logits of generated images.
+        loss_type: "non_saturating": -log D(G(z)); "hinge" and "wasserstein": -fake.
+
+    Raises:
+        ValueError: no such loss.
+    """
     if loss_type == "non_saturating":
         return F.softplus(-fake_logits).mean()
-    return -fake_logits.mean()
+    if loss_type in ("hinge", "wasserstein"):
+        return -fake_logits.mean()
+    raise ValueError(f"loss_type must be one of {', '.join(LOSS_TYPES)}, got {loss_type!r}.")
 
 
 def gradient_penalty(
     discriminator: nn.Module, real: Tensor, fake: Tensor, labels: Tensor | None, mix: Tensor
 ) -> Tensor:
-    """E[(|grad D(x_mix)| - 1)^2] between real and generated images (Gulrajani et al. 2017, https://arxiv.org/abs/1704.00028).
+    """E[(|grad D(x_mix)| - 1)^2] between real and generated images (Gulrajani et al. 2017,
+    https://arxiv.org/abs/1704.00028); for the discriminator, so no gradient reaches the images.
 
     Args:
         discriminator: maps images and labels to logits (batch,).
         real, fake: (batch, channels, height, width) in [0, 1].
         labels: (batch,) class indices, or None.
-        mix: (batch,) uniform random numbers, the position of each image between real and fake.
+        mix: (batch,) uniform random numbers: 0 takes the real image, 1 the generated one.
     """
-    # The networks see pixels in [-1, 1]: the gradient is taken in that scale, half of the one in [0, 1].
-    images = torch.lerp(real.float(), fake.float(), mix.view(-1, 1, 1, 1)).requires_grad_()
+    real, fake = _at_least_float32(real.detach()), _at_least_float32(fake.detach())
+    images = torch.lerp(real, fake, mix.to(real.dtype).view(-1, 1, 1, 1)).requires_grad_()
+    # Second derivatives in 16 bits are mostly noise.
     with torch.autocast(images.device.type, enabled=False):
         logits = discriminator(images, labels)
         (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    # The networks see pixels in [-1, 1]: the gradient in that scale is half of the one in [0, 1].
     return ((gradient / 2).flatten(1).norm(dim=1) - 1).square().mean()
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    """Logits, losses and images are too coarse in the 16-bit types that networks may run in."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+# With these, save_pretrained and push_to_hub copy this file beside the weights, also from a copy that was itself
+# loaded from the Hub.
+GANConfig.register_for_auto_class("AutoConfig")
+GANModel.register_for_auto_class("AutoModel")
+
+__all__ = [
+    "GANConfig",
+    "GANDiscriminator",
+    "GANGenerator",
+    "GANModel",
+    "discriminator_loss",
+    "generator_loss",
+    "gradient_penalty",
+]

@@ -27,8 +27,8 @@ LIKELIHOODS = ("bernoulli", "gaussian", "discretized_logistic")
 LATENT_TYPES = ("vector", "spatial")
 
 if TYPE_CHECKING:
-    FilledIn = Any  # may be None or a single number when it is given, and is a list from then on
-    ImageSize = Channels = FilledIn
+    ImageSize = Any  # one number or None may stand for a list when these are given; they are lists from then on
+    Channels = Any
 else:
     ImageSize = int | list[int]
     Channels = list[int] | None
@@ -57,7 +57,7 @@ class VAEConfig(PreTrainedConfig):
         hidden_act: activation, a name that transformers knows.
 
     Raises:
-        ValueError: a value is out of range, or the stages do not divide the image size.
+        StrictDataclassError: a value is of a wrong type or out of range, or the stages do not divide the image size.
     """
 
     model_type = "hfgen_vae"
@@ -73,14 +73,22 @@ class VAEConfig(PreTrainedConfig):
     beta: float | int = 1.0
     hidden_act: str = "relu"
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Here and not once in __post_init__, because from_pretrained(..., image_size=32) sets it later.
+        if name == "image_size" and isinstance(value, int):
+            value = [value, value]
+        super().__setattr__(name, value)
+
     def __post_init__(self, **kwargs):
-        if isinstance(self.image_size, int):
-            self.image_size = [self.image_size, self.image_size]
         if self.hidden_channels is None:
             self.hidden_channels = [32, 64]
         if self.id2label is None:
             kwargs.setdefault("num_labels", 0)
         super().__post_init__(**kwargs)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """As in transformers, where two classes are the default and left out of the file; here none are."""
+        return {**super().to_diff_dict(), "id2label": self.id2label, "label2id": self.label2id}
 
     @property
     def downsampling(self) -> int:
@@ -296,6 +304,8 @@ class VAEDecoder(nn.Module):
             stage.append(nn.ConvTranspose2d(channels, out_channels, kernel_size=4, stride=2, padding=1))
             self.stages.append(nn.Sequential(*stage))
             channels = out_channels
+        # Parameters near 0: without it the logistic's scales start so widely spread that the first losses explode.
+        _with_init_gain(stage[-1], 0.1)
 
     def forward(self, latents: Tensor, labels: Tensor | None) -> Tensor:
         hidden_states = self.act(self.from_latents(_append_labels(latents, labels, self.num_labels)))
@@ -321,6 +331,7 @@ class VAEModel(PreTrainedModel):
     input_modalities = "image"
 
     def __init__(self, config: VAEConfig):
+        config.validate()  # again, as fields may have been set since it was made
         super().__init__(config)
         self.encoder = VAEEncoder(config)
         self.decoder = VAEDecoder(config)
@@ -502,7 +513,7 @@ class VAEModel(PreTrainedModel):
         return log_pixels.view_as(log_prior_over_posterior) + log_prior_over_posterior
 
     def _decode_parameters(self, latents: Tensor, labels: Tensor | None) -> Tensor:
-        """Parameters of p(x|z), in float32 even where the network runs in 16 bits: pixels' log-probabilities add up."""
+        """Parameters of p(x|z), in float32 even where the network runs in 16 bits: log-probabilities are sums."""
         return _at_least_float32(self.decoder(latents.to(self.dtype), labels))
 
     def _log_likelihood_of_pixels(self, parameters: Tensor, pixel_values: Tensor) -> Tensor:

@@ -1,0 +1,467 @@
+"""The Auto-Encoder: what a transposed convolution does, worked out on paper, and what the model promises."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hfgen.models.modeling_autoencoder import AutoencoderConfig, AutoencoderModel
+
+
+LATENT_TYPES = pytest.mark.parametrize("latent_type", ["vector", "spatial"])
+
+
+def tiny_model(**fields: object) -> AutoencoderModel:
+    torch.manual_seed(0)
+    sizes = {"image_size": 8, "hidden_channels": [4, 6], "hidden_size": 16, "latent_dim": 3}
+    return AutoencoderModel(AutoencoderConfig(**{**sizes, **fields})).eval()
+
+
+def random_images(model: AutoencoderModel, batch: int = 2, seed: int = 1) -> Tensor:
+    shape = (batch, model.config.num_channels, *model.config.image_size)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+class AlwaysBlack(nn.Module):
+    """A decoder whose images are 0 everywhere (pixels in [-1, 1] inside the network)."""
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return torch.full((len(latents), 1, 2, 2), -1.0)
+
+
+def with_constant_decoder(**fields: object) -> AutoencoderModel:
+    model = tiny_model(image_size=2, hidden_channels=[2], **fields)
+    model.decoder = AlwaysBlack()
+    return model
+
+
+# ------------------------------------------------------------------------------------------- transposed convolution
+
+
+def test_transposed_convolution_by_hand() -> None:
+    """Every input number lays down the kernel, multiplied by itself, 2 to the right or below its neighbour's.
+
+    1 2      1 2 3
+    3 4  by  4 5 6  with stride 2. Worked out: the size is (2 - 1) 2 - 2 * 0 + 3 + 0 = 5, and where two or four
+             7 8 9  copies of the kernel overlap, in row and column 2, they add up. In the centre:
+
+    1 * 9 + 2 * 7 + 3 * 3 + 4 * 1 = 36
+    """
+    image = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    kernel = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]])
+    on_paper = torch.tensor(
+        [
+            [1, 2, 3 + 2, 4, 6],
+            [4, 5, 6 + 8, 10, 12],
+            [7 + 3, 8 + 6, 9 + 14 + 9 + 4, 16 + 8, 18 + 12],
+            [12, 15, 18 + 16, 20, 24],
+            [21, 24, 27 + 28, 32, 36],
+        ]
+    ).float()
+
+    layer = nn.ConvTranspose2d(1, 1, kernel_size=3, stride=2, bias=False)
+    layer.weight.data[0, 0] = kernel
+    laid_down = torch.zeros(5, 5)
+    for row in range(2):
+        for column in range(2):
+            laid_down[2 * row : 2 * row + 3, 2 * column : 2 * column + 3] += image[row, column] * kernel
+
+    assert torch.equal(layer(image[None, None])[0, 0], on_paper)
+    assert torch.equal(laid_down, on_paper)
+
+
+@pytest.mark.parametrize("kernel, stride, padding, output_padding", [(3, 2, 0, 0), (4, 2, 1, 0), (3, 2, 1, 1)])
+def test_size_formula_of_the_transposed_convolution(
+    kernel: int, stride: int, padding: int, output_padding: int
+) -> None:
+    layer = nn.ConvTranspose2d(1, 1, kernel, stride, padding, output_padding)
+    for n in (2, 5, 7):
+        expected = (n - 1) * stride - 2 * padding + kernel + output_padding
+        assert layer(torch.zeros(1, 1, n, n)).shape[-1] == expected
+
+
+def test_transposed_convolution_is_the_transpose_of_the_convolution() -> None:
+    """<conv(x), y> = <x, conv_transposed(y)> with the same weight: hence the name."""
+    weight = torch.randn(6, 4, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x, y = torch.randn(1, 4, 8, 8, dtype=torch.float64), torch.randn(1, 6, 4, 4, dtype=torch.float64)
+
+    forth = (F.conv2d(x, weight, stride=2, padding=1) * y).sum()
+    back = (x * F.conv_transpose2d(y, weight, stride=2, padding=1)).sum()
+
+    torch.testing.assert_close(forth, back)
+
+
+def test_each_transposed_convolution_of_the_decoder_doubles_what_pooling_halved() -> None:
+    model = tiny_model(image_size=[16, 24])
+    heights: dict[str, list[int]] = {"encoder": [], "decoder": []}
+    model.encoder.pool.register_forward_hook(lambda layer, args, out: heights["encoder"].append(args[0].shape[2]))
+    for conv in model.decoder.convs:
+        conv.register_forward_hook(lambda layer, args, out: heights["decoder"].append(out.shape[2]))
+
+    model(random_images(model))
+
+    assert heights == {"encoder": [16, 8], "decoder": [8, 16]}
+
+
+# ------------------------------------------------------------------------------------------------------------ shapes
+
+
+@pytest.mark.parametrize(
+    "fields, latents",
+    [
+        ({"image_size": 28}, (3,)),
+        ({"image_size": 28, "latent_type": "spatial"}, (3, 7, 7)),
+        ({"image_size": [8, 20], "num_channels": 3}, (3,)),
+        ({"image_size": [8, 20], "num_channels": 3, "latent_type": "spatial"}, (3, 2, 5)),
+        ({"image_size": 16, "hidden_channels": [4, 4, 4, 4], "latent_type": "spatial"}, (3, 1, 1)),
+    ],
+)
+def test_images_of_any_divisible_size_are_encoded_and_drawn_again(
+    fields: dict[str, object], latents: tuple[int, ...]
+) -> None:
+    model = tiny_model(**fields)
+    images = random_images(model)
+
+    output = model(images)
+
+    assert output.latents.shape == (2, *latents) == (2, *model.config.latent_shape)
+    assert output.reconstruction.shape == images.shape
+    assert output.reconstruction.min() >= 0 and output.reconstruction.max() <= 1
+
+
+@LATENT_TYPES
+def test_no_image_or_one_is_a_batch(latent_type: str) -> None:
+    model = tiny_model(latent_type=latent_type)
+    images = random_images(model, batch=3)
+
+    one = model(images[1:2])
+
+    torch.testing.assert_close(one.reconstruction, model(images).reconstruction[1:2])
+    assert model.anomaly_score(images[:0]).shape == (0,)
+
+
+# ------------------------------------------------------------------------------------------------------------ losses
+
+
+@pytest.mark.parametrize(
+    "measure, on_paper", [("mse", (0 + 0.25**2 + 0.5**2 + 1) / 4), ("l1", (0 + 0.25 + 0.5 + 1) / 4)]
+)
+def test_reconstruction_loss_by_hand(measure: str, on_paper: float) -> None:
+    model = with_constant_decoder(reconstruction_loss=measure)
+    images = torch.tensor([[0.0, 0.25], [0.5, 1.0]]).view(1, 1, 2, 2)
+
+    output = model(images)
+
+    assert torch.equal(output.reconstruction, torch.zeros(1, 1, 2, 2))
+    assert output.loss.item() == pytest.approx(on_paper)
+
+
+def test_sparsity_adds_the_mean_absolute_latent() -> None:
+    plain, sparse = tiny_model(), tiny_model(sparsity_weight=0.25)
+    images = random_images(plain)
+
+    output = sparse(images)
+
+    assert output.loss.item() == pytest.approx(plain(images).loss.item() + 0.25 * output.latents.abs().mean().item())
+
+
+def test_labels_are_ignored() -> None:
+    model = tiny_model()
+    images = random_images(model)
+
+    assert torch.equal(model(pixel_values=images, labels=torch.tensor([1, 7])).loss, model(images).loss)
+
+
+def test_noise_is_added_to_the_input_while_training_and_the_clean_image_is_the_target() -> None:
+    model = tiny_model(noise_std=0.5).train()
+    images = random_images(model)
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(2))
+
+    output = model(images, noise=noise)
+
+    torch.testing.assert_close(output.latents, model.encode(images + 0.5 * noise))
+    torch.testing.assert_close(output.loss, (output.reconstruction - images).square().mean())
+    assert torch.equal(model(images, noise=noise).loss, output.loss)
+    assert not torch.equal(model(images).loss, model(images).loss)  # drawn anew each time when it is not given
+
+
+def test_noise_is_left_out_in_evaluation_and_when_its_std_is_zero() -> None:
+    noise = torch.full((2, 1, 8, 8), 100.0)
+    evaluated, noiseless = tiny_model(noise_std=0.5), tiny_model().train()
+    images = random_images(evaluated)
+
+    assert torch.equal(evaluated(images, noise=noise).latents, evaluated.encode(images))
+    assert torch.equal(noiseless(images, noise=noise).latents, noiseless.encode(images))
+
+
+def test_a_pixel_drawn_too_bright_gets_a_gradient_while_training() -> None:
+    """Clamped images would have none, and a pixel once outside of [0, 1] would stay there."""
+    model = tiny_model().train()
+    nn.init.constant_(model.decoder.convs[-1].bias, 10.0)
+
+    model(random_images(model)).loss.backward()
+
+    assert model.decoder.convs[-1].bias.grad > 0
+
+
+# ---------------------------------------------------------------------------------------------------- what it is for
+
+
+@LATENT_TYPES
+def test_reconstruction_is_the_decoded_encoding(latent_type: str) -> None:
+    model = tiny_model(latent_type=latent_type)
+    images = random_images(model)
+
+    output = model(images)
+
+    assert torch.equal(model.decode(model.encode(images)), output.reconstruction)
+    assert torch.equal(model.encode(images), output.latents)
+
+
+def test_anomaly_score_is_the_squared_error_of_each_image() -> None:
+    model = tiny_model()
+    images = random_images(model, batch=3)
+    drawn = model(images).reconstruction
+
+    by_hand = torch.stack([(image - copy).square().mean() for image, copy in zip(images, drawn)])
+
+    torch.testing.assert_close(model.anomaly_score(images), by_hand)
+    torch.testing.assert_close(model.train().anomaly_score(images), by_hand)  # in training mode too
+
+
+def stripes(batch: int) -> Tensor:
+    """Vertical stripes, each image shifted by one more pixel."""
+    columns = torch.arange(8) + torch.arange(batch)[:, None]
+    return (columns % 4 < 2).float().view(batch, 1, 1, 8).expand(-1, -1, 8, -1)
+
+
+def fit(model: AutoencoderModel, images: Tensor, steps: int, learning_rate: float = 5e-3) -> float:
+    optimizer = torch.optim.Adam(model.train().parameters(), lr=learning_rate)
+    for _ in range(steps):
+        loss = model(images).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()(images).loss.item()
+
+
+def test_what_it_was_not_trained_on_scores_as_stranger() -> None:
+    model = tiny_model(hidden_channels=[8, 8])
+    fit(model, stripes(4), steps=300)
+    noise = random_images(model, batch=8)
+
+    assert model.anomaly_score(stripes(4)).max() < model.anomaly_score(noise).min()
+
+
+@LATENT_TYPES
+def test_four_images_are_learned_by_heart(latent_type: str) -> None:
+    model = tiny_model(latent_type=latent_type, hidden_channels=[16, 16], hidden_size=64, latent_dim=8)
+    images = random_images(model, batch=4)
+
+    assert fit(model, images, steps=300) < 0.1 * images.var()
+
+
+@LATENT_TYPES
+def test_every_parameter_learns(latent_type: str) -> None:
+    model = tiny_model(latent_type=latent_type).train()
+
+    model(random_images(model, batch=8)).loss.backward()
+
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+# ------------------------------------------------------------------------------------------------------------ errors
+
+
+@pytest.mark.parametrize(
+    "images, found",
+    [
+        (torch.zeros(1, 8, 8), "(1, 8, 8)"),
+        (torch.zeros(2, 3, 8, 8), "(2, 3, 8, 8)"),
+        (torch.zeros(2, 1, 8, 12), "(2, 1, 8, 12)"),
+        (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "torch.uint8"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(images: Tensor, found: str) -> None:
+    with pytest.raises(ValueError) as error:
+        tiny_model()(images)
+
+    assert "(batch, 1, 8, 8)" in str(error.value) and found in str(error.value)
+
+
+def test_latents_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"latents must be \(batch, 3\), got \(2, 4\)"):
+        tiny_model().decode(torch.zeros(2, 4))
+
+
+def test_a_bad_config_is_told_everything_at_once() -> None:
+    with pytest.raises(StrictDataclassError) as error:
+        AutoencoderConfig(
+            image_size=[30, 28],
+            num_channels=0,
+            hidden_size=0,
+            latent_dim=-1,
+            latent_type="round",
+            reconstruction_loss="huber",
+            noise_std=-0.5,
+            sparsity_weight=math.inf,
+            hidden_act="relo",
+        )
+
+    assert isinstance(error.value.__cause__, ValueError)
+    for problem in (
+        "image_size [30, 28] must be divisible by 4",
+        "num_channels must be at least 1, got 0",
+        "hidden_size must be at least 1, got 0",
+        "latent_dim must be at least 1, got -1",
+        "latent_type must be one of vector, spatial, got 'round'",
+        "reconstruction_loss must be one of mse, l1, got 'huber'",
+        "noise_std must be a finite number of at least 0, got -0.5",
+        "sparsity_weight must be a finite number of at least 0, got inf",
+        "hidden_act must be an activation that transformers knows, got 'relo'",
+    ):
+        assert problem in str(error.value)
+
+
+@pytest.mark.parametrize("fields", [{"hidden_channels": []}, {"hidden_channels": [8, 0]}, {"image_size": [28]}])
+def test_lists_of_sizes_are_checked(fields: dict[str, object]) -> None:
+    with pytest.raises(StrictDataclassError, match=next(iter(fields))):
+        AutoencoderConfig(**fields)
+
+
+def test_a_field_that_is_changed_later_is_checked_by_the_model() -> None:
+    config = AutoencoderConfig()
+    config.image_size = 30
+
+    with pytest.raises(StrictDataclassError, match="must be divisible"):
+        AutoencoderModel(config)
+
+
+# --------------------------------------------------------------------------------------------------------- precision
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@LATENT_TYPES
+def test_works_in_any_precision_on_images_of_any(latent_type: str, dtype: torch.dtype) -> None:
+    model = tiny_model(latent_type=latent_type, sparsity_weight=0.1)
+    images = random_images(model)
+    expected, score = model(images), model.anomaly_score(images)
+
+    for pixels in (images, images.to(dtype)):
+        output = model.to(dtype)(pixels)
+        output.loss.backward()
+
+        assert output.latents.dtype == dtype
+        assert output.loss.dtype == output.reconstruction.dtype == torch.promote_types(dtype, torch.float32)
+        torch.testing.assert_close(output.loss.float(), expected.loss, rtol=0.02, atol=0)
+        torch.testing.assert_close(model.anomaly_score(pixels).float(), score, rtol=0.05, atol=0)
+
+
+def test_trains_under_autocast() -> None:
+    model = tiny_model(sparsity_weight=0.1).train()
+    images = random_images(model)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(images)
+    output.loss.backward()
+
+    assert output.loss.dtype == torch.float32
+    torch.testing.assert_close(output.loss, model(images).loss, rtol=0.02, atol=0)
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+# ------------------------------------------------------------------------------------------------- saving and loading
+
+
+def forget(folder: Path, *names: str) -> dict[str, Tensor]:
+    """Takes weights out of a saved model and returns the remaining ones."""
+    kept = {name: tensor for name, tensor in load_file(folder / "model.safetensors").items() if name not in names}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    return kept
+
+
+@LATENT_TYPES
+def test_a_saved_model_gives_the_same_outputs(tmp_path: Path, latent_type: str) -> None:
+    model = tiny_model(latent_type=latent_type, image_size=[8, 12], num_channels=3)
+    images = random_images(model)
+    model.save_pretrained(tmp_path)
+
+    loaded = AutoencoderModel.from_pretrained(tmp_path)
+
+    assert not loaded.training
+    assert torch.equal(loaded(images).reconstruction, model(images).reconstruction)
+    assert torch.equal(loaded(images).latents, model(images).latents)
+    assert loaded.config.to_dict() | {"_name_or_path": ""} == model.config.to_dict() | {"_name_or_path": ""}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_loads_in_half_the_bytes(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = tiny_model()
+    images = random_images(model)
+    model.save_pretrained(tmp_path)
+
+    loaded = AutoencoderModel.from_pretrained(tmp_path, dtype=dtype)
+
+    assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
+    assert torch.equal(loaded(images).reconstruction, model.to(dtype)(images).reconstruction)
+
+
+def test_weights_that_are_missing_are_initialised_and_the_others_kept(tmp_path: Path) -> None:
+    tiny_model(hidden_channels=[32, 64]).save_pretrained(tmp_path)
+    kept = forget(tmp_path, "encoder.convs.1.weight", "decoder.convs.0.weight", "decoder.convs.0.bias")
+
+    torch.manual_seed(1)
+    loaded = AutoencoderModel.from_pretrained(tmp_path)
+
+    assert loaded.encoder.convs[1].weight.std().item() == pytest.approx(math.sqrt(2 / (32 * 3 * 3)), rel=0.05)
+    assert loaded.decoder.convs[0].weight.std().item() == pytest.approx(math.sqrt(2 / (64 * 4 * 4 / 4)), rel=0.05)
+    assert not loaded.decoder.convs[0].bias.any()
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in kept.items())
+
+
+def test_a_fresh_model_keeps_the_size_of_activations() -> None:
+    model = tiny_model(image_size=32, hidden_channels=[64, 64, 64], hidden_size=512, latent_dim=256)
+    stds = {}
+    layers = {"encoder.convs.2": model.encoder.convs[2], "decoder.convs.2": model.decoder.convs[2]}
+    for name, layer in layers.items():
+        layer.register_forward_hook(lambda layer, args, out, name=name: stds.update({name: out.std().item()}))
+
+    model(random_images(model, batch=16))
+
+    assert all(0.4 < std < 2.5 for std in stds.values()), stds
+
+
+def test_another_size_can_be_asked_for_when_loading(tmp_path: Path) -> None:
+    """Spatial latents have no weight that knows the size of the image."""
+    tiny_model(latent_type="spatial").save_pretrained(tmp_path)
+
+    loaded: PreTrainedModel = AutoencoderModel.from_pretrained(tmp_path, image_size=12)
+
+    assert loaded.config.image_size == [12, 12]
+    assert loaded(torch.rand(1, 1, 12, 12)).latents.shape == (1, 3, 3, 3)
+
+
+def test_weights_of_another_shape_are_refused_unless_allowed(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+
+    with pytest.raises(RuntimeError, match="mismatched"):
+        AutoencoderModel.from_pretrained(tmp_path, latent_dim=5)
+    loaded = AutoencoderModel.from_pretrained(tmp_path, latent_dim=5, ignore_mismatched_sizes=True)
+
+    assert loaded(torch.rand(1, 1, 8, 8)).latents.shape == (1, 5)
+
+
+def test_config_json_holds_every_field_that_is_not_a_default(tmp_path: Path) -> None:
+    tiny_model(noise_std=0.5).save_pretrained(tmp_path)
+
+    config = json.loads((tmp_path / "config.json").read_text())
+
+    assert config["model_type"] == "hfgen_autoencoder"
+    assert config["image_size"] == [8, 8] and config["hidden_channels"] == [4, 6] and config["noise_std"] == 0.5

@@ -1,0 +1,310 @@
+"""A saved folder is loaded by transformers' Auto classes: with hfgen imported, and by its own code without hfgen."""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+
+import hfgen
+
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = ("accelerate", "datasets", "diffusers", "matplotlib", "pandas", "pyarrow", "sklearn", "torchvision")
+
+
+@dataclass
+class Family:
+    """A tiny model of an architecture, an input, and which Auto classes of transformers load it."""
+
+    model: PreTrainedModel
+    inputs: dict[str, Tensor]
+    auto_map: dict[str, str]
+
+
+def build_families() -> dict[str, Family]:
+    torch.manual_seed(0)
+    pixels = {"pixel_values": torch.rand(2, 1, 8, 8)}
+    sizes = {"image_size": 8, "hidden_channels": [4, 6], "hidden_size": 16, "latent_dim": 3}
+    gan_config = hfgen.GANConfig(image_size=8, generator_channels=[6, 4], latent_dim=5, num_labels=2)
+    gpt_config = hfgen.GPTConfig(vocab_size=31, hidden_size=16, num_hidden_layers=2, max_position_embeddings=16)
+    vae_config = hfgen.VAEConfig(**sizes, likelihood="discretized_logistic", num_residual_blocks=1)
+
+    def auto_map(file: str, **classes: str) -> dict[str, str]:
+        return {auto_class: f"modeling_{file}.{name}" for auto_class, name in classes.items()}
+
+    return {
+        "autoencoder": Family(
+            hfgen.AutoencoderModel(hfgen.AutoencoderConfig(**sizes)),
+            pixels,
+            auto_map("autoencoder", AutoConfig="AutoencoderConfig", AutoModel="AutoencoderModel"),
+        ),
+        "vae": Family(
+            hfgen.VAEModel(vae_config),
+            {**pixels, "noise": torch.randn(2, 3)},
+            auto_map("vae", AutoConfig="VAEConfig", AutoModel="VAEModel"),
+        ),
+        "gan": Family(
+            hfgen.GANModel(gan_config),
+            {"latents": torch.randn(2, 5), "labels": torch.tensor([0, 1])},
+            auto_map("gan", AutoConfig="GANConfig", AutoModel="GANModel"),
+        ),
+        "gpt": Family(
+            hfgen.GPTForCausalLM(gpt_config),
+            {"input_ids": torch.randint(31, (2, 9))},
+            auto_map("gpt", AutoConfig="GPTConfig", AutoModel="GPTModel", AutoModelForCausalLM="GPTForCausalLM"),
+        ),
+    }
+
+
+FAMILIES = pytest.mark.parametrize("family", ["autoencoder", "vae", "gan", "gpt"])
+
+
+def all_outputs(model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """All tensors that the forward pass returns. This very text runs in the interpreter without hfgen too."""
+    with torch.no_grad():
+        outputs = model(**inputs)
+    if torch.is_tensor(outputs):
+        return {"images": outputs}
+    return {name: value.contiguous() for name, value in outputs.items() if torch.is_tensor(value)}
+
+
+@pytest.fixture(scope="module")
+def families() -> dict[str, Family]:
+    return build_families()
+
+
+@pytest.fixture(scope="module")
+def folders(families: dict[str, Family], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Each family's model, saved by hfgen, with an input and the outputs beside it."""
+    root = tmp_path_factory.mktemp("saved by hfgen")
+    for name, family in families.items():
+        family.model.eval().save_pretrained(root / name)
+        save_file(family.inputs, root / name / "inputs.safetensors")
+        save_file(all_outputs(family.model, family.inputs), root / name / "outputs.safetensors")
+    return root
+
+
+# ---------------------------------------------------------------------------------------------------- with hfgen
+
+
+@FAMILIES
+def test_with_hfgen_imported_a_folder_loads_without_its_code(
+    family: str, families: dict[str, Family], folders: Path
+) -> None:
+    auto_class = AutoModelForCausalLM if family == "gpt" else AutoModel
+    original = families[family].model
+
+    config, model = AutoConfig.from_pretrained(folders / family), auto_class.from_pretrained(folders / family)
+
+    assert type(config) is type(original.config) and type(model) is type(original)
+    expected = load_file(folders / family / "outputs.safetensors")
+    outputs = all_outputs(model, families[family].inputs)
+    assert outputs.keys() == expected.keys()
+    assert all(torch.equal(outputs[name], expected[name]) for name in expected)
+
+
+def test_the_body_of_a_language_model_loads_too(families: dict[str, Family], folders: Path) -> None:
+    body = AutoModel.from_pretrained(folders / "gpt")
+
+    assert type(body) is hfgen.GPTModel
+    hidden_states = body(**families["gpt"].inputs).last_hidden_state
+    expected = families["gpt"].model.model(**families["gpt"].inputs).last_hidden_state
+    assert torch.equal(hidden_states, expected)
+
+
+@FAMILIES
+def test_a_model_is_built_from_a_config(family: str, families: dict[str, Family]) -> None:
+    auto_class = AutoModelForCausalLM if family == "gpt" else AutoModel
+
+    assert type(auto_class.from_config(families[family].model.config)) is type(families[family].model)
+
+
+@FAMILIES
+def test_a_folder_names_its_classes_and_holds_their_code(
+    family: str, families: dict[str, Family], folders: Path
+) -> None:
+    config = json.loads((folders / family / "config.json").read_text())
+    file = f"modeling_{family}.py"
+
+    assert config["auto_map"] == families[family].auto_map
+    assert (folders / family / file).read_text() == (ROOT / "hfgen" / "models" / file).read_text()
+    assert [path.name for path in (folders / family).glob("*.py")] == [file]
+
+
+def test_public_names_are_there() -> None:
+    assert all(getattr(hfgen, name) is not None for name in hfgen.__all__)
+    assert set(hfgen.__all__) <= set(dir(hfgen))
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        hfgen.nonsense  # noqa: B018
+
+
+# ------------------------------------------------------------------------------------------------- without hfgen
+
+
+WITHOUT_HFGEN = f"""
+import json
+import sys
+from pathlib import Path
+
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "hfgen":
+            raise ModuleNotFoundError("hfgen is not installed here", name="hfgen")
+
+
+sys.meta_path.insert(0, Blocker())
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+
+{inspect.getsource(all_outputs)}
+report = {{}}
+for root, save_to in json.loads(sys.argv[1]):
+    for folder in sorted(Path(root).iterdir()):
+        auto_class = AutoModelForCausalLM if folder.name == "gpt" else AutoModel
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+        model = auto_class.from_pretrained(folder, trust_remote_code=True)
+        expected = load_file(folder / "outputs.safetensors")
+        outputs = all_outputs(model, load_file(folder / "inputs.safetensors"))
+        report[f"{{root}}/{{folder.name}}"] = {{
+            "module": type(model).__module__,
+            "config": type(config).__name__,
+            "identical": outputs.keys() == expected.keys()
+            and all(torch.equal(outputs[name], expected[name]) for name in expected),
+        }}
+        if folder.name == "gpt":
+            body = AutoModel.from_pretrained(folder, trust_remote_code=True)
+            report[f"{{root}}/{{folder.name}}"]["body"] = type(body).__name__
+        if save_to is not None:
+            model.save_pretrained(Path(save_to) / folder.name)
+            for name in ("inputs.safetensors", "outputs.safetensors"):
+                (Path(save_to) / folder.name / name).write_bytes((folder / name).read_bytes())
+print("REPORT" + json.dumps(report))
+"""
+
+
+def run_without_hfgen(home: Path, roots: list[tuple[Path, Path | None]]) -> dict[str, dict[str, object]]:
+    """Loads all folders under the roots in a fresh interpreter that cannot import hfgen, and saves them anew."""
+    home.mkdir()
+    script = home / "without_hfgen.py"
+    script.write_text(textwrap.dedent(WITHOUT_HFGEN))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(home / "hf"), "HF_MODULES_CACHE": str(home / "modules"), "HF_HUB_OFFLINE": "1"}
+    arguments = json.dumps([[str(root), save_to and str(save_to)] for root, save_to in roots])
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script), arguments],
+        cwd=home,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads(result.stdout.rpartition("REPORT")[2])
+
+
+@dataclass
+class LoadedWithoutHfgen:
+    """What the interpreters without hfgen found, by folder, and the folders."""
+
+    saved_by_hfgen: Path
+    saved_again_by_hfgen: Path
+    saved_again_without: Path
+    report: dict[str, dict[str, object]]
+
+
+@pytest.fixture(scope="module")
+def loaded(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> LoadedWithoutHfgen:
+    root = tmp_path_factory.mktemp("without hfgen")
+    again_by_hfgen, again_without = root / "again-by-hfgen", root / "again-without"
+    for folder in folders.iterdir():
+        auto_class = AutoModelForCausalLM if folder.name == "gpt" else AutoModel
+        auto_class.from_pretrained(folder).save_pretrained(again_by_hfgen / folder.name)
+        for name in ("inputs.safetensors", "outputs.safetensors"):
+            (again_by_hfgen / folder.name / name).write_bytes((folder / name).read_bytes())
+    # Two interpreters, each with an empty cache: the second has nothing but what the first one saved.
+    report = run_without_hfgen(root / "first", [(folders, again_without), (again_by_hfgen, None)])
+    report |= run_without_hfgen(root / "second", [(again_without, None)])
+    return LoadedWithoutHfgen(folders, again_by_hfgen, again_without, report)
+
+
+@FAMILIES
+@pytest.mark.parametrize("saved", ["saved_by_hfgen", "saved_again_by_hfgen", "saved_again_without"])
+def test_without_hfgen_a_folder_loads_by_its_own_code_and_computes_the_same(
+    family: str, saved: str, families: dict[str, Family], loaded: LoadedWithoutHfgen
+) -> None:
+    found = loaded.report[f"{getattr(loaded, saved)}/{family}"]
+
+    assert str(found["module"]).startswith("transformers_modules.")
+    assert found["config"] == type(families[family].model.config).__name__
+    assert found["identical"] is True
+    assert found.get("body", "GPTModel") == "GPTModel"
+
+
+@FAMILIES
+@pytest.mark.parametrize("saved", ["saved_again_by_hfgen", "saved_again_without"])
+def test_saving_again_gives_the_same_folder(family: str, saved: str, loaded: LoadedWithoutHfgen) -> None:
+    first, again = loaded.saved_by_hfgen / family, getattr(loaded, saved) / family
+
+    assert {path.name for path in again.iterdir()} == {path.name for path in first.iterdir()}
+    assert json.loads((again / "config.json").read_text()) == json.loads((first / "config.json").read_text())
+    assert (again / f"modeling_{family}.py").read_text() == (first / f"modeling_{family}.py").read_text()
+    weights, weights_again = (load_file(folder / "model.safetensors") for folder in (first, again))
+    assert weights.keys() == weights_again.keys()
+    assert all(torch.equal(weights[name], weights_again[name]) for name in weights)
+
+
+# --------------------------------------------------------------------------------------------------- cost of import
+
+
+IMPORTS = f"""
+import json
+import sys
+import time
+
+start = time.process_time()
+from transformers import AutoModel, GenerationMixin, PreTrainedModel
+
+baseline, before = time.process_time(), set(sys.modules)
+import hfgen
+
+end = time.process_time()
+heavy = [name for name in {HEAVY} if name in sys.modules]
+print(json.dumps({{
+    "transformers": baseline - start,
+    "hfgen": end - baseline,
+    "added": sorted(set(sys.modules) - before),
+    "heavy": [name for name in heavy if name not in before],
+}}))
+"""
+
+
+def test_importing_hfgen_costs_little_more_than_importing_transformers(tmp_path: Path) -> None:
+    """Both in one interpreter, one after the other, in processor time: the share does not depend on what else runs."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path)}
+    measured = []
+    for _ in range(2):  # the first may have to compile or to read from a cold disk
+        result = subprocess.run(
+            [sys.executable, "-c", IMPORTS], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+        measured.append(json.loads(result.stdout))
+
+    assert min(run["hfgen"] for run in measured) <= 0.1 * min(run["transformers"] for run in measured)
+    assert measured[-1]["heavy"] == []
+    # A library of its own that hfgen pulled in would show here; transformers' own modules are what it is made of.
+    added = {name.split(".")[0] for name in measured[-1]["added"]}
+    assert added <= {"hfgen", "transformers"} | set(sys.stdlib_module_names), sorted(added)
