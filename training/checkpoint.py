@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
+REPLACED = ".replaced"
 FORMAT = 1
 
 
@@ -47,47 +48,68 @@ class Checkpoint:
     tensors: dict[str, dict[str, Tensor]]
 
 
-def save(folder: Path, step: int, state: dict[str, Any], tensors: dict[str, dict[str, Tensor]], keep: int | None) -> Path:
-    """Writes `folder/step-XXXXXX` and prunes the oldest ones beyond `keep`.
+def save(
+    folder: Path, step: int, state: dict[str, Any], tensors: dict[str, dict[str, Tensor]], keep: int | None
+) -> Path:
+    """Writes `folder/step-XXXXXX`, and only then deletes what is no longer needed.
+
+    Checkpoints of later steps go too: they belong to a branch that was left by going back to an earlier one.
 
     Args:
         folder: holds all checkpoints of a run.
         step: names the checkpoint.
         state: anything JSON can hold.
         tensors: file name without suffix -> tensor name -> tensor.
-        keep: checkpoints to keep, None for all.
+        keep: checkpoints to keep, the newest ones; None for all.
 
     Raises:
-        OSError: the disk is full or not writable. Earlier checkpoints are untouched.
+        CheckpointError: the disk is full or not writable. Earlier checkpoints are untouched.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for left_over in folder.glob(".step-*"):
-        shutil.rmtree(left_over, ignore_errors=True)
     target = folder / f"step-{step:06d}"
-    temporary = folder / f".{target.name}.{os.getpid()}"
-    temporary.mkdir()
+    temporary = folder / f".{target.name}"
     try:
-        for name, group in tensors.items():
-            path = temporary / f"{name}.safetensors"
-            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in group.items()}, path)
-            _fsync(path)
-        write_json(temporary / STATE, {"format": FORMAT, "step": step, **state})
-        files = {
-            path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(temporary.iterdir())
-        }
-        write_json(temporary / MANIFEST, {"format": FORMAT, "files": files})
-        _fsync(temporary)
-        if target.exists():  # the same step once more: damaged, or it would have been resumed from
-            os.rename(target, temporary.with_suffix(".replaced"))
+        folder.mkdir(parents=True, exist_ok=True)
+        for left_over in folder.glob(".step-*"):
+            shutil.rmtree(left_over)
+        temporary.mkdir()
+        _write(temporary, {"format": FORMAT, "step": step, **state}, tensors)
+        if target.exists():  # set aside, where `latest` finds it should the next line not be reached
+            os.rename(target, target.with_suffix(REPLACED))
         os.rename(temporary, target)
         _fsync(folder)
-    except BaseException:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    if keep is not None:
-        for old in _all(folder)[:-keep]:
-            shutil.rmtree(old)
+        raise CheckpointError(
+            f"The checkpoint of step {step} could not be written to {folder}: {error}. Earlier ones are "
+            f"untouched: {_listed(folder)}. Make room or make the folder writable, then run the same command again."
+        ) from error
+    kept = [path for path in _all(folder) if _step(path) <= step and not path.suffix]
+    for old in set(_all(folder)) - set(kept if keep is None else kept[-keep:]):
+        _delete(old)
     return target
+
+
+def _write(folder: Path, state: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> None:
+    """All files of a checkpoint, the manifest last, flushed to the disk."""
+    for name, group in tensors.items():
+        path = folder / f"{name}.safetensors"
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in group.items()}, path)
+        _fsync(path)
+    write_json(folder / STATE, state)
+    files = {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(folder.iterdir())}
+    write_json(folder / MANIFEST, {"format": FORMAT, "files": files})
+    _fsync(folder)
+
+
+def _delete(path: Path) -> None:
+    """Takes a checkpoint away in one step, so that a kill leaves none that is half deleted."""
+    hidden = path.with_name(f".{path.name}")
+    shutil.rmtree(hidden, ignore_errors=True)
+    try:
+        os.rename(path, hidden)
+        shutil.rmtree(hidden)
+    except OSError as error:
+        logger.warning("The old checkpoint %s could not be deleted: %s", path, error)
 
 
 def load(path: Path) -> Checkpoint:
@@ -100,11 +122,7 @@ def load(path: Path) -> Checkpoint:
         raise CheckpointError(f"There is no checkpoint {path}. Existing ones: {_listed(path.parent)}.")
     verify(path)
     state = _read_json(path / STATE)
-    if state.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path / STATE} has format {state.get('format')!r}, and this release of hfgen reads format {FORMAT}. "
-            "Resume with the release that wrote it."
-        )
+    _check_format(path / STATE, state)
     tensors = {}
     for file in sorted(path.glob("*.safetensors")):
         try:
@@ -121,10 +139,21 @@ def verify(path: Path) -> None:
     Raises:
         CheckpointError: names the first file that is missing, damaged or not listed.
     """
+    try:
+        _verify(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _verify(path: Path) -> None:
     manifest = _read_json(path / MANIFEST)
+    # Nothing vouches for the manifest itself, but there is only one way to write what it says.
+    if (path / MANIFEST).read_bytes() != _to_json(manifest).encode():
+        raise CheckpointError(f"{path / MANIFEST} is damaged: it is not as it was written.")
+    _check_format(path / MANIFEST, manifest)
     files = manifest.get("files")
     if not isinstance(files, dict) or STATE not in files:
-        raise CheckpointError(f"{path / MANIFEST} is damaged: it lists no files.")
+        raise CheckpointError(f"{path / MANIFEST} is damaged: it does not list {STATE}.")
     for name, expected in files.items():
         file = path / name
         if Path(name).name != name or not isinstance(expected, dict):
@@ -165,7 +194,9 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -
     }
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str], tensors: dict[str, Tensor]) -> None:
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, names: dict[int, str], tensors: dict[str, Tensor]
+) -> None:
     """The inverse of [`optimizer_tensors`].
 
     Raises:
@@ -179,8 +210,12 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, st
             raise CheckpointError(f"The optimizer state {key!r} belongs to no parameter of this model.")
         if value.ndim and value.shape != parameters[name].shape:
             raise CheckpointError(
-                f"The optimizer state {key!r} has shape {tuple(value.shape)}, its parameter {tuple(parameters[name].shape)}."
+                f"The optimizer state {key!r} has shape {tuple(value.shape)}, its parameter "
+                f"{tuple(parameters[name].shape)}."
             )
+        if value.ndim:
+            # In the parameter's own memory layout: fused kernels walk through both in the order of memory.
+            value = torch.empty_like(parameters[name], dtype=value.dtype).copy_(value)
         states.setdefault(name, {})[entry] = value
     order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
     optimizer.load_state_dict(
@@ -194,10 +229,21 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, st
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON and flushes it to the disk. NaN and infinity, which JSON does not know, are refused."""
     with open(path, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2, allow_nan=False)
-        file.write("\n")
+        file.write(_to_json(content))
         file.flush()
         os.fsync(file.fileno())
+
+
+def _to_json(content: Any) -> str:
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+
+def _check_format(path: Path, content: dict[str, Any]) -> None:
+    if content.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {content.get('format')!r}, and this release of hfgen reads format {FORMAT}. Resume "
+            "with the release that wrote it."
+        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -205,17 +251,28 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is damaged: expected a JSON object, got {type(content).__name__}.")
     return content
 
 
+def exist(folder: Path) -> bool:
+    """Whether there are checkpoints, whole or damaged."""
+    return bool(_all(folder))
+
+
 def _all(folder: Path) -> list[Path]:
-    """Checkpoints, oldest first."""
-    paths = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit()]
-    return sorted(paths, key=lambda path: int(path.name.removeprefix("step-")))
+    """Checkpoints, oldest first; one that was set aside comes before the one that replaces it."""
+    paths = [
+        path for path in folder.glob("step-*") if path.name.removeprefix("step-").removesuffix(REPLACED).isdigit()
+    ]
+    return sorted(paths, key=lambda path: (_step(path), not path.suffix))
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))
 
 
 def _listed(folder: Path) -> str:

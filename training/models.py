@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from training.arguments import Arguments
-from training.data import ImageData, load_images
+from training.arguments import Arguments, strict_error_text
+from training.data import ImageData
+from training.images import load_images
 
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -23,14 +26,19 @@ def build_config(config_class: type[PreTrainedConfig], given: dict[str, Any], **
     try:
         return config_class(**{**derived, **given})
     except StrictDataclassError as error:
-        raise ValueError(str(error.__cause__ or error)) from error
+        raise ValueError(strict_error_text(error)) from error
+    except TypeError as error:
+        raise ValueError(f"{config_class.__name__}: {error}") from error
 
 
 def load_model(model_class: type[Model], arguments: Arguments) -> Model | None:
-    """The model that --model_name_or_path names, with the config fields that were given changed; None without the flag.
+    """The model that --model_name_or_path names, with the config fields that were given; None without the flag.
+
+    Weights are float32 whatever they were published in.
 
     Raises:
-        ValueError: it cannot be loaded, or is of another architecture.
+        ValueError: it cannot be loaded, is of another architecture, or a config field that was given changes its
+            shape.
     """
     name = arguments.run.model_name_or_path
     if name is None:
@@ -38,54 +46,84 @@ def load_model(model_class: type[Model], arguments: Arguments) -> Model | None:
     config_class = model_class.config_class
     assert config_class is not None
     try:
-        config = config_class.from_pretrained(name)
         found = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
         if found != config_class.model_type:
             raise ValueError(
                 f"it holds a model of the type {found!r}, and this script trains {config_class.model_type!r}"
             )
+        config = config_class.from_pretrained(name)
         for field, value in arguments.model.items():
             setattr(config, field, value)
         config.validate()
-        return model_class.from_pretrained(name, config=config)
-    except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
+        loaded: Any = model_class.from_pretrained(
+            name, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )  # fmt: skip
+    except StrictDataclassError as error:
+        raise ValueError(f"--model_name_or_path {name} cannot be used: {strict_error_text(error)}") from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"--model_name_or_path {name} cannot be used: {error}") from error
+    model, report = loaded
+    _check_every_weight_was_loaded(report, name, arguments.model)
+    return model
 
 
-def load_image_model(model_class: type[Model], arguments: Arguments, seed: int, **defaults: Any) -> tuple[Model, ImageData]:
+def _check_every_weight_was_loaded(report: dict[str, Any], name: str, given: dict[str, Any]) -> None:
+    """transformers would draw weights that are missing at random, and leave out those that do not fit."""
+    mismatched = {entry[0] if isinstance(entry, tuple) else entry for entry in report["mismatched_keys"]}
+    wrong = sorted({*report["missing_keys"], *report["unexpected_keys"], *mismatched})
+    if wrong:
+        flags = ", ".join(f"--{field}" for field in given) or "its config.json"
+        raise ValueError(
+            f"--model_name_or_path {name} cannot be used: its weights are not those of the model {flags} describes: "
+            f"they differ in {', '.join(wrong[:5])}{' and others' if len(wrong) > 5 else ''}. Leave out flags that "
+            "change the shape of the model, or train a new one without --model_name_or_path."
+        )
+
+
+def load_image_model(model_class: type[Model], arguments: Arguments, seed: int) -> tuple[Model, ImageData]:
     """An image model and its data, each made to fit the other.
 
     Args:
         model_class: with a config that has image_size, num_channels and, where it can be conditional, num_labels.
         arguments: the flags.
         seed: the order of examples derives from it.
-        defaults: config fields of the script's own choice.
 
     Raises:
         ValueError: data or config will not do, or a conditional model is asked for and the data has other classes.
     """
     model = load_model(model_class, arguments)
-    given = arguments.model
     if model is None:
+        given = arguments.model
         data = load_images(arguments.data, seed, given.get("image_size"), given.get("num_channels"))
-        num_labels = given.pop("num_labels", 0)
-        classes = {"id2label": dict(enumerate(data.label_names)),
-                   "label2id": {name: i for i, name in enumerate(data.label_names)}} if num_labels else {}  # fmt: skip
-        derived = {**defaults, "image_size": list(data.image_size), "num_channels": data.num_channels, **classes}
+        classes: dict[str, Any] = {}
+        if given.get("num_labels"):
+            _check_classes(given["num_labels"], data)
+            classes = {"id2label": dict(enumerate(data.label_names)), "label2id": _ids(data.label_names)}
+        fresh = {name: value for name, value in given.items() if name not in ("image_size", "num_labels")}
         config_class = model_class.config_class
         assert config_class is not None
-        if num_labels not in (0, len(data.label_names)):
-            raise ValueError(
-                f"--num_labels {num_labels} asks for a model that is conditional on as many classes, and {data.name} has "
-                f"{len(data.label_names) or 'none that are named'}."
-            )
-        fresh = {name: value for name, value in given.items() if name != "image_size"}
-        model = model_class(build_config(config_class, fresh, **derived))
-    else:
-        data = load_images(arguments.data, seed, model.config.image_size, model.config.num_channels)
-        num_labels = 0 if model.config.id2label is None else len(model.config.id2label)
-        if model.config.model_type != "hfgen_autoencoder" and num_labels not in (0, len(data.label_names)):
-            raise ValueError(
-                f"The model is conditional on {num_labels} classes, and {data.name} has {len(data.label_names)}."
-            )
+        config = build_config(
+            config_class, fresh, image_size=list(data.image_size), num_channels=data.num_channels, **classes
+        )
+        return model_class(config), data
+    data = load_images(arguments.data, seed, model.config.image_size, model.config.num_channels)
+    # transformers gives every config two labels; the two models that can be conditional have none by default.
+    can_be_conditional = not type(model.config)().num_labels
+    if can_be_conditional and model.config.num_labels:
+        _check_classes(model.config.num_labels, data)
+        model.config.id2label = dict(enumerate(data.label_names))
+        model.config.label2id = _ids(data.label_names)
     return model, data
+
+
+def _check_classes(num_labels: int, data: ImageData) -> None:
+    if num_labels != len(data.label_names):
+        raise ValueError(
+            f"The model is conditional on --num_labels {num_labels} classes, and {data.name} has "
+            f"{len(data.label_names) or 'none that are named'}. Give the dataset's number, or 0 for a model without."
+        )
+
+
+def _ids(label_names: list[str]) -> dict[str, int]:
+    return {name: index for index, name in enumerate(label_names)}

@@ -21,7 +21,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
     learning rate.
     """
 
-    def __init__(self, matrices: list[nn.Parameter], others: list[dict[str, Any]], lr: float, weight_decay: float,
+    def __init__(self, matrices: list[Tensor], others: list[dict[str, Any]], lr: float, weight_decay: float,
                  betas: tuple[float, float]):  # fmt: skip
         self._muon = torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
         self._adamw = torch.optim.AdamW(others, lr=lr, betas=betas, fused=True)
@@ -38,11 +38,13 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self._adamw.step()
 
 
-def build_optimizer(module: nn.Module, args: RunArguments, learning_rate: float | None = None) -> torch.optim.Optimizer:
+def build_optimizer(
+    module: nn.Module, args: RunArguments, learning_rate: float | None = None
+) -> torch.optim.Optimizer:
     """The optimizer of a module's parameters that have a gradient.
 
-    Biases, gains of normalisations and embeddings are not decayed; muon takes the weights of linear layers, without the
-    one that ends in logits over a vocabulary.
+    Biases, gains of normalisations and embeddings are not decayed; muon takes the weights of linear layers, without
+    the one that ends in logits over a vocabulary.
     """
     lr = args.learning_rate if learning_rate is None else learning_rate
     betas = (args.adam_beta1, args.adam_beta2)
@@ -64,7 +66,7 @@ def _groups(decayed: list[nn.Parameter], plain: list[nn.Parameter], args: RunArg
     return [group for group in groups if group["params"]]
 
 
-def _hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
+def _hidden_matrices(module: nn.Module) -> list[Tensor]:
     models = [m for m in module.modules() if isinstance(m, PreTrainedModel)]
     to_logits = {id(output.weight) for model in models if (output := model.get_output_embeddings()) is not None}
     linears = [m for m in module.modules() if isinstance(m, nn.Linear) and id(m.weight) not in to_logits]
@@ -78,7 +80,10 @@ def learning_rate_schedule(name: str, warmup_ratio: float) -> Callable[[float], 
     """
     resolution = 100_000
     warmup = round(warmup_ratio * resolution)
-    specific = {"num_decay_steps": resolution // 5} if name == "warmup_stable_decay" else None
+    # The last fifth, or what a long warmup leaves of it.
+    specific = (
+        {"num_decay_steps": min(resolution // 5, resolution - warmup)} if name == "warmup_stable_decay" else None
+    )
     dummy = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     (factor,) = get_scheduler(name, dummy, warmup, resolution, scheduler_specific_kwargs=specific).lr_lambdas
     return lambda progress: float(factor(progress * resolution))
@@ -89,8 +94,8 @@ class MovingAverage:
 
     Args:
         model: followed by `update`.
-        decay: share of the average that stays in each update; smaller during the first ones, which would otherwise keep
-            the initial weights alive.
+        decay: share of the average that stays in each update; smaller during the first ones, which would otherwise
+            keep the initial weights alive.
         prefixes: names of what is averaged begin with one of these; everything else is copied.
     """
 
@@ -103,6 +108,8 @@ class MovingAverage:
             for (name, mean), value in pairs
             if name.startswith(tuple(prefixes)) and mean.is_floating_point()
         ]
+        if not averaged:
+            raise ValueError(f"prefixes: expected the beginning of a weight's name, got {', '.join(prefixes)}")
         self._means, self._values = [mean for mean, _ in averaged], [value for _, value in averaged]
         chosen = {id(mean) for mean in self._means}
         self._copied = [(mean, value) for (_, mean), value in pairs if id(mean) not in chosen]

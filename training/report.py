@@ -1,41 +1,36 @@
-"""What a run leaves beside its weights: results, plots, the description of the machine."""
+"""What a run reports when it is done: its results, its plot, the description of the machine."""
 
 from __future__ import annotations
 
 import json
-import os
+import math
 import platform
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
-from training.checkpoint import write_json
-
-
-@contextmanager
-def save_staged(output_dir: Path) -> Iterator[Path]:
-    """A folder to write to, whose files are moved to output_dir once all of them are complete."""
-    staging = output_dir / ".staging"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
-        yield staging
-        for path in sorted(staging.iterdir()):
-            os.replace(path, output_dir / path.name)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+from training.data import Share
+from training.progress import Progress
 
 
-def write_results(output_dir: Path, results: dict[str, Any]) -> None:
-    """Writes results.json: complete, or the one that was there."""
-    temporary = output_dir / ".results.json"
-    write_json(temporary, results)
-    os.replace(temporary, output_dir / "results.json")
+def describe_results(
+    progress: Progress, share: Share, seconds_evaluated: float, accelerator: Accelerator
+) -> dict[str, Any]:
+    """How long and on what the model was trained, as results.json and the card give it."""
+    busy = progress.compute_seconds / progress.seconds if progress.seconds else 1.0
+    return {
+        "steps": progress.step,
+        "skipped_steps": progress.skipped_steps,
+        "examples_seen": progress.step * share.total,
+        "seconds_trained": round(progress.seconds, 1),
+        "seconds_evaluated": round(seconds_evaluated, 1),
+        "share_outside_compute": round(max(0.0, 1 - busy), 4),
+        "mixed_precision": accelerator.mixed_precision,
+        **describe_machine(accelerator.num_processes, accelerator.device),
+    }
 
 
 def describe_machine(processes: int, device: torch.device) -> dict[str, Any]:
@@ -52,7 +47,7 @@ def describe_machine(processes: int, device: torch.device) -> dict[str, Any]:
 
 
 def plot_losses(metrics: Path, target: Path, headline: str) -> None:
-    """The losses of training and the headline metric of evaluation over the steps, as a PNG."""
+    """The losses of training, and beside them the headline metric of evaluation, over the steps, as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -60,32 +55,38 @@ def plot_losses(metrics: Path, target: Path, headline: str) -> None:
 
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     training = [line for line in lines if "learning_rate" in line]
-    evaluations = [line for line in lines if line.get(f"eval_{headline}") is not None]
-    names = [name for name in (training[0] if training else {}) if name.endswith("loss")]
-    figure, axes = plt.subplots(figsize=(7, 4), dpi=120)
-    for name in names:
-        axes.plot([line["step"] for line in training], [line[name] for line in training], label=name, linewidth=1.2)
-    if evaluations:
-        axes.plot(
-            [line["step"] for line in evaluations],
-            [line[f"eval_{headline}"] for line in evaluations],
-            "o-",
-            color="black",
-            markersize=4,
-            linewidth=1,
-            label=f"evaluation: {headline}",
-        )
-    values = [line[name] for line in training[len(training) // 10 :] for name in names if line[name] is not None]
-    if values and min(values) > 0 and max(values) > 20 * min(values):
-        axes.set_yscale("log")
-    axes.set_xlabel("step")
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    losses = [name for name in (training[-1] if training else {}) if name.endswith("loss")]
+    evaluations = [line for line in lines if f"eval_{headline}" in line]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), dpi=120)
+    for name in losses:
+        left.plot(*_curve(training, name), label=name.replace("_", " "), linewidth=1.3)
+    # The first lines are steep and would decide the scale alone.
+    tail = [line[name] for line in training[len(training) // 10 :] for name in losses if line.get(name) is not None]
+    if tail and min(tail) > 0 and max(tail) > 20 * min(tail):
+        left.set_yscale("log")
+    left.set_title("Training", loc="left", fontsize=10)
+    if len(losses) > 1:
+        left.legend(frameon=False, fontsize=9)
+    elif losses:
+        left.set_ylabel(losses[0].replace("_", " "))
+    right.plot(*_curve(evaluations, f"eval_{headline}"), "o-", color="#333333", markersize=4, linewidth=1.3)
+    right.set_ylabel(headline.replace("_", " "))
+    right.set_title("Evaluation", loc="left", fontsize=10)
+    for axes in (left, right):
+        axes.set_xlabel("step")
+        axes.set_xlim(left=0)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     target.parent.mkdir(exist_ok=True)
     figure.savefig(target)
     plt.close(figure)
+
+
+def _curve(lines: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    """Steps and values; null, which stands for a value that is not finite, leaves a gap."""
+    values = [math.nan if line.get(name) is None else line[name] for line in lines]
+    return [line["step"] for line in lines], values
 
 
 def _processor() -> str:

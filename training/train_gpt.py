@@ -20,10 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hfgen import GPTConfig, GPTForCausalLM
 from training.arguments import Arguments, flag, parse
-from training.data import Batch, load_text
+from training.data import Batch
 from training.loop import Objective, Phase, run_script, train
 from training.models import build_config, load_model
 from training.randomness import Draw
+from training.text import load_text
 
 
 @dataclass

@@ -1,0 +1,206 @@
+"""Would this load? Checks of a model's files that run none of its code and read none of its numbers.
+
+    check_folder("vae-mnist")                 raises LoadError with what is wrong and what to do
+    folder = fetch_model("me/vae-mnist")      a checked folder: the one named, or the repository's in the cache
+
+transformers leaves gaps that are closed here: it reads pickled weights where there are no others, and it fills weights
+that a repository lacks with random numbers, which only a log line tells.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack", ".npy", ".npz", ".joblib")
+# Names of tensors that an error lists before it only counts them.
+LISTED = 5
+
+
+class LoadError(ValueError):
+    """A model cannot be loaded, or not safely; the message says why and what to do."""
+
+
+def fetch_model(name_or_path: str | Path, revision: str | None = None, model_type: str | None = None) -> Path:
+    """The checked folder of a model: the local one that was named, or a Hub repository's files in the cache.
+
+    Args:
+        name_or_path: folder, or repository on the Hub.
+        revision: branch, tag or commit of the repository.
+        model_type: the only kind of model that will do; any kind if None.
+
+    Raises:
+        LoadError: it is not there, or would not load, or not safely.
+    """
+    from hfgen.hub import download
+
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        folder = download(str(name_or_path), revision)
+    check_folder(folder, model_type)
+    return folder
+
+
+def check_folder(folder: str | Path, model_type: str | None = None) -> None:
+    """Whether a folder holds a whole model: config, code, and weights that fit.
+
+    Weights are compared with the config name by name and shape by shape where hfgen knows the architecture.
+
+    Raises:
+        LoadError: names the first thing that is wrong.
+    """
+    folder = Path(folder)
+    config = _read_json(folder / "config.json", "It is what tells which model this is.")
+    found = config.get("model_type")
+    if model_type is not None and found != model_type:
+        raise LoadError(f"{folder} holds a model of the type {found!r}; expected {model_type!r}.")
+    _check_code(folder, config)
+    shapes = read_shapes(folder)
+    model_class = _find_class(folder, config)
+    if model_class is not None:
+        _compare(folder, shapes, _expected_shapes(folder, model_class, config))
+
+
+def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor, from the headers of a folder's safetensors files.
+
+    Raises:
+        LoadError: there are none, only pickled ones, or one is missing or damaged.
+    """
+    if (folder / INDEX).is_file() and not (folder / WEIGHTS).is_file():
+        placed = _read_json(folder / INDEX, "").get("weight_map")
+        if not isinstance(placed, dict) or not placed:
+            raise LoadError(f"{folder / INDEX} is damaged: it has no weight_map. Download the model again.")
+        files = sorted(set(placed.values()))
+    elif (folder / WEIGHTS).is_file():
+        placed, files = None, [WEIGHTS]
+    else:
+        raise LoadError(explain_missing_weights(str(folder), [path.name for path in folder.iterdir()]))
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for file in files:
+        if Path(file).name != file or not (folder / file).is_file():
+            raise LoadError(f"{folder / file} is missing, which {INDEX} lists. Download the model again.")
+        found |= {name: (file, shape) for name, shape in _read_header(folder / file).items()}
+    for name, file in (placed or {}).items():
+        if found.get(name, ("", ()))[0] != file:
+            raise LoadError(f"{folder / file} lacks {name!r}, which {INDEX} places there. Download the model again.")
+    return {name: shape for name, (_, shape) in found.items()}
+
+
+def explain_missing_weights(where: str, names: list[str]) -> str:
+    """Why a folder or repository with these files and no safetensors is refused."""
+    pickled = sorted(name for name in names if name.endswith(PICKLED_SUFFIXES))
+    if pickled:
+        return (
+            f"{where} holds weights only in {', '.join(pickled[:LISTED])}. Files of this kind are or can be pickles, "
+            "and reading a pickle can run any code that its author put in, so hfgen does not. Ask the author for "
+            "safetensors; if you trust the file, convert it on a machine that holds nothing of value."
+        )
+    return f"{where} holds no weights: expected {WEIGHTS}, or {INDEX} and the files it lists."
+
+
+def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
+    try:
+        with safe_open(path, framework="pt") as content:
+            return {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise LoadError(
+            f"{path} is damaged or incomplete ({path.stat().st_size:,} bytes): {error}. Download it again, or "
+            "push the folder again from where it was trained."
+        ) from None
+
+
+def _check_code(folder: Path, config: dict[str, Any]) -> None:
+    """The files of the model's own code that config.json names are there."""
+    auto_map = config.get("auto_map") or {}
+    for name, reference in auto_map.items() if isinstance(auto_map, dict) else ():
+        module = str(reference).partition(".")[0]
+        if "--" not in str(reference) and not (folder / f"{module}.py").is_file():
+            raise LoadError(
+                f"{folder / module}.py is missing, where config.json (auto_map, {name}) says the model's code is. "
+                "Save the model again with hfgen's own class, whose save_pretrained writes it."
+            )
+
+
+def _find_class(folder: Path, config: dict[str, Any]) -> Any:
+    """hfgen's class for a config; None if the model is not one of hfgen's."""
+    import hfgen
+
+    model_type = str(config.get("model_type"))
+    architectures = config.get("architectures") or []
+    if not model_type.startswith("hfgen_"):
+        return None
+    classes = [value for value in vars(hfgen).values() if getattr(value, "config_class", None) is not None]
+    known = {cls.config_class.model_type: cls for cls in classes}
+    if model_type not in known:
+        raise LoadError(
+            f"{folder} holds a model of the type {model_type!r}, which hfgen {hfgen.__version__} does not know; it "
+            f"knows {', '.join(sorted(known))}. A newer hfgen may; without one, AutoModel.from_pretrained(..., "
+            "trust_remote_code=True) runs the code that lies beside the model, if you trust its author."
+        )
+    fitting = {cls.__name__: cls for cls in classes if cls.config_class.model_type == model_type}
+    if not architectures:
+        return known[model_type]
+    if architectures[0] not in fitting:
+        raise LoadError(
+            f"{folder / 'config.json'} contradicts itself: the architecture {architectures[0]!r} is none of those of "
+            f"{model_type!r} ({', '.join(sorted(fitting))})."
+        )
+    return fitting[architectures[0]]
+
+
+def _expected_shapes(folder: Path, model_class: Any, config: dict[str, Any]) -> tuple[dict[str, tuple[int, ...]], set]:
+    """What the config asks for: name -> shape, and the names that may be left out because they are tied to others."""
+    import torch
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        with torch.device("meta"):
+            model = model_class(model_class.config_class.from_dict(config))
+    except (StrictDataclassError, ValueError, TypeError, RuntimeError) as error:
+        raise LoadError(f"{folder / 'config.json'} cannot be used: {error.__cause__ or error}") from None
+    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, tied
+
+
+def _compare(folder: Path, shapes: dict[str, tuple[int, ...]], wanted: tuple[dict[str, tuple[int, ...]], set]) -> None:
+    expected, tied = wanted
+    missing = sorted(set(expected) - set(shapes) - tied)
+    unknown = sorted(set(shapes) - set(expected))
+    differing = sorted(name for name in set(shapes) & set(expected) if shapes[name] != expected[name])
+    parts = []
+    if differing:
+        found = [f"{name} is {shapes[name]} instead of {expected[name]}" for name in differing]
+        parts.append(_listed(found, "of other shapes"))
+    if missing:
+        parts.append(f"the weights lack {_listed(missing, 'tensors')}")
+    if unknown:
+        parts.append(f"the model has no place for {_listed(unknown, 'tensors')}")
+    if parts:
+        raise LoadError(
+            f"The config and the weights in {folder} do not belong together: {'; '.join(parts)}. One of the two files "
+            "is from another model or another version of it."
+        )
+
+
+def _listed(items: list[str], kind: str) -> str:
+    more = len(items) - LISTED
+    return ", ".join(items[:LISTED]) + (f" and {more} more {kind}" if more > 0 else "")
+
+
+def _read_json(path: Path, why: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LoadError(f"{path} is missing. {why}".strip()) from None
+    except (OSError, ValueError) as error:
+        raise LoadError(f"{path} is damaged: {error}. Download it again.") from None
+    if not isinstance(content, dict):
+        raise LoadError(f"{path} is damaged: expected a JSON object, got {type(content).__name__}.")
+    return content

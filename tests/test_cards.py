@@ -1,0 +1,158 @@
+"""Cards: what they say is what was measured, and the code in them works as it stands."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from hfgen.cards import CardError, name_repository, render_card, write_card
+
+from .hub.card_metadata import check_card
+from .trained_runs import FAMILIES, conditional_colour_models, copy_run, trained_runs
+
+
+PIPELINE_TAGS = {
+    "autoencoder": "image-feature-extraction",
+    "vae": "unconditional-image-generation",
+    "gan": "unconditional-image-generation",
+    "gpt": "text-generation",
+}
+CODE = re.compile(r"^```python\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
+# Executes each file as it is, where hfgen cannot be imported.
+EXECUTE = """
+import sys
+sys.modules["hfgen"] = None
+for path in sys.argv[1:]:
+    exec(compile(open(path).read(), path, "exec"), {"__name__": "__main__"})
+    print("worked:", path)
+"""
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def card_of(family: str, **options) -> str:
+    return render_card(trained_runs() / family, **options)
+
+
+def test_the_metadata_are_valid(family):
+    report = check_card(card_of(family))
+    assert not report.errors and not report.warnings
+    data = ModelCard(card_of(family)).data
+    assert data.pipeline_tag == PIPELINE_TAGS[family]
+    assert (data.library_name, data.license) == ("transformers", "apache-2.0")
+    assert {"hfgen", "digits" if family != "gpt" else "python-docs"} <= set(data.tags)
+
+
+def test_every_metric_is_in_the_metadata_and_in_the_table(family):
+    results = json.loads((trained_runs() / family / "results.json").read_text())
+    card = card_of(family)
+    eval_results = ModelCard(card).data.eval_results
+    assert {result.metric_type: result.metric_value for result in eval_results} == pytest.approx(
+        results["metrics"], abs=1e-6
+    )
+    assert {result.dataset_split for result in eval_results} == {results["split"]}
+    table = card.partition("## Results")[2].partition("## Training")[0]
+    assert table.count("\n| ") == len(results["metrics"]) + 1
+
+
+def test_a_number_that_was_not_measured_is_not_in_the_card(tmp_path):
+    run = copy_run("vae", tmp_path / "run")
+    results = json.loads((run / "results.json").read_text())
+    del results["metrics"]["kl_loss"], results["seconds_trained"], results["num_parameters"]
+    results["metrics"]["nll"] = None
+    (run / "results.json").write_text(json.dumps(results))
+    card = render_card(run)
+    assert "kl_loss" not in card and "Negative log-likelihood" not in card
+    assert "| Time |" not in card and "parameters" not in card.partition("## Use")[0]
+    (run / "results.json").write_text("{}")
+    assert not re.search(r"\d", render_card(run).partition("## Results")[2].partition("## Intended")[0])
+
+
+def test_the_training_command_is_the_one_that_ran(family):
+    results = json.loads((trained_runs() / family / "results.json").read_text())
+    assert f"```bash\n{results['command']}\n```" in card_of(family)
+
+
+def test_pictures_are_in_the_repository(family):
+    for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", card_of(family)):
+        assert (trained_runs() / family / name).is_file()
+    shown = "```text" if family == "gpt" else "samples/step-000002.png"
+    assert shown in card_of(family) and "plots/loss.png" in card_of(family)
+
+
+def test_the_code_works_where_hfgen_is_not_installed(tmp_path):
+    """All cards in one interpreter; what it loads from is the folder, in the place of a repository."""
+    scripts = []
+    for run in [*(trained_runs() / name for name in FAMILIES), *conditional_colour_models(tmp_path)]:
+        script = tmp_path / f"{run.name}.py"
+        script.write_text("".join(CODE.findall(render_card(run, repo_id=str(run)))))
+        assert "from_pretrained(repo" in script.read_text()
+        scripts.append(script)
+    result = subprocess.run(
+        [sys.executable, "-c", EXECUTE, *map(str, scripts)], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("worked:") == len(scripts)
+
+
+def test_a_local_dataset_is_not_claimed_to_be_on_the_hub(tmp_path):
+    run = copy_run("vae", tmp_path / "run")
+    results = json.loads((run / "results.json").read_text())
+    for name, expected in {"../data/mnist": None, "ylecun/mnist": "ylecun/mnist"}.items():
+        (run / "results.json").write_text(json.dumps({**results, "dataset": name, "dataset_revision": "abc"}))
+        data = ModelCard(render_card(run)).data
+        assert data.datasets == ([expected] if expected else None)
+        assert {result.dataset_type for result in data.eval_results} == {expected or "mnist"}
+        assert {result.dataset_revision for result in data.eval_results} == {"abc"}
+        assert "../data" not in render_card(run)
+
+
+def test_a_quoted_text_cannot_break_out_of_its_block(tmp_path):
+    run = copy_run("gpt", tmp_path / "run")
+    (run / "samples" / "step-000009.txt").write_text(
+        "\x1b[31mA\n```\n## Not a heading {{ config }}\n---\n" + "b" * 5000
+    )
+    card = render_card(run)
+    assert "````text\n[31mA\n```\n## Not a heading {{ config }}\n---\n" in card
+    assert card.count("b" * 100) < 7 and "\x1b" not in card
+
+
+def test_the_card_names_its_repository(tmp_path):
+    run = copy_run("vae", tmp_path / "vae-mine")
+    assert 'repo = "vae-mine"' in write_card(run).read_text()
+    card = write_card(run, "alice/digits").read_text()
+    assert 'repo = "alice/digits"' in card and "# digits" in card
+    assert name_repository(card + "\nMy own words.\n", "bob/x") == (
+        card.replace('repo = "alice/digits"', 'repo = "bob/x"') + "\nMy own words.\n"
+    )
+
+
+def test_an_unfinished_run_says_so(tmp_path):
+    run = copy_run("gan", tmp_path / "run")
+    results = json.loads((run / "results.json").read_text()) | {"finished": False, "steps": 500}
+    assert "Training is still going on" in render_card(run, results=results)
+    assert "Training is still going on" not in render_card(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [("results.json", None, "missing"), ("config.json", None, "missing"), ("results.json", "{", "cannot be read"),
+     ("config.json", "[]", "JSON object"), ("config.json", '{"model_type": "bert"}', "'bert'")],
+)  # fmt: skip
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, name: str, content: str | None, text: str):
+    run = copy_run("vae", tmp_path / "run")
+    (run / name).unlink()
+    if content is not None:
+        (run / name).write_text(content)
+    with pytest.raises(CardError, match=text):
+        write_card(run)
+    assert not (run / ".README.md").exists()

@@ -1,0 +1,41 @@
+"""README's table is what was measured."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from training.collect import ROOT, collect, results_table, with_table
+
+
+def test_readme_shows_the_numbers_of_the_collected_results() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+
+    assert with_table(readme, results_table(ROOT / "model_cards")) == readme
+
+
+def test_every_file_of_readmes_map_exists_and_every_module_is_on_it() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    file_map = readme.split("## Where things are", 1)[1]
+    modules = [path for folder in ("hfgen", "training") for path in (ROOT / folder).rglob("*.py")]
+    assert modules
+
+    missing = [str(path.relative_to(ROOT)) for path in modules
+               if path.name not in file_map and not (path.name == "__init__.py" and path.parent.name != "hfgen")]  # fmt: skip
+    assert not missing
+    named = {word for line in file_map.splitlines() for word in line.split() if word.endswith(".py")}
+    assert named <= {path.name for path in modules}
+
+
+def test_collect_takes_the_newest_samples_and_refuses_an_unfinished_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "samples").mkdir(parents=True)
+    for step in ("000010", "000200"):
+        (run / "samples" / f"step-{step}.txt").write_text(step, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"no results\.json"):
+        collect(run, tmp_path / "cards")
+    (run / "results.json").write_text(json.dumps({"metrics": {}}), encoding="utf-8")
+
+    target = collect(run, tmp_path / "cards")
+
+    assert [path.name for path in (target / "samples").iterdir()] == ["step-000200.txt"]

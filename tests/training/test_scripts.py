@@ -1,0 +1,77 @@
+"""The four scripts by their own command lines, and their models in an interpreter that has never heard of hfgen."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.training.tiny_runs import COMMON, FAMILIES, OWN, ROOT, as_recipe, start_script, text_file
+
+
+LOAD_WITHOUT_HFGEN = """
+import json, sys
+from transformers import AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer
+found = {}
+for family, folder in json.loads(sys.argv[1]).items():
+    if family == "gpt":
+        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+        ids = tokenizer("Now is better", return_tensors="pt")["input_ids"]
+        found[family] = tokenizer.decode(model.generate(ids, max_new_tokens=3, min_new_tokens=3, do_sample=False)[0])
+    else:
+        model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+        size = AutoImageProcessor.from_pretrained(folder).size
+        found[family] = [size["height"], size["width"], sum(p.numel() for p in model.parameters())]
+assert "hfgen" not in sys.modules and "training" not in sys.modules
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Each script once, from a recipe and with flags that override it."""
+    import yaml
+
+    made = {}
+    for family in FAMILIES:
+        home = tmp_path_factory.mktemp(family)
+        recipe = as_recipe([*COMMON, *OWN[family]])
+        if family == "gpt":
+            recipe["dataset_name"] = str(text_file())
+        (home / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "max_train_steps": 500}))
+        argv = [str(home / "recipe.yaml"), "--max_train_steps", "3", "--output_dir", str(home / "run")]
+        run = start_script(family, argv).wait()
+        assert run.code == 0, run.output
+        made[family] = str(home / "run")
+    return made
+
+
+def test_models_load_without_hfgen(folders: dict[str, str], tmp_path: Path) -> None:
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path), "PYTHONSAFEPATH": "1"}
+    env.pop("PYTHONPATH", None)
+    done = subprocess.run([sys.executable, "-c", LOAD_WITHOUT_HFGEN, json.dumps(folders)], cwd=tmp_path, env=env,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found.pop("gpt").startswith("Now is better")
+    for family, (height, width, parameters) in found.items():
+        results = json.loads((Path(folders[family]) / "results.json").read_text())
+        assert (height, width, parameters) == (8, 8, results["num_parameters"])
+
+
+def test_recipe_is_overridden_by_flags(folders: dict[str, str]) -> None:
+    results = json.loads((Path(folders["vae"]) / "results.json").read_text())
+    assert results["steps"] == 3 and results["arguments"]["latent_dim"] == 4
+
+
+def test_script_runs_on_its_own_with_python(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "training" / "train_vae.py"), *COMMON, *OWN["vae"], "--max_train_steps", "1",
+               "--output_dir", "run"]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "results.json").is_file()

@@ -1,0 +1,87 @@
+"""Evaluation and samples of the model as it would be published now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain, islice
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from training.arguments import RunArguments
+from training.data import Batch
+from training.objective import Objective
+from training.progress import StopRequest
+from training.randomness import Draw
+
+
+def evaluate(
+    objective: Objective,
+    model: PreTrainedModel,
+    accelerator: Accelerator,
+    run: RunArguments,
+    stop: StopRequest,
+    is_final: bool = False,
+) -> dict[str, float] | None:
+    """All metrics over the evaluation split, each example counted once whatever the number of processes.
+
+    Random numbers belong to the batch, so that they do not depend on the number of processes either.
+
+    Returns:
+        the metrics, the same in every process; None if a signal came, and then the evaluation was not completed.
+    """
+    sums: dict[str, Tensor] = {}
+    with torch.no_grad(), evaluation_mode(model):
+        for index, weight, batch in _own_batches(objective, accelerator, run.per_device_eval_batch_size):
+            if stop.requested:
+                break
+            rows = len(next(iter(batch.values())))
+            draw = Draw((run.seed, "evaluation", index), rows, slice(0, rows), accelerator.device)
+            for name, values in objective.evaluate(model, batch, draw, is_final).items():
+                items = values.cpu().double()
+                part = weight * torch.stack([items.sum(), torch.tensor(float(items.numel()))])
+                sums[name] = sums[name] + part if name in sums else part
+    stopped, _ = stop.agree()
+    if stopped:
+        return None
+    totals = torch.stack(list(sums.values()))
+    if accelerator.num_processes > 1:
+        totals = accelerator.reduce(totals.to(accelerator.device), "sum")
+    return objective.summarize({name: total / count for name, (total, count) in zip(sums, totals.tolist())})
+
+
+def _own_batches(objective: Objective, accelerator: Accelerator, size: int) -> Iterator[tuple[int, float, Batch]]:
+    """(index, weight, batch) of this process.
+
+    A process for which there is none measures the first one with weight 0: all must know the names of the metrics.
+    """
+    rank, processes, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+    own = islice(enumerate(objective.eval_batches(size, device)), rank, None, processes)
+    first = next(own, None)
+    if first is None:
+        yield 0, 0.0, next(objective.eval_batches(size, device))
+    else:
+        for index, batch in chain([first], own):
+            yield index, 1.0, batch
+
+
+def draw_samples(objective: Objective, model: PreTrainedModel, path: Path) -> None:
+    """Writes a file of samples, without a trace in the random numbers of training."""
+    path.parent.mkdir(exist_ok=True)
+    with torch.no_grad(), torch.random.fork_rng(), evaluation_mode(model):
+        objective.draw_samples(model, path)
+
+
+@contextmanager
+def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
+    """`model.eval()` for a while."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -1,0 +1,159 @@
+"""How far a run is, how long it still takes, and whether it was asked to stop."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from training.arguments import RunArguments
+from training.data import Feed, Share
+
+
+@dataclass
+class Progress:
+    """How far a run is; saved with every checkpoint.
+
+    Attributes:
+        step: updates done.
+        seconds: of training, without evaluation, samples and checkpoints.
+        compute_seconds: of those in forward and backward passes and updates.
+        skipped_steps: updates left out because a loss or gradient was not finite.
+        due: "evaluation" and "samples" of this step, if a signal cut them short.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    compute_seconds: float = 0.0
+    skipped_steps: int = 0
+    due: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Limits:
+    """The lengths of a run; the first one that is reached ends it."""
+
+    max_steps: int | None
+    max_seconds: float | None
+
+    def share(self, step: int, seconds: float) -> float:
+        """Progress in [0, 1]."""
+        by_steps = step / self.max_steps if self.max_steps is not None else 0.0
+        by_seconds = seconds / self.max_seconds if self.max_seconds is not None else 0.0
+        return min(1.0, max(by_steps, by_seconds))
+
+
+def find_limits(run: RunArguments, feed: Feed, share: Share) -> Limits:
+    """The run's length in steps and seconds.
+
+    Raises:
+        ValueError: a length in epochs is asked of a stream that does not tell its size.
+    """
+    steps = [run.max_train_steps] if run.max_train_steps is not None else []
+    if run.num_train_epochs is not None:
+        if feed.num_examples is None:
+            raise ValueError(
+                "--num_train_epochs needs the number of examples, which a streamed dataset does not tell: use "
+                "--max_train_steps or --max_train_seconds."
+            )
+        steps.append(max(1, math.ceil(run.num_train_epochs * feed.num_examples / share.total)))
+    return Limits(min(steps) if steps else None, run.max_train_seconds)
+
+
+@dataclass
+class Clock:
+    """Seconds of training, those before a resume included; what happens while it is paused does not count."""
+
+    before: float = 0.0
+    _started: float = field(default_factory=time.perf_counter)
+    _paused: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.perf_counter() - self._started - self._paused
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._paused += time.perf_counter() - started
+
+
+class Pace:
+    """Speed and time left, measured over the last few statuses of this process's life.
+
+    Both are then right after a resume, and follow when a run becomes faster or slower.
+    """
+
+    def __init__(self) -> None:
+        self._marks: deque[tuple[float, int, float]] = deque(maxlen=10)
+
+    def mark(self, seconds: float, step: int, fraction: float) -> None:
+        """Notes how far the run is, `fraction` in [0, 1], at a time of the clock."""
+        self._marks.append((seconds, step, fraction))
+
+    @property
+    def steps_per_second(self) -> float:
+        seconds, steps, _ = self._differences()
+        return steps / seconds if seconds > 0 else 0.0
+
+    @property
+    def seconds_left(self) -> float:
+        seconds, _, fraction = self._differences()
+        return seconds / fraction * (1 - self._marks[-1][2]) if fraction > 0 else 0.0
+
+    def _differences(self) -> tuple[float, int, float]:
+        first, last = self._marks[0], self._marks[-1]
+        return last[0] - first[0], last[1] - first[1], last[2] - first[2]
+
+
+class StopRequest:
+    """SIGTERM and SIGINT ask for a checkpoint and an end after the step; a second SIGINT ends at once.
+
+    So does the death of `accelerate launch`, which does not pass SIGTERM on to the one process it started.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._signalled = False
+        self._launcher = os.getppid() if "ACCELERATE_MIXED_PRECISION" in os.environ else None
+        self._accelerator = accelerator
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    @property
+    def requested(self) -> bool:
+        """Whether this process was asked to stop."""
+        return self._signalled or (self._launcher is not None and os.getppid() != self._launcher)
+
+    def _handle(self, number: int, _: object) -> None:
+        self._signalled = True
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def agree(self, seconds: float = 0.0) -> tuple[bool, float]:
+        """Whether any process was asked to stop, and the latest of their clocks: the same answer in all of them."""
+        if self._accelerator.num_processes == 1:
+            return self.requested, seconds
+        status = torch.tensor([float(self.requested), seconds], dtype=torch.float64, device=self._accelerator.device)
+        torch.distributed.all_reduce(status, torch.distributed.ReduceOp.MAX)
+        requested, seconds = status.tolist()
+        return bool(requested), seconds

@@ -1,0 +1,151 @@
+"""From a run to its checkpoints and back: which one to go on from, whether it fits, what is saved and restored."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from training import checkpoint as checkpoints
+from training.arguments import Arguments, as_recipe
+from training.checkpoint import Checkpoint, CheckpointError
+from training.optim import MovingAverage
+from training.phases import PhaseTrainer
+from training.progress import Progress
+
+
+logger = logging.getLogger(__name__)
+
+# Settings that decide which examples a step sees or what is saved: with others it is another run.
+FIXED = (
+    "seed", "dataset_name", "dataset_config_name", "dataset_revision", "train_split", "image_column", "label_column",
+    "text_column", "streaming", "shuffle_buffer_size", "max_train_samples", "optimizer",
+)  # fmt: skip
+# Settings that change nothing in the weights; all others may be changed on a resume, which is told.
+FREE = {
+    "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "max_train_steps", "num_train_epochs",
+    "max_train_seconds", "per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size",
+    "eval_split", "max_eval_samples", "in_memory", "dataloader_num_workers", "eval_steps", "logging_steps",
+    "sample_steps", "checkpointing_steps", "checkpoints_total_limit", "on_nonfinite", "report_to", "disable_tqdm",
+    "push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy", "nll_samples", "quality_samples",
+    "sample_length", "sample_temperature", "model_name_or_path",
+}  # fmt: skip
+
+
+def find_checkpoint(output_dir: Path, wanted: str | None) -> Checkpoint | None:
+    """The checkpoint to go on from, or None to start anew.
+
+    Raises:
+        CheckpointError: the one that was asked for is not there or is damaged, or all of them are.
+    """
+    if wanted is not None and wanted != "latest":
+        return checkpoints.load(Path(wanted))
+    folder = output_dir / "checkpoints"
+    found = checkpoints.latest(folder)
+    if found is None and checkpoints.exist(folder):
+        raise CheckpointError(
+            f"Every checkpoint in {folder} is damaged, as reported above. Use --overwrite_output_dir to start anew."
+        )
+    if found is None and wanted == "latest":
+        raise CheckpointError(f"There is no checkpoint to resume from in {folder}.")
+    return found
+
+
+def check_same_run(found: Checkpoint, config: dict[str, Any], arguments: Arguments, examples_a_step: int) -> None:
+    """Refuses a checkpoint of another model or with other settings that decide what the run computes.
+
+    Args:
+        found: the checkpoint.
+        config: of the model that is to be trained, as `to_dict` gives it.
+        arguments: of this run.
+        examples_a_step: global batch size; with another one, the position in the data has another meaning.
+
+    Raises:
+        CheckpointError: lists every difference.
+    """
+    config, saved_config = json.loads(json.dumps(config)), found.state["config"]
+    if saved_config.get("model_type") != config["model_type"]:
+        raise CheckpointError(
+            f"{found.path} is a checkpoint of a {saved_config.get('model_type')} model, and this script trains "
+            f"{config['model_type']}. Resume with the script that wrote it, or give another --output_dir."
+        )
+    not_settings = {"transformers_version", "auto_map", "architectures", "_name_or_path", "dtype"}
+    settings, saved = as_recipe(arguments), found.state["arguments"]
+    differences = [
+        *_differences("config ", saved_config, config, sorted({*config, *saved_config} - not_settings)),
+        *_differences("--", saved, settings, [name for name in FIXED if name in settings]),
+    ]
+    if bool(saved.get("ema_decay")) != bool(settings.get("ema_decay")):  # one has an average, the other has none
+        differences += _differences("--", saved, settings, ["ema_decay"])
+    if found.state["examples_a_step"] != examples_a_step:
+        differences.append(
+            f"examples a step (--per_device_train_batch_size x --gradient_accumulation_steps x processes): "
+            f"{found.state['examples_a_step']} before, {examples_a_step} now"
+        )
+    if differences:
+        raise CheckpointError(
+            f"{found.path} is a checkpoint of another run. {'; '.join(differences)}. Repeat the run's own command to "
+            "resume it, or give another --output_dir."
+        )
+    others = sorted({*settings, *saved} - {*FIXED, *FREE, *config})
+    changed = _differences("--", saved, settings, others)
+    if changed:
+        logger.warning("Going on with other settings than before: %s.", "; ".join(changed))
+
+
+def _differences(prefix: str, before: dict[str, Any], now: dict[str, Any], names: list[str]) -> list[str]:
+    return [
+        f"{prefix}{name}: {before.get(name)!r} before, {now.get(name)!r} now"
+        for name in names
+        if before.get(name) != now.get(name)
+    ]
+
+
+def training_tensors(model: PreTrainedModel, average: MovingAverage | None, trainers: list[PhaseTrainer]
+                     ) -> dict[str, dict[str, Tensor]]:  # fmt: skip
+    """Weights, their moving average and optimizer states, by the name of the file that holds them."""
+    tensors = {"model": named_tensors(model)}
+    if average is not None:
+        tensors["average"] = named_tensors(average.published())
+    for trainer in trainers:
+        state = checkpoints.optimizer_tensors(trainer.bare_optimizer, trainer.names)
+        tensors[f"optimizer-{trainer.phase.name}"] = state
+    return tensors
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, each once: safetensors has no shared tensors."""
+    return dict([*model.named_parameters(), *model.named_buffers()])
+
+
+def restore(found: Checkpoint, model: PreTrainedModel, average: MovingAverage | None, trainers: list[PhaseTrainer]
+            ) -> Progress:  # fmt: skip
+    """Puts a checkpoint's tensors back.
+
+    Raises:
+        CheckpointError: tensors are missing, too many, or of another shape; weights and averages are then untouched.
+    """
+    targets = {"model": named_tensors(model)}
+    if average is not None:
+        targets["average"] = named_tensors(average.model)
+    for file, tensors in targets.items():
+        saved = found.tensors.get(file, {})
+        wrong = [name for name in {*tensors, *saved}
+                 if name not in tensors or name not in saved or tensors[name].shape != saved[name].shape]  # fmt: skip
+        if wrong:
+            raise CheckpointError(
+                f"{found.path / file}.safetensors does not fit the model: {', '.join(sorted(wrong)[:5])}."
+            )
+    for trainer in trainers:
+        state = found.tensors.get(f"optimizer-{trainer.phase.name}", {})
+        checkpoints.load_optimizer_tensors(trainer.bare_optimizer, trainer.names, state)
+    with torch.no_grad():
+        for file, tensors in targets.items():
+            for name, tensor in tensors.items():
+                tensor.copy_(found.tensors[file][name])
+    return Progress(**found.state["progress"])

@@ -1,0 +1,172 @@
+"""Datasets of text, made ready to train on: found, cut, tokenized."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from hfgen.tokenization import build_character_tokenizer, encode_corpus
+from training.arguments import DataArguments
+from training.data import Batch, StreamFeed, TextData, TokenFeed
+from training.sources import find_eval_split, find_split, first_example, hold_out, limited, load_splits
+
+
+MAX_STREAMED_EVAL_TEXTS = 1000
+TOKENIZER_TEXTS = 1000
+CHUNK_CHARACTERS = 1 << 12  # a tokenizer costs less a character when it has many
+
+
+def load_text(args: DataArguments, seed: int, context: int, tokenizer: Any = None) -> TextData:
+    """Finds a text, builds a character tokenizer from its training part unless one is given, and tokenizes it.
+
+    Where the dataset has no split to measure on, the last tenth of the characters is held out. A text that is streamed
+    is tokenized and packed while training; its tokenizer knows the characters of the first documents, and spells
+    others in bytes.
+
+    Args:
+        args: the flags that name it.
+        seed: the order of examples derives from it.
+        context: tokens in a window.
+        tokenizer: None to build one.
+
+    Raises:
+        ValueError: the text is not there, is empty, or is shorter than the context.
+    """
+    name = args.dataset_name or "python-docs"
+    splits = load_splits(name, args)
+    train = find_split(splits, args.train_split, "--train_split")
+    eval_name = find_eval_split(splits, args)
+    if args.streaming:
+        return _stream_text(args, name, splits, train, eval_name, seed, context, tokenizer)
+    if eval_name is None:
+        train_documents, eval_documents = _cut(_documents(train, args, f"{name} ({args.train_split})"))
+        eval_name = f"last 10 % of {args.train_split}"
+        train_documents = train_documents[: args.max_train_samples]
+        eval_documents = eval_documents[: args.max_eval_samples]
+    else:
+        train_documents = _documents(limited(train, args.max_train_samples), args, f"{name} ({args.train_split})")
+        eval_documents = _documents(limited(splits[eval_name], args.max_eval_samples), args, f"{name} ({eval_name})")
+    if tokenizer is None:
+        tokenizer = build_character_tokenizer(train_documents, model_max_length=context)
+    train_tokens = encode_corpus(tokenizer, _alone(train_documents))
+    if len(train_tokens) < context + 1:
+        raise ValueError(
+            f"The text of {name} ({args.train_split}) has {len(train_tokens)} tokens, fewer than a context of "
+            f"{context} tokens and the one after it. Use more text or a smaller --max_position_embeddings."
+        )
+    feed = TokenFeed(train_tokens, context, seed)
+    return _text_data(feed, eval_documents, tokenizer, context, name, eval_name, args)
+
+
+def _stream_text(args: DataArguments, name: str, splits: dict[str, Any], train: Any, eval_name: str | None, seed: int,
+                 context: int, tokenizer: Any) -> TextData:  # fmt: skip
+    _check_column(train, args, f"{name} ({args.train_split})")
+    if eval_name is None:
+        train, evaluation, eval_name = hold_out(train, args.text_column, args.train_split)
+    else:
+        evaluation = splits[eval_name]
+    train, evaluation = (
+        limited(train, args.max_train_samples),
+        limited(evaluation, args.max_eval_samples or MAX_STREAMED_EVAL_TEXTS),
+    )
+    eval_documents = _documents(evaluation, args, f"{name} ({eval_name})")
+    if tokenizer is None:
+        documents = _documents(train.take(TOKENIZER_TEXTS), args, f"{name} ({args.train_split})")
+        tokenizer = build_character_tokenizer(documents, model_max_length=context)
+    packer = Packer(tokenizer, args.text_column, context)
+    feed = StreamFeed(train, packer, seed, args.shuffle_buffer_size, args.dataloader_num_workers)
+    return _text_data(feed, eval_documents, tokenizer, context, name, eval_name, args)
+
+
+def _text_data(feed: TokenFeed | StreamFeed, eval_documents: list[str], tokenizer: Any, context: int, name: str,
+               eval_name: str, args: DataArguments) -> TextData:  # fmt: skip
+    eval_tokens = encode_corpus(tokenizer, _alone(eval_documents))
+    if len(eval_tokens) < 2:
+        raise ValueError(
+            f"The text of {name} ({eval_name}) has {len(eval_tokens)} token(s): at least two are needed to predict "
+            "one. Use more text, or another --eval_split."
+        )
+    characters_per_token = sum(map(len, eval_documents)) / len(eval_tokens)
+    return TextData(
+        feed, eval_tokens, tokenizer, context, characters_per_token, name, eval_name, args.dataset_revision
+    )
+
+
+class Packer:
+    """Documents -> batches of windows: tokenized, each closed by the end-of-text token, and joined.
+
+    A batch is cut out of one run of tokens, and every token is predicted once. A class, not a closure, so that workers
+    can be sent a copy.
+    """
+
+    def __init__(self, tokenizer: Any, column: str, context: int):
+        self.tokenizer, self.column, self.context = tokenizer, column, context
+
+    def __call__(self, examples: Iterator[dict], batch_size: int, first: int) -> Iterator[Batch]:
+        """Batches from the one numbered `first` on."""
+        step = batch_size * self.context
+        tokens = np.empty(0, np.int64)
+        number = 0
+        for documents in self._chunks(examples):
+            tokens = np.concatenate([tokens, encode_corpus(self.tokenizer, documents).astype(np.int64)])
+            while len(tokens) > step:
+                if number >= first:
+                    windows = torch.from_numpy(tokens[: step + 1])
+                    inputs, labels = windows[:-1].view(batch_size, -1), windows[1:].view(batch_size, -1)
+                    yield {"input_ids": inputs.clone(), "labels": labels.clone()}
+                tokens = tokens[step:]
+                number += 1
+
+    def _chunks(self, examples: Iterator[dict]) -> Iterator[list[str]]:
+        """Documents, some at a time."""
+        documents: list[str] = []
+        size = 0
+        for example in examples:
+            if example[self.column]:
+                documents.append(example[self.column])
+                size += len(documents[-1])
+            if size >= CHUNK_CHARACTERS:
+                yield documents
+                documents, size = [], 0
+
+
+def _documents(dataset: Any, args: DataArguments, name: str) -> list[str]:
+    """The texts that are not empty.
+
+    Raises:
+        ValueError: there is no such column, or no text.
+    """
+    _check_column(dataset, args, name)
+    documents = [row[args.text_column] for row in dataset]
+    documents = [document for document in documents if document]
+    if not documents:
+        raise ValueError(f"{name} has no text. Check --dataset_name, its splits and --text_column.")
+    return documents
+
+
+def _check_column(dataset: Any, args: DataArguments, name: str) -> None:
+    columns = list(dataset.features or first_example(dataset, name))
+    if args.text_column not in columns:
+        raise ValueError(
+            f"{name} has no column {args.text_column!r}; it has {', '.join(columns)}. Name the one with the text with "
+            "--text_column."
+        )
+
+
+def _alone(documents: list[str]) -> str | list[str]:
+    """One document is a text that no token closes."""
+    return documents[0] if len(documents) == 1 else documents
+
+
+def _cut(documents: list[str]) -> tuple[list[str], list[str]]:
+    """The first 90 % of the characters to train on, the rest to measure on: the usual cut of tiny Shakespeare."""
+    cut = int(0.9 * sum(map(len, documents)))
+    train, evaluation = [], []
+    for document in documents:
+        train.append(document[: max(0, cut)])
+        evaluation.append(document[max(0, cut) :])
+        cut -= len(document)
+    return [part for part in train if part], [part for part in evaluation if part]
