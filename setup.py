@@ -11,14 +11,14 @@ HERE = Path(__file__).parent
 setup(
     name="hfgen",
     version=re.search(r'__version__ = "(.+?)"', (HERE / "hfgen" / "__init__.py").read_text(encoding="utf-8"))[1],
-    description="Auto-Encoder, VAE, GAN and GPT as ordinary Hugging Face models, with training that is worth a minute.",
+    description="Auto-Encoder, VAE, GAN and GPT as ordinary Hugging Face models, trained well in a minute.",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=["hfgen", "hfgen.models", "hfgen.model_cards"],
-    # The card templates stand at the top level of the repository, where people look for them, and travel in the package.
+    # The card templates stand at the top level of the repository, where people look for them.
     package_dir={"hfgen.model_cards": "model_cards"},
     package_data={"hfgen.model_cards": ["*.md"]},
     install_requires=[
@@ -30,7 +30,9 @@ setup(
         "safetensors>=0.6",
         "numpy>=1.26",
         "pillow>=10.4",
+        "jinja2>=3.1",
     ],
+    entry_points={"console_scripts": ["hfgen=hfgen.cli:main"]},
     extras_require={
         "training": [
             "accelerate>=1.12,<2",

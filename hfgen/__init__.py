@@ -1,7 +1,7 @@
 """The classic generative models as ordinary Hugging Face models: Auto-Encoder, VAE, GAN and GPT.
 
-Importing hfgen registers its classes with transformers' Auto classes, so that `AutoModel.from_pretrained(folder)` works
-without `trust_remote_code`. All other rooms are loaded when one of their names is first used.
+Importing hfgen registers its classes with transformers' Auto classes, so that `AutoModel.from_pretrained(folder)`
+works without `trust_remote_code`. All other rooms are loaded when one of their names is first used.
 """
 
 from importlib import import_module

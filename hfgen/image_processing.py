@@ -28,6 +28,7 @@ from transformers import ViTImageProcessorPil
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ChannelDimension
 
+
 BILINEAR = PIL.Image.Resampling.BILINEAR
 
 _MODES = {1: "L", 3: "RGB"}

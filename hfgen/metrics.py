@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+
 ArrayLike = torch.Tensor | np.ndarray
 Number = TypeVar("Number", float, torch.Tensor)
 

@@ -26,6 +26,7 @@ from hfgen.image_processing import (
     to_pixel_values,
 )
 
+
 needs_auto_class = pytest.mark.skipif(
     Version(transformers.__version__) < Version("5.18") and not is_torchvision_available(),
     reason="before 5.18 transformers has no AutoImageProcessor without torchvision",

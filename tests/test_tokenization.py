@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 import hfgen.tokenization
 from hfgen.tokenization import build_character_tokenizer, encode_corpus
 
+
 ODD_TEXTS = [
     "",
     " ",

@@ -1,4 +1,4 @@
-"""Takes the runs of recipes into the repository: their cards and pictures into model_cards/, their numbers into README.
+"""Takes runs of recipes into the repository: cards and pictures into model_cards/, numbers into README.
 
     python training/collect.py runs/vae-binarized-mnist runs/gpt-tiny-shakespeare ...
 
@@ -71,7 +71,8 @@ def _row(name: str, results: dict[str, Any]) -> str:
     dataset = Path(results["dataset"]).name if "/" in results["dataset"] else results["dataset"]
     parameters = f"{results['num_parameters'] / 1e6:.1f} M"
     trained = f"{results['seconds_trained']:.0f} s, {results['steps']:,} steps"
-    return f"| [{name}](model_cards/{name}/README.md) | {dataset} ({results['split']}) | {shown} | {parameters} | {trained} |"
+    link = f"[{name}](model_cards/{name}/README.md)"
+    return f"| {link} | {dataset} ({results['split']}) | {shown} | {parameters} | {trained} |"
 
 
 def with_table(readme: str, table: str) -> str:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hfgen import GANModel
 from hfgen.metrics import frechet_distance, precision_recall_density_coverage
 from training.data import ImageData, Share, TensorFeed
 
@@ -38,7 +39,9 @@ class Classifier(nn.Module):
         return self.head(F.relu(self.features(pixel_values)))
 
 
-def train_classifier(data: ImageData, device: torch.device, steps: int = 600, batch_size: int = 128) -> Classifier | None:
+def train_classifier(
+    data: ImageData, device: torch.device, steps: int = 600, batch_size: int = 128
+) -> Classifier | None:
     """A classifier of the dataset's own classes; None if it has none or is not held in memory."""
     if not data.label_names or not isinstance(data.train, TensorFeed):
         return None
@@ -60,18 +63,18 @@ def train_classifier(data: ImageData, device: torch.device, steps: int = 600, ba
 
 
 @torch.no_grad()
-def sample_quality(model: torch.nn.Module, data: ImageData, num_samples: int) -> dict[str, float]:
+def sample_quality(model: GANModel, data: ImageData, num_samples: int) -> dict[str, float]:
     """Compares generated images with the evaluation split.
 
     Args:
-        model: with `sample(n, labels, generator=...)` and a config with num_labels.
+        model: draws the images.
         data: its evaluation images are the real ones; its training images teach the classifier.
         num_samples: images to draw, with the classes of the real images if the model is conditional.
 
     Returns:
-        classifier_fid, precision, recall, density, coverage; for a conditional model also label_accuracy, the share of
-        generated images that the classifier takes for what they were meant to be, beside classifier_accuracy, its own on
-        real images. Empty if the dataset has no classes to train the classifier on.
+        classifier_fid, precision, recall, density, coverage, and classifier_accuracy, the classifier's own on real
+        images; for a conditional model also label_accuracy, the share of generated images that it takes for what they
+        were meant to be. Empty if the dataset has no classes to train the classifier on.
     """
     device = next(model.parameters()).device
     with torch.enable_grad():

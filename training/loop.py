@@ -33,6 +33,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from hfgen.cards import write_card
 from training import checkpoint as checkpoints
 from training.arguments import Arguments, RunArguments, as_recipe
 from training.data import Share
@@ -42,6 +43,7 @@ from training.optim import MovingAverage, learning_rate_schedule
 from training.output import check_output_dir, is_finished, prepare_output_dir, read_results, save_staged, write_results
 from training.phases import NonFiniteError, PhaseTrainer
 from training.progress import Clock, Pace, Progress, StopRequest, find_limits
+from training.pusher import HubPusher
 from training.randomness import derive_seed
 from training.report import describe_results, plot_losses
 from training.resume import check_same_run, find_checkpoint, restore, training_tensors
@@ -53,7 +55,7 @@ __all__ = ["NonFiniteError", "Objective", "Phase", "run_script", "train"]
 logger = logging.getLogger(__name__)
 
 
-def train(make_objective: Callable[[Arguments], Objective], arguments: Arguments) -> None:
+def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Arguments) -> None:
     """Runs a training from the first step, or from the last checkpoint, to the published folder.
 
     Args:
@@ -70,8 +72,11 @@ def train(make_objective: Callable[[Arguments], Objective], arguments: Arguments
     accelerator = build_accelerator(run)
 
     # Validate
+    pusher = None
+    if run.push_to_hub:
+        pusher = HubPusher(output_dir, run.hub_model_id, run.hub_private_repo, run.hub_strategy)
     if not run.overwrite_output_dir and is_finished(output_dir, arguments):
-        return tell_finished(output_dir, accelerator)
+        return tell_finished(output_dir, accelerator, pusher)
     check_output_dir(output_dir, run.overwrite_output_dir)
     found = None if run.overwrite_output_dir else find_checkpoint(output_dir, run.resume_from_checkpoint)
 
@@ -101,7 +106,7 @@ def train(make_objective: Callable[[Arguments], Objective], arguments: Arguments
         logger.info("Going on after step %d, from %s", progress.step, found.path)
     fraction = limits.share(progress.step, progress.seconds)
     if fraction >= 1 and read_results(output_dir).get("steps") == progress.step:
-        return tell_finished(output_dir, accelerator)
+        return tell_finished(output_dir, accelerator, pusher)
 
     # Write, from here on
     accelerator.wait_for_everyone()
@@ -112,6 +117,8 @@ def train(make_objective: Callable[[Arguments], Objective], arguments: Arguments
     feed = objective.feed.batches(progress.step, share, accelerator.device)
     clock, pace = Clock(progress.seconds), Pace()
     pace.mark(clock.seconds, progress.step, fraction)
+
+    latest: dict[str, float] = {}
 
     def published() -> PreTrainedModel:
         return model if average is None else average.published()
@@ -125,12 +132,21 @@ def train(make_objective: Callable[[Arguments], Objective], arguments: Arguments
             checkpoints.save(output_dir / "checkpoints", progress.step, state, tensors, run.checkpoints_total_limit)
         accelerator.wait_for_everyone()
 
+    def push() -> None:
+        """Has the model as it is now published in the background, if the run is to be published while it goes on."""
+        if pusher is not None and pusher.pushes_while_training and accelerator.is_main_process:
+            fill_folder(objective, published(), output_dir)
+            results = describe_run(objective, published(), latest, progress, share, 0.0, arguments, accelerator)
+            write_card(output_dir, run.hub_model_id, {**results, "finished": False})
+            pusher.push(progress.step)
+
     def do_what_is_due() -> bool:
         """Evaluation and samples; False if a signal came before all was done."""
         if "evaluation" in progress.due:
             metrics = evaluate(objective, published(), accelerator, run, stop)
             if metrics is None:
                 return False
+            latest.update(metrics)
             log.write({"step": progress.step, **{f"eval_{name}": value for name, value in metrics.items()}})
             bar.headline = f"eval {objective.headline} {metrics[objective.headline]:.4g}"
         if "samples" in progress.due and accelerator.is_main_process:
@@ -177,6 +193,8 @@ def train(make_objective: Callable[[Arguments], Objective], arguments: Arguments
                 if progress.step % run.checkpointing_steps == 0 or fraction >= 1 or stopped:
                     with clock.paused():
                         save_checkpoint()
+                        if fraction < 1 and not stopped:
+                            push()
 
         # Finish: every process measures, the main one writes
         if not stopped:
@@ -189,6 +207,9 @@ def train(make_objective: Callable[[Arguments], Objective], arguments: Arguments
         accelerator.print(f"\nStopped after step {progress.step}. To go on:\n\n    {command_to_resume(arguments)}\n")
     trainers.clear()
     close(accelerator)
+    # Without the other processes, which would wait for the Hub at a barrier that does not wait forever.
+    if pusher is not None and accelerator.is_main_process:
+        pusher.cancel() if stopped else finish_push(pusher)
 
 
 def build_accelerator(run: RunArguments) -> Accelerator:
@@ -252,7 +273,7 @@ def what_is_due(run: RunArguments, step: int, before: float, fraction: float) ->
 
 
 def publish(
-    objective: Objective,
+    objective: Objective[Any],
     model: PreTrainedModel,
     metrics: dict[str, float],
     progress: Progress,
@@ -268,33 +289,61 @@ def publish(
     with evaluation_mode(model):
         if objective.final_metrics is not None:
             metrics = metrics | objective.final_metrics(model)
-        with save_staged(output_dir) as staging:
-            model.save_pretrained(staging)
-            objective.save_extras(staging)
+    fill_folder(objective, model, output_dir)
     log.write({"step": progress.step, **{f"eval_{name}": value for name, value in metrics.items()}})
     plot_losses(log.path, output_dir / "plots" / "loss.png", objective.headline)
-    results: dict[str, Any] = {
-        "model_type": model.config.model_type,
-        **objective.dataset,
-        "metrics": json_numbers(metrics),
-        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        **describe_results(progress, share, time.perf_counter() - started, accelerator),
-        "command": arguments.command,
-        "arguments": as_recipe(arguments),
-    }
+    seconds = time.perf_counter() - started
+    results = describe_run(objective, model, metrics, progress, share, seconds, arguments, accelerator)
+    write_card(output_dir, arguments.run.hub_model_id, results)
     write_results(output_dir, results)
-    # The card (it reads results.json) and the upload come here.
     shown = ", ".join(f"{name} {value:.5g}" for name, value in metrics.items())
     print(f"\n{output_dir}: {shown}\nTrained {progress.seconds:.0f} s on {progress.step * share.total} examples. "
           f"Load it with AutoModel.from_pretrained({str(output_dir)!r}, trust_remote_code=True).")  # fmt: skip
 
 
-def tell_finished(output_dir: Path, accelerator: Accelerator) -> None:
-    """Says that there is nothing to do."""
+def fill_folder(objective: Objective[Any], model: PreTrainedModel, output_dir: Path) -> None:
+    """Puts the model, and what is needed beside it, into the folder: all of it or nothing."""
+    with evaluation_mode(model), save_staged(output_dir) as staging:
+        model.save_pretrained(staging, max_shard_size="1GB")
+        objective.save_extras(staging)
+
+
+def describe_run(
+    objective: Objective[Any],
+    model: PreTrainedModel,
+    metrics: dict[str, float],
+    progress: Progress,
+    share: Share,
+    seconds_evaluated: float,
+    arguments: Arguments,
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """What results.json and the card say."""
+    return {
+        "model_type": model.config.model_type,
+        **objective.dataset,
+        "metrics": json_numbers(metrics),
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        **describe_results(progress, share, seconds_evaluated, accelerator),
+        "command": arguments.command,
+        "arguments": as_recipe(arguments),
+    }
+
+
+def finish_push(pusher: HubPusher) -> None:
+    """Publishes the finished folder; a failure has told what to do, and is the exit status."""
+    if not pusher.finish():
+        sys.exit(1)
+
+
+def tell_finished(output_dir: Path, accelerator: Accelerator, pusher: HubPusher | None) -> None:
+    """Says that there is nothing to do, but for a push that is outstanding."""
     accelerator.print(
         f"{output_dir} holds this finished run. Give another --output_dir, a longer run, or --overwrite_output_dir."
     )
     close(accelerator)
+    if pusher is not None and accelerator.is_main_process:
+        finish_push(pusher)
 
 
 def command_to_resume(arguments: Arguments) -> str:

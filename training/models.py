@@ -9,15 +9,17 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from hfgen.loading import fetch_model
 from training.arguments import Arguments, strict_error_text
 from training.data import ImageData
 from training.images import load_images
 
 
+Config = TypeVar("Config", bound=PreTrainedConfig)
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
-def build_config(config_class: type[PreTrainedConfig], given: dict[str, Any], **derived: Any) -> PreTrainedConfig:
+def build_config(config_class: type[Config], given: dict[str, Any], **derived: Any) -> Config:
     """A config from flags and from what follows from the data; flags win.
 
     Raises:
@@ -46,11 +48,7 @@ def load_model(model_class: type[Model], arguments: Arguments) -> Model | None:
     config_class = model_class.config_class
     assert config_class is not None
     try:
-        found = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
-        if found != config_class.model_type:
-            raise ValueError(
-                f"it holds a model of the type {found!r}, and this script trains {config_class.model_type!r}"
-            )
+        name = str(fetch_model(name, model_type=config_class.model_type))
         config = config_class.from_pretrained(name)
         for field, value in arguments.model.items():
             setattr(config, field, value)

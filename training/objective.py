@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from transformers import PreTrainedModel
 
 from training.data import Batch, Feed
 from training.randomness import Draw
+
+
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 @dataclass
@@ -34,7 +37,7 @@ class Phase:
 
 
 @dataclass
-class Objective:
+class Objective(Generic[Model]):
     """What an entry point adds to the loop.
 
     Attributes:
@@ -53,15 +56,15 @@ class Objective:
         averaged: prefixes of the weights whose moving average is published.
     """
 
-    model: PreTrainedModel
+    model: Model
     phases: list[Phase]
     feed: Feed
     eval_batches: Callable[[int, torch.device], Iterator[Batch]]
-    evaluate: Callable[[PreTrainedModel, Batch, Draw, bool], dict[str, Tensor]]
+    evaluate: Callable[[Model, Batch, Draw, bool], dict[str, Tensor]]
     summarize: Callable[[dict[str, float]], dict[str, float]]
     headline: str
     dataset: dict[str, Any]
-    draw_samples: Callable[[PreTrainedModel, Path], None]
+    draw_samples: Callable[[Model, Path], None]
     save_extras: Callable[[Path], None]
-    final_metrics: Callable[[PreTrainedModel], dict[str, float]] | None = None
+    final_metrics: Callable[[Model], dict[str, float]] | None = None
     averaged: tuple[str, ...] = ("",)

@@ -73,7 +73,9 @@ def prepare_output_dir(output_dir: Path, overwrite: bool) -> None:
     if overwrite and output_dir.is_dir():
         for name in FOLDERS_OF_A_RUN:
             shutil.rmtree(output_dir / name, ignore_errors=True)
-        for path in (*(output_dir / name for name in FILES_OF_A_RUN), *output_dir.glob("modeling_*.py")):
+        patterns = ("modeling_*.py", "model-*-of-*.safetensors")
+        shards_and_code = (path for pattern in patterns for path in output_dir.glob(pattern))
+        for path in (*(output_dir / name for name in FILES_OF_A_RUN), *shards_and_code):
             path.unlink(missing_ok=True)
     (output_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
 

@@ -2,7 +2,6 @@
 
     python training/publish.py --namespace ME                    every finished run in runs/
     python training/publish.py --namespace ME runs/vae-mnist     these folders
-    python training/publish.py --write_cards model_cards         no push: the cards, with their pictures, as files
 
 A folder that is published already and has not changed gets no new commit, so that the command can be repeated.
 """
@@ -11,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,16 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "folders", metavar="FOLDER", nargs="*", type=Path, help="finished runs (default: all in runs/)"
     )
-    parser.add_argument("--namespace", metavar="ME", help="user or organization on the Hub")
+    parser.add_argument("--namespace", metavar="ME", required=True, help="user or organization on the Hub")
     parser.add_argument("--private", action="store_true", help="make the repositories private")
-    parser.add_argument("--write_cards", metavar="DIR", type=Path, help="write the cards there instead of publishing")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "httpx2", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("huggingface_hub").propagate = False
-    if (arguments.namespace is None) == (arguments.write_cards is None):
-        parser.error("give either --namespace or --write_cards")
     folders = arguments.folders or find_finished(Path("runs"))
     if not folders:
         parser.error("there is no finished run in runs/: run the recipes first, or name folders")
@@ -50,10 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if problems:
         print("Nothing was published:\n- " + "\n- ".join(problems), file=sys.stderr)
         return 1
-    if arguments.write_cards is not None:
-        for folder in folders:
-            print(f"Wrote {export_card(folder, arguments.write_cards)}.")
-        return 0
     return publish(folders, arguments.namespace, arguments.private)
 
 
@@ -92,28 +82,6 @@ def publish(folders: list[Path], namespace: str, private: bool = False) -> int:
         print(f"{pushed.url} {'is published' if pushed.is_new else 'has not changed'}.", flush=True)
     print(f"{len(published)} of {len(folders)} are published." + (f" Not: {', '.join(failed)}." if failed else ""))
     return 1 if failed else 0
-
-
-def export_card(folder: Path, target: Path) -> Path:
-    """Copies a run's card, and the pictures that it shows, into a folder of cards.
-
-    Returns:
-        The card, `target/NAME.md`; pictures are beside it in `images/`.
-    """
-    name = folder.resolve().name
-    card = render_card(folder)
-
-    def copy_picture(match: re.Match[str]) -> str:
-        source = folder / match[2]
-        picture = Path("images") / f"{name}-{source.parent.name}{source.suffix}"
-        (target / "images").mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target / picture)
-        return f"{match[1]}({picture.as_posix()})"
-
-    target.mkdir(parents=True, exist_ok=True)
-    path = target / f"{name}.md"
-    path.write_text(re.sub(r"(!\[[^\]]*\])\(([^)]+\.png)\)", copy_picture, card), encoding="utf-8")
-    return path
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hfgen.hub import fetch_checkpoint
 from training import checkpoint as checkpoints
 from training.arguments import Arguments, as_recipe
 from training.checkpoint import Checkpoint, CheckpointError
@@ -44,7 +45,7 @@ def find_checkpoint(output_dir: Path, wanted: str | None) -> Checkpoint | None:
         CheckpointError: the one that was asked for is not there or is damaged, or all of them are.
     """
     if wanted is not None and wanted != "latest":
-        return checkpoints.load(Path(wanted))
+        return checkpoints.load(Path(wanted) if Path(wanted).is_dir() else fetch_checkpoint(wanted))
     folder = output_dir / "checkpoints"
     found = checkpoints.latest(folder)
     if found is None and checkpoints.exist(folder):

@@ -1,7 +1,7 @@
 """Trains a convolutional Auto-Encoder.
 
-    accelerate launch training/train_autoencoder.py --output_dir autoencoder-digits
-    accelerate launch training/train_autoencoder.py training/recipes/autoencoder-mnist.yaml
+accelerate launch training/train_autoencoder.py --output_dir autoencoder-digits
+accelerate launch training/train_autoencoder.py training/recipes/autoencoder-mnist.yaml
 """
 
 import sys
@@ -45,13 +45,15 @@ def evaluate(model: AutoencoderModel, batch: Batch, draw: Draw, is_final: bool) 
     difference = (reconstruction - pixels).flatten(1)
     return {
         "mse": difference.square().mean(1),
-        "reconstruction_loss": (difference.square() if model.config.reconstruction_loss == "mse" else difference.abs()).mean(1),
+        "reconstruction_loss": (
+            difference.square() if model.config.reconstruction_loss == "mse" else difference.abs()
+        ).mean(1),
         # An image that is reproduced exactly has an infinite ratio; 100 dB is beyond what 8 bits can tell.
         "psnr": psnr(reconstruction, pixels).clamp(max=100.0),
     }
 
 
-def make_objective(arguments: Arguments) -> Objective:
+def make_objective(arguments: Arguments) -> Objective[AutoencoderModel]:
     model, data = load_image_model(AutoencoderModel, arguments, arguments.run.seed)
     shown = next(data.eval_batches(32, torch.device("cpu")))["pixel_values"]
 

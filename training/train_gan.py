@@ -33,7 +33,9 @@ from training.randomness import Draw
 class GANArguments:
     """What only this script knows."""
 
-    discriminator_learning_rate: float | None = flag(None, "Learning rate of the discriminator. Default: learning_rate.")
+    discriminator_learning_rate: float | None = flag(
+        None, "Learning rate of the discriminator. Default: learning_rate."
+    )
     discriminator_steps: int = flag(1, "Updates of the discriminator for each one of the generator.")
     quality_samples: int = flag(10_000, "Images to draw for the final comparison with real ones; 0 leaves it out.")
 
@@ -62,8 +64,8 @@ class DiscriminatorLoss(nn.Module):
         labels = batch["labels"] if config.num_labels else None
         with torch.no_grad():
             fake = model.generator(draw.normal(config.latent_dim), labels)
-        # One pass over both halves: with batch normalisation in the discriminator they would otherwise be told apart by
-        # their statistics, and two passes cost more.
+        # One pass over both halves: two would cost more, and batch normalisation in the discriminator would tell the
+        # halves apart by their statistics.
         both = self.discriminator(torch.cat([real, fake]), None if labels is None else torch.cat([labels, labels]))
         real_logits, fake_logits = both.chunk(2)
         loss = discriminator_loss(real_logits, fake_logits, config.loss_type)
@@ -72,7 +74,10 @@ class DiscriminatorLoss(nn.Module):
             loss = loss + config.gradient_penalty_weight * penalty
         # A Wasserstein critic has no threshold of its own; the middle between both means is the fair one.
         threshold = both.mean() if config.loss_type == "wasserstein" else 0.0
-        accuracy_real, accuracy_fake = (real_logits > threshold).float().mean(), (fake_logits <= threshold).float().mean()
+        accuracy_real, accuracy_fake = (
+            (real_logits > threshold).float().mean(),
+            (fake_logits <= threshold).float().mean(),
+        )
         return loss, {
             "discriminator_loss": loss,
             "discriminator_accuracy": (accuracy_real + accuracy_fake) / 2,
@@ -114,13 +119,13 @@ def evaluate(model: GANModel, batch: Batch, draw: Draw, is_final: bool) -> dict[
     }
 
 
-def make_objective(arguments: Arguments) -> Objective:
+def make_objective(arguments: Arguments) -> Objective[GANModel]:
     model, data = load_image_model(GANModel, arguments, arguments.run.seed)
     extra: GANArguments = arguments.extra
 
     def draw_samples(model: GANModel, path: Path) -> None:
         """64 images of the same latents each time, a class in each column if the model knows classes."""
-        count = model.config.num_labels
+        count = model.config.num_labels or 0
         columns = count if 0 < count <= 16 else 8
         rows = max(1, 64 // columns) + (64 % columns > 0)
         images = model.sample(rows * columns, generator=torch.Generator().manual_seed(0))
@@ -132,7 +137,9 @@ def make_objective(arguments: Arguments) -> Objective:
     return Objective(
         model=model,
         phases=[
-            Phase("discriminator", DiscriminatorLoss(model), extra.discriminator_learning_rate, extra.discriminator_steps),
+            Phase(
+                "discriminator", DiscriminatorLoss(model), extra.discriminator_learning_rate, extra.discriminator_steps
+            ),
             Phase("generator", GeneratorLoss(model)),
         ],
         feed=data.train,

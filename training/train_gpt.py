@@ -1,7 +1,7 @@
 """Trains a GPT on text.
 
-    accelerate launch training/train_gpt.py --output_dir gpt-python-docs
-    accelerate launch training/train_gpt.py training/recipes/gpt-tiny-shakespeare.yaml
+accelerate launch training/train_gpt.py --output_dir gpt-python-docs
+accelerate launch training/train_gpt.py training/recipes/gpt-tiny-shakespeare.yaml
 """
 
 import math
@@ -62,7 +62,7 @@ def evaluate(model: GPTForCausalLM, batch: Batch, draw: Draw, is_final: bool) ->
     return {"loss": losses[batch["labels"].flatten() != -100]}
 
 
-def make_objective(arguments: Arguments) -> Objective:
+def make_objective(arguments: Arguments) -> Objective[GPTForCausalLM]:
     extra: GPTArguments = arguments.extra
     model = load_model(GPTForCausalLM, arguments)
     tokenizer = load_tokenizer(extra.tokenizer_name or arguments.run.model_name_or_path)
@@ -76,6 +76,11 @@ def make_objective(arguments: Arguments) -> Objective:
                    "pad_token_id": tokenizer.pad_token_id}  # fmt: skip
         # A multiple of 64 rows makes the last matrix product faster; the rows beyond the vocabulary are never used.
         vocab_size = -(-len(tokenizer) // 64) * 64
+        wanted = arguments.model.get("vocab_size", vocab_size)
+        if wanted < len(tokenizer):
+            raise ValueError(
+                f"--vocab_size {wanted} is less than the {len(tokenizer)} tokens of the tokenizer; leave it out."
+            )
         derived = {"vocab_size": vocab_size, "max_position_embeddings": context, **special}
         model = GPTForCausalLM(build_config(GPTConfig, arguments.model, **derived))
         if not torch.cuda.is_available():
@@ -83,12 +88,13 @@ def make_objective(arguments: Arguments) -> Objective:
             model.set_attn_implementation("eager")
     elif len(tokenizer) > model.config.vocab_size:
         raise ValueError(
-            f"The tokenizer has {len(tokenizer)} tokens, the model an embedding of {model.config.vocab_size}. Leave out "
-            "--tokenizer_name to use the model's own tokenizer."
+            f"The tokenizer has {len(tokenizer)} tokens, the model an embedding of {model.config.vocab_size}. Leave "
+            "out --tokenizer_name to use the model's own tokenizer."
         )
     model.generation_config = GenerationConfig(
         bos_token_id=model.config.bos_token_id, eos_token_id=model.config.eos_token_id,
-        pad_token_id=model.config.pad_token_id, do_sample=True, temperature=extra.sample_temperature, max_new_tokens=200,
+        pad_token_id=model.config.pad_token_id, do_sample=True, temperature=extra.sample_temperature,
+        max_new_tokens=200,
     )  # fmt: skip
 
     def summarize(means: dict[str, float]) -> dict[str, float]:
@@ -138,13 +144,13 @@ def sample_text(model: GPTForCausalLM, tokenizer: PreTrainedTokenizerBase, args:
     tokens = torch.tensor([start], device=model.device)
     while tokens.shape[1] < args.sample_length:
         window = tokens[:, -max(1, context // 2) :]
-        new = min(context - window.shape[1], args.sample_length + len(start) - tokens.shape[1])
-        generated = model.generate(
+        new = max(1, min(context - window.shape[1], args.sample_length + len(start) - tokens.shape[1]))
+        generated = model.generate(  # type: ignore[misc]  # transformers' own annotation of self is too narrow
             window, attention_mask=torch.ones_like(window), do_sample=True, temperature=args.sample_temperature,
             max_new_tokens=new, min_new_tokens=new, pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
         tokens = torch.cat([tokens, generated[:, window.shape[1] :]], dim=1)
-    return tokenizer.decode(tokens[0, len(start) :], skip_special_tokens=True)
+    return str(tokenizer.decode(tokens[0, len(start) :], skip_special_tokens=True))
 
 
 DEFAULTS: dict[str, Any] = {

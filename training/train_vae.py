@@ -1,7 +1,7 @@
 """Trains a Variational Auto-Encoder.
 
-    accelerate launch training/train_vae.py --output_dir vae-digits
-    accelerate launch training/train_vae.py training/recipes/vae-binarized-mnist.yaml
+accelerate launch training/train_vae.py --output_dir vae-digits
+accelerate launch training/train_vae.py training/recipes/vae-binarized-mnist.yaml
 """
 
 import sys
@@ -29,7 +29,9 @@ from training.randomness import Draw
 class VAEArguments:
     """What only this script knows."""
 
-    nll_samples: int = flag(100, "Importance samples an image for the final estimate of the likelihood; 0 leaves it out.")
+    nll_samples: int = flag(
+        100, "Importance samples an image for the final estimate of the likelihood; 0 leaves it out."
+    )
 
     def problems(self) -> list[str]:
         return [] if self.nll_samples >= 0 else [f"--nll_samples must be at least 0, got {self.nll_samples}"]
@@ -49,13 +51,15 @@ class EvidenceLowerBound(nn.Module):
         return output.loss, {"loss": output.loss, **parts}
 
 
-def make_objective(arguments: Arguments) -> Objective:
+def make_objective(arguments: Arguments) -> Objective[VAEModel]:
     model, data = load_image_model(VAEModel, arguments, arguments.run.seed)
     num_dims = model.config.num_channels * data.image_size[0] * data.image_size[1]
-    # Only these are probabilities of the data itself: a Gaussian's density is not, and neither is a Bernoulli's of greys.
+    # Only these are probabilities of the data: a Gaussian's density is not, and neither is a Bernoulli's of greys.
     first = next(data.eval_batches(256, torch.device("cpu")))["pixel_values"]
     is_binary = bool(((first == 0) | (first == 1)).all())
-    has_bits = model.config.likelihood == "discretized_logistic" or (model.config.likelihood == "bernoulli" and is_binary)
+    has_bits = model.config.likelihood == "discretized_logistic" or (
+        model.config.likelihood == "bernoulli" and is_binary
+    )
 
     def evaluate(model: VAEModel, batch: Batch, draw: Draw, is_final: bool) -> dict[str, Tensor]:
         """Both terms of the bound for every image, in nats; at the end the importance-weighted likelihood too."""

@@ -655,4 +655,6 @@ def test_a_local_copy_is_read_in_place_of_the_named_dataset_where_it_exists(tmp_
     assert data.name == "nobody/knows-it"
     assert set(data.tokenizer.decode(data.eval_tokens)) <= set("the local copy ")
     with pytest.raises(ValueError, match="nobody/knows-it"):
-        load_text(DataArguments(dataset_name="nobody/knows-it", dataset_path=str(tmp_path / "gone")), seed=0, context=8)
+        load_text(
+            DataArguments(dataset_name="nobody/knows-it", dataset_path=str(tmp_path / "gone")), seed=0, context=8
+        )
