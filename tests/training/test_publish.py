@@ -11,17 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from training.publish import export_card, find_finished, find_problems
+from training.collect import collect
+from training.publish import find_finished, find_problems
 
 from ..hub.fixture import HubProcess, running_hub
 from ..trained_runs import FAMILIES, ROOT, copy_run, train, trained_runs, training_command
 
 
 PUBLISH = "import json, sys; from training.publish import main; sys.exit(max(map(main, json.loads(sys.argv[1]))))"
-publishes_itself = pytest.mark.skipif(
-    not any("HubPusher(" in path.read_text() for path in (ROOT / "training").glob("*.py") if path.stem != "pusher"),
-    reason="the loop does not publish yet",
-)
 
 
 @pytest.fixture(scope="module")
@@ -77,15 +74,13 @@ def test_nothing_is_published_if_one_folder_will_not_do(tmp_path: Path) -> None:
     assert find_finished(tmp_path) == [bad, good]
 
 
-def test_cards_are_exported_with_their_pictures(tmp_path: Path) -> None:
+def test_cards_are_collected_with_their_pictures(tmp_path: Path) -> None:
     for family in FAMILIES:
-        card = export_card(trained_runs() / family, tmp_path / "cards")
-        assert card == tmp_path / "cards" / f"{family}.md"
+        card = collect(trained_runs() / family, tmp_path / "cards") / "README.md"
         pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", card.read_text())
         assert pictures and all((card.parent / picture).is_file() for picture in pictures)
 
 
-@publishes_itself
 def test_a_run_publishes_itself_and_goes_on_from_the_hub(hub: HubProcess, tmp_path: Path) -> None:
     """With the training state in the repository, another machine makes the next steps, as if it had never stopped."""
     flags = ["--push_to_hub", "--hub_model_id", "alice/run", "--hub_strategy", "checkpoint"]
@@ -103,7 +98,6 @@ def test_a_run_publishes_itself_and_goes_on_from_the_hub(hub: HubProcess, tmp_pa
     assert (tmp_path / "tuned" / "results.json").is_file()
 
 
-@publishes_itself
 def test_a_training_publishes_through_passing_faults(hub: HubProcess, tmp_path: Path) -> None:
     flags = ["--push_to_hub", "--hub_model_id", "alice/faults", "--hub_strategy", "every_save"]
     hub.inject("status", path="/repos/create", status=503)
@@ -116,7 +110,6 @@ def test_a_training_publishes_through_passing_faults(hub: HubProcess, tmp_path: 
     assert titles[0] == "End of training" and "Foreign commit" in titles
 
 
-@publishes_itself
 def test_a_training_ends_well_without_the_hub(hub: HubProcess, tmp_path: Path) -> None:
     flags = ["--push_to_hub", "--hub_model_id", "alice/expired", "--hub_strategy", "every_save"]
     command = training_command("vae", tmp_path / "run", *flags)
