@@ -117,6 +117,9 @@ class RunArguments:
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = flag(
         "auto", "auto means bf16 where the processor or GPU multiplies it natively, no elsewhere."
     )
+    cpu_threads: int | None = flag(
+        None, "Threads of each process on a CPU. Default: the cores of the machine, shared by its processes."
+    )
     channels_last: bool = flag(True, "Lay image tensors out with channels last, the faster order for convolutions.")
     torch_compile: bool = flag(False, "Compile the model: costs 10 to 60 s once, pays in long runs.")
     gradient_checkpointing: bool = flag(False, "Recompute activations in the backward pass to save memory.")
@@ -151,7 +154,7 @@ class RunArguments:
         found += _out_of_range(
             self, "above 0", "max_train_steps", "num_train_epochs", "max_train_seconds", "per_device_train_batch_size",
             "per_device_eval_batch_size", "gradient_accumulation_steps", "learning_rate", "eval_steps",
-            "logging_steps", "sample_steps", "checkpointing_steps", "checkpoints_total_limit",
+            "cpu_threads", "logging_steps", "sample_steps", "checkpointing_steps", "checkpoints_total_limit",
         )  # fmt: skip
         found += _out_of_range(self, "at least 0", "weight_decay", "max_grad_norm", "seed")
         found += _out_of_range(self, "in [0, 1)", "adam_beta1", "adam_beta2", "ema_decay", "warmup_ratio")

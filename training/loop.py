@@ -218,6 +218,9 @@ def build_accelerator(run: RunArguments) -> Accelerator:
     Raises:
         ValueError: the device cannot compute in the precision that was asked for, or a tracker has no such name.
     """
+    if run.cpu_threads or was_left_one_thread():
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(run.cpu_threads or max(1, available_cores() // processes))
     precision = run.mixed_precision
     if precision == "auto":
         precision = "bf16" if multiplies_bf16() else "no"
@@ -231,6 +234,16 @@ def build_accelerator(run: RunArguments) -> Accelerator:
         project_config=ProjectConfiguration(run.output_dir, logging_dir=os.path.join(run.output_dir or "", "logs")),
         kwargs_handlers=[ddp],
     )
+
+
+def was_left_one_thread() -> bool:
+    """Whether `accelerate launch` set a single thread, as it does unless told otherwise: half of a laptop or less."""
+    return "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def multiplies_bf16() -> bool:

@@ -26,7 +26,7 @@ FILES_OF_A_RUN = (
 def is_finished(output_dir: Path, arguments: Arguments) -> bool:
     """Whether the folder holds the results of this very command."""
     free = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to", "disable_tqdm", "push_to_hub",
-            "hub_model_id", "hub_private_repo", "hub_strategy", "checkpoints_total_limit")  # fmt: skip
+            "hub_model_id", "hub_private_repo", "hub_strategy", "checkpoints_total_limit", "cpu_threads")  # fmt: skip
     before, now = read_results(output_dir).get("arguments", {}), json.loads(json.dumps(as_recipe(arguments)))
     return {**before, **dict.fromkeys(free)} == {**now, **dict.fromkeys(free)}
 

@@ -75,3 +75,17 @@ def test_script_runs_on_its_own_with_python(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "results.json").is_file()
+
+
+def test_accelerate_launch_leaves_no_core_idle(tmp_path: Path) -> None:
+    """Left to itself, the launcher gives a single process on a CPU a single thread."""
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch",
+               str(ROOT / "training" / "train_autoencoder.py"), *COMMON, *OWN["autoencoder"], "--max_train_steps", "1",
+               "--output_dir", "run"]  # fmt: skip
+    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    hardware = json.loads((tmp_path / "run" / "results.json").read_text())["hardware"]
+    assert hardware.startswith(f"{len(os.sched_getaffinity(0))} threads")
