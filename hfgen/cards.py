@@ -91,7 +91,7 @@ METRICS = {
 # Of a run's arguments, those that say where or how it ran and not what was computed.
 NOT_IN_RECIPE = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id", "hub_private_repo",
-    "hub_strategy", "report_to", "disable_tqdm",
+    "hub_strategy", "report_to", "disable_tqdm", "dataset_path", "cpu_threads",
 }  # fmt: skip
 BUILT_IN_DATASETS = {
     "digits": "scikit-learn's 1,797 handwritten digits of 8 × 8 pixels",
