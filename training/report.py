@@ -60,7 +60,7 @@ def plot_losses(metrics: Path, target: Path, headline: str) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), dpi=120)
     for name in losses:
         left.plot(*_curve(training, name), label=name.replace("_", " "), linewidth=1.3)
-    # A logarithmic scale for a loss that falls by orders of magnitude. The first lines are steep and would decide alone.
+    # A logarithmic scale for a loss that falls by orders of magnitude; the steep first lines would decide alone.
     values = [line[name] for line in training for name in losses if line.get(name) is not None]
     tail = [line[losses[0]] for line in training[len(training) // 10 :] if line.get(losses[0]) is not None]
     if tail and min(values) > 0 and max(tail) > 20 * min(tail):
