@@ -59,9 +59,7 @@ def test_every_recipe_is_understood_by_its_script(path: Path) -> None:
     family = path.stem.partition("-")[0]
     script = importlib.import_module(f"training.train_{family}")
     config_class = {"autoencoder": AutoencoderConfig, "vae": VAEConfig, "gan": GANConfig, "gpt": GPTConfig}[family]
-    extra = next(
-        (cls for name, cls in vars(script).items() if name.endswith("Arguments") and name != "Arguments"), None
-    )
+    extra = {"vae": "VAEArguments", "gan": "GANArguments", "gpt": "GPTArguments"}.get(family)
 
     arguments = parse(config_class, "", script.DEFAULTS, extra and getattr(script, extra), [str(path)])
 
