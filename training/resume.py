@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def find_checkpoint(output_dir: Path, wanted: str | None) -> Checkpoint | None:
         CheckpointError: the one that was asked for is not there or is damaged, or all of them are.
     """
     if wanted is not None and wanted != "latest":
-        return checkpoints.load(Path(wanted) if Path(wanted).is_dir() else fetch_checkpoint(wanted))
+        return checkpoints.load(fetch_checkpoint(wanted) if _names_a_repository(wanted) else Path(wanted))
     folder = output_dir / "checkpoints"
     found = checkpoints.latest(folder)
     if found is None and checkpoints.exist(folder):
@@ -150,3 +151,9 @@ def restore(found: Checkpoint, model: PreTrainedModel, average: MovingAverage | 
             for name, tensor in tensors.items():
                 tensor.copy_(found.tensors[file][name])
     return Progress(**found.state["progress"])
+
+
+def _names_a_repository(wanted: str) -> bool:
+    """Whether a text that may be a path reads as OWNER/NAME[@REVISION]. Where a folder OWNER exists, it is a path."""
+    is_id = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(@.+)?", wanted) is not None
+    return is_id and not Path(wanted).is_dir() and not Path(wanted).parent.is_dir()
