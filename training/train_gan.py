@@ -157,8 +157,8 @@ def make_objective(arguments: Arguments) -> Objective[GANModel]:
 
 DEFAULTS: dict[str, Any] = {
     "learning_rate": 1e-3,
-    # No momentum, as BigGAN and StyleGAN have it: the other network moves the target. DCGAN's 0.5 gave worse samples of
-    # MNIST in the same time.
+    # No momentum, as BigGAN and StyleGAN have it: the other network moves the target. DCGAN's 0.5 gave worse samples
+    # of MNIST in the same time.
     "adam_beta1": 0.0,
     "adam_beta2": 0.9,
     "per_device_train_batch_size": 64,
