@@ -121,8 +121,16 @@ class CorpusEncoder:
         self.dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.int32)
         self.reads_single_characters = _reads_single_characters(tokenizer)
         self._table = np.empty((0, 1), np.int32)
+        self._backend = None
         if self.reads_single_characters:
             self._table = _character_table(tokenizer.get_vocab(), sorted(alphabet))
+        elif getattr(tokenizer, "backend_tokenizer", None) is not None:
+            # A copy, set up as a call of the tokenizer would set it up: asked directly, it keeps no offsets and masks,
+            # which makes it two to four times as fast.
+            self._backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
+            self._backend.no_padding()
+            self._backend.no_truncation()
+            self._backend.encode_special_tokens = True
 
     def __call__(self, texts: list[str], closed: list[bool]) -> np.ndarray:
         """The ids of some texts, one after the other.
@@ -140,8 +148,7 @@ class CorpusEncoder:
         if self.reads_single_characters:
             ids, stops = _look_up(self._table, texts)
         else:
-            options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-            lists = self.tokenizer(texts, **options)["input_ids"] if texts else []
+            lists = self._call(texts)
             ids = np.fromiter(chain.from_iterable(lists), self.dtype)
             stops = np.cumsum([len(part) for part in lists])
         ids = ids.astype(self.dtype, copy=False)
@@ -153,6 +160,12 @@ class CorpusEncoder:
                 "tokenizer.eos_token, or join the documents to one text."
             )
         return np.insert(ids, stops[np.asarray(closed)], self.tokenizer.eos_token_id)
+
+    def _call(self, texts: list[str]) -> list[list[int]]:
+        if self._backend is not None:
+            return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+        options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+        return self.tokenizer(texts, **options)["input_ids"]
 
 
 def _documents(text: str | Iterable[str]) -> list[str]:

@@ -21,8 +21,9 @@ from training.sources import one_line
 
 logger = logging.getLogger(__name__)
 
-PIECE_CHARACTERS = 1 << 20  # of a file at a time, and of what is tokenized at a time
-BATCH_BYTES = 4 << 20  # of a dataset at a time
+PIECE_CHARACTERS = 1 << 16  # of a file
+GROUP_CHARACTERS = 1 << 20  # that are tokenized at a time
+BATCH_BYTES = 4 << 20  # that are read of a dataset at a time
 # Part of every fingerprint: to be raised when other code would write another file for the same text.
 FORMAT = "hfgen text 1"
 
@@ -39,7 +40,7 @@ class TextFiles:
     """UTF-8 files, each one document, in pieces of about PIECE_CHARACTERS that end where a line does.
 
     The pieces of a file join to exactly its text, so that a character tokenizer gives the tokens of the whole. A
-    tokenizer that merges characters may give others at the end of a piece, one place in a million characters: it
+    tokenizer that merges characters may give others at the end of a piece, one place in 65,536 characters: it
     cannot merge over it.
     """
 
@@ -121,7 +122,7 @@ class Column:
         """
         rows = max(1, BATCH_BYTES * len(self.dataset) // max(1, self.num_bytes))
         column = self.dataset.select_columns([self.name]).with_format("arrow")
-        for table in column.iter(min(rows, PIECE_CHARACTERS)):
+        for table in column.iter(min(rows, GROUP_CHARACTERS)):
             for document in table.column(self.name).to_pylist():
                 if document and not isinstance(document, str):
                     raise ValueError(
@@ -158,14 +159,16 @@ class Corpus:
         position = documents = 0
         if self.stop == 0:
             return
-        for text, ends in self.source.pieces():
-            first, position = position, position + len(text)
+        for piece in self.source.pieces():
+            first, position = position, position + len(piece.text)
             if position <= self.start:
                 continue
             is_cut = self.stop is not None and position >= self.stop
-            ends = ends or is_cut
-            yield Piece(text[max(0, self.start - first) : None if self.stop is None else self.stop - first], ends)
-            documents += ends
+            if is_cut or first < self.start:
+                text = piece.text[max(0, self.start - first) : None if self.stop is None else self.stop - first]
+                piece = Piece(text, piece.ends or is_cut)
+            yield piece
+            documents += piece.ends
             if is_cut or documents == self.max_documents:
                 return
 
@@ -209,13 +212,13 @@ def survey(corpus: Corpus) -> Survey:
 
 
 def grouped(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
-    """Pieces, PIECE_CHARACTERS or more at a time."""
+    """Pieces, GROUP_CHARACTERS or more at a time."""
     group: list[Piece] = []
     size = 0
     for piece in pieces:
         group.append(piece)
         size += len(piece.text)
-        if size >= PIECE_CHARACTERS:
+        if size >= GROUP_CHARACTERS:
             yield group
             group, size = [], 0
     if group:

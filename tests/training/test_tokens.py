@@ -42,7 +42,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 @pytest.fixture
 def tiny_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files in pieces of a few characters, so that the arrow file has many chunks, shorter than a context."""
-    monkeypatch.setattr(corpora, "PIECE_CHARACTERS", 7)
+    monkeypatch.setattr(corpora, "PIECE_CHARACTERS", 3)
+    monkeypatch.setattr(corpora, "GROUP_CHARACTERS", 7)
     monkeypatch.setattr(corpora, "BATCH_BYTES", 50)
 
 
@@ -285,7 +286,8 @@ def test_what_is_interrupted_leaves_nothing_that_is_used(tmp_path: Path, monkeyp
     path = write_text(tmp_path / "a.txt", TEXT * 9)
     encode = CorpusEncoder.__call__
     with monkeypatch.context() as patch:
-        patch.setattr(corpora, "PIECE_CHARACTERS", 100)
+        patch.setattr(corpora, "PIECE_CHARACTERS", 20)
+        patch.setattr(corpora, "GROUP_CHARACTERS", 100)
         calls = iter(range(3))
 
         def fail(*args: Any) -> np.ndarray:
