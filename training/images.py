@@ -14,11 +14,10 @@ from torch import Tensor
 
 from hfgen.image_processing import to_pixel_values
 from training.arguments import DataArguments
-from training.data import Batch, DatasetFeed, Feed, ImageData, StreamFeed, TensorFeed
+from training.data import Batch, DatasetFeed, Feed, ImageData, StreamFeed, TensorFeed, fits_in_memory
 from training.sources import find_eval_split, find_split, first_example, hold_out, limited, load_splits
 
 
-IN_MEMORY_BYTES = 2 * 10**9
 MAX_STREAMED_EVAL_IMAGES = 10_000
 
 
@@ -65,8 +64,8 @@ def load_images(
         num_channels=num_channels or first.num_channels, convert=num_channels is not None,
     )  # fmt: skip
     eval_limit = args.max_eval_samples or (MAX_STREAMED_EVAL_IMAGES if args.streaming else None)
-    eval_pixels, eval_labels = _decode_all(
-        limited(evaluation, eval_limit), replace(decode, name=f"{name} ({eval_name})")
+    eval_pixels, eval_labels = _evaluation(
+        limited(evaluation, eval_limit), replace(decode, name=f"{name} ({eval_name})"), args
     )
     train = limited(train, args.max_train_samples)
     return ImageData(
@@ -78,11 +77,34 @@ def load_images(
 def _feed(train: Any, decode: ImageDecoder, seed: int, args: DataArguments) -> Feed:
     if args.streaming:
         return StreamFeed(train, decode.stream, seed, args.shuffle_buffer_size, args.dataloader_num_workers)
-    height, width = decode.size
-    needed = len(train) * decode.num_channels * height * width
-    if needed < IN_MEMORY_BYTES if args.in_memory is None else args.in_memory:
+    if fits_in_memory(len(train) * decode.num_bytes, args.in_memory):
         return TensorFeed(*_decode_all(train, decode), seed)
     return DatasetFeed(train, decode, seed, args.dataloader_num_workers)
+
+
+def _evaluation(dataset: Any, decode: ImageDecoder, args: DataArguments) -> tuple[Any, Tensor | None]:
+    """Pixels and labels to measure on: held, so that they are decoded and checked once, unless they are too many."""
+    # Not in memory by request is about the training images: an evaluation split that is small is held all the same.
+    if args.streaming or fits_in_memory(len(dataset) * decode.num_bytes, args.in_memory or None):
+        return _decode_all(dataset, decode)
+    labels = None
+    if decode.label_column:
+        labels = decode.labels(dataset.with_format(None)[decode.label_column][:], range(len(dataset)))
+    return DecodedPixels(dataset, decode), labels
+
+
+class DecodedPixels:
+    """The pixels of a split that does not fit in memory: a slice of it is decoded when it is asked for."""
+
+    def __init__(self, dataset: Any, decode: ImageDecoder):
+        self.dataset, self.decode = dataset, decode
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """uint8 (rows, channels, height, width)."""
+        return self.decode(self.dataset[rows], range(*rows.indices(len(self))))["pixels"]
 
 
 @dataclass
@@ -106,6 +128,11 @@ class ImageDecoder:
     resize: bool
     convert: bool
 
+    @property
+    def num_bytes(self) -> int:
+        """Of a decoded image."""
+        return self.num_channels * self.size[0] * self.size[1]
+
     def __call__(self, rows: dict[str, list], positions: Sequence[int]) -> Batch:
         """The batch of some rows, by column.
 
@@ -119,7 +146,7 @@ class ImageDecoder:
             self._explain(images, positions)
             raise
         if self.label_column:
-            batch["labels"] = self._labels(rows[self.label_column], positions)
+            batch["labels"] = self.labels(rows[self.label_column], positions)
         return batch
 
     def stream(self, examples: Iterator[dict], batch_size: int, first: int) -> Iterator[Batch]:
@@ -160,7 +187,8 @@ class ImageDecoder:
                 path = f" ({image['path']})" if isinstance(image, dict) and image.get("path") else ""
                 raise ValueError(f"{self.name}, example {position}{path}: {text}") from None
 
-    def _labels(self, labels: list, positions: Sequence[int]) -> Tensor:
+    def labels(self, labels: list, positions: Sequence[int]) -> Tensor:
+        """Checked labels, (rows,)."""
         for label, position in zip(labels, positions):
             if label is None or not 0 <= label < self.num_classes:
                 raise ValueError(
