@@ -38,6 +38,34 @@ def test_interrupted_run_equals_uninterrupted_to_the_bit(family: str, whole: dic
     assert differences(everything(whole[family]), everything(folder)) == []
 
 
+@pytest.mark.parametrize(
+    ("family", "flags", "processes"),
+    [
+        ("vae", ["--mixed_precision", "bf16"], 1),
+        ("gpt", ["--mixed_precision", "bf16", "--gradient_checkpointing"], 1),
+        ("gpt", ["--optimizer", "muon", "--gradient_checkpointing"], 2),  # dropout of its own in each process
+        ("gan", ["--on_nonfinite", "skip", "--ema_decay", 0], 1),
+        ("autoencoder", ["--in_memory", "false", "--dataloader_num_workers", 2], 1),
+        ("gpt", ["--in_memory", "false"], 2),
+    ],
+)
+def test_interrupted_run_equals_uninterrupted_to_the_bit_under_other_settings(
+    family: str, flags: list[object], processes: int, tmp_path: Path
+) -> None:
+    assert train(family, tmp_path / "whole", *flags, processes=processes).code == 0
+    stopped = train(family, tmp_path / "run", *flags, processes=processes, fault=Fault(signal.SIGTERM, at_step=6))
+    assert stopped.code == 0, stopped.output
+    finished = train(family, tmp_path / "run", *flags, processes=processes)
+    assert finished.code == 0, finished.output
+    assert differences(everything(tmp_path / "whole"), everything(tmp_path / "run")) == []
+
+
+def test_recomputed_activations_change_nothing(whole: dict[str, Path], tmp_path: Path) -> None:
+    """Dropout included: the backward pass meets the same random numbers as the forward one."""
+    assert train("gpt", tmp_path / "run", "--gradient_checkpointing").code == 0
+    assert differences(everything(whole["gpt"]), everything(tmp_path / "run")) == []
+
+
 @pytest.mark.parametrize("family", ["vae", "gpt"])
 def test_streamed_run_is_resumed_to_the_bit(family: str, tmp_path: Path) -> None:
     flags = [
