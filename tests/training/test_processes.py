@@ -154,14 +154,20 @@ def test_run_goes_on_with_fewer_processes_and_the_same_examples_a_step(
         assert found == pytest.approx(expected, rel=2e-4, abs=1e-6)
 
 
-def test_accelerate_launch_ends_with_status_0(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "launch"),
+    [
+        ("vae", "--multi_gpu --num_processes 2 --mixed_precision no"),
+        ("gpt", "--use_fsdp --fsdp_version 2 --num_processes 2 --mixed_precision no"),
+    ],
+)
+def test_accelerate_launch_ends_with_status_0(family: str, launch: str, tmp_path: Path) -> None:
     """gloo sometimes aborts a process that exits after all its work is done. In full: HFGEN_LAUNCHES=20."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --mixed_precision no --main_process_port"
-    command = [sys.executable, "-m", *launch.split(), str(port), "training/train_vae.py", *COMMON, *OWN["vae"],
-               "--max_train_steps", "2"]  # fmt: skip
+    command = [sys.executable, "-m", "accelerate.commands.launch", *launch.split(), "--main_process_port", str(port),
+               f"training/train_{family}.py", *COMMON, *OWN[family], "--max_train_steps", "2"]  # fmt: skip
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     for number in range(int(os.environ.get("HFGEN_LAUNCHES", "1"))):
         output_dir = tmp_path / str(number)
@@ -170,6 +176,8 @@ def test_accelerate_launch_ends_with_status_0(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr
         assert json.loads((output_dir / "results.json").read_text())["processes"] == 2
+        (last,) = (output_dir / "checkpoints").iterdir()
+        assert len(list(last.glob("model.shard-*"))) == (2 if "fsdp" in launch else 0)
 
 
 def test_signal_to_the_launcher_alone_stops_the_training(tmp_path: Path) -> None:
