@@ -46,7 +46,7 @@ class Sizes:
 
     Attributes:
         seconds: of training in each run.
-        repeats: of every measurement but the largest of the data.
+        repeats: of every measurement but those with a million streamed examples or more.
         examples: of the streamed datasets.
         models: (hidden_size, layers) of the GPTs.
         matrix: rows of the square matrices whose product gives the machine's peak.
@@ -72,7 +72,7 @@ FULL = Sizes(
     6,
     2,
     (10**4, 10**5, 10**6, 10**7),
-    ((64, 2), (128, 4), (256, 6), (384, 10), (512, 16)),
+    ((64, 2), (128, 4), (256, 6), (512, 16)),
     2048,
     tuple(RECIPES),
     False,
@@ -285,7 +285,7 @@ def measure_data(sizes: Sizes, folder: Path) -> dict[str, Any]:
     for examples in sizes.examples:
         dataset = folder / str(examples)
         write_dataset(dataset, examples)
-        repeats = sizes.repeats if examples < 10**7 else 1
+        repeats = sizes.repeats if examples < 10**6 else 1
         steps = examples // STREAM_BATCH
 
         def measure(variant: str, dataset: Path = dataset, steps: int = steps) -> dict[str, float]:
@@ -373,7 +373,7 @@ def measure_models(sizes: Sizes, folder: Path) -> dict[str, Any]:
         model = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": max(1, width // 64),
                  "max_position_embeddings": CONTEXT, "per_device_train_batch_size": batch}  # fmt: skip
         flags = {**BARE, **OWN["gpt"], **model, "optimizer": "adamw", "learning_rate": 1e-4, "logging_steps": 1,
-                 **sizes.length}  # fmt: skip
+                 **(sizes.length if sizes.is_quick else {"max_train_seconds": 2 * sizes.seconds})}  # fmt: skip
         values = run_training("gpt", flags, folder, 1, threads)
         newest = max(folder.glob("*/run/results.json"), key=lambda path: path.stat().st_mtime)
         parameters[name] = json.loads(newest.read_text(encoding="utf-8"))["num_parameters"]
@@ -440,7 +440,7 @@ def plot_processes(panel: Any, part: dict[str, Any]) -> None:
             text = f"  {rate / base:.2f}" + (f"   {name}" if row == len(families) - 1 else "")
             panel.text(rate / base, row + lift, text, va="center", fontsize=8, color=color)
     panel.axvline(1, color="#999999", linewidth=1)
-    panel.set_xlim(0, 2.9)
+    panel.set_xlim(0, 3.3)
     panel.set_ylim(-0.5, len(families) - 0.4)
     panel.set_yticks(range(len(families)), families)
     panel.set_xlabel("examples a second, ratio")
@@ -455,9 +455,11 @@ def plot_data(panel: Any, part: dict[str, Any]) -> None:
         panel.loglog(sizes, seconds, "o-", color=color, markersize=4, linewidth=1.3)
         label = {"pass": "a whole pass", "resume": "resume at its end"}[variant]
         label += f", slope {part[f'slope_of_{variant}_seconds']:.2f}"
-        above = variant == "pass"
-        panel.annotate(label, (sizes[-1], seconds[-1]), xytext=(-8, 4 if above else -10), color=color, fontsize=8,
-                       textcoords="offset points", ha="right", va="bottom" if above else "top")  # fmt: skip
+        point, place = (-1, (-8, 4)) if variant == "pass" else (-2, (8, -4))
+        panel.annotate(label, (sizes[point], seconds[point]), xytext=place, textcoords="offset points", color=color,
+                       fontsize=8, ha="right" if variant == "pass" else "left",
+                       va="bottom" if variant == "pass" else "top")  # fmt: skip
+    panel.margins(y=0.15)
     panel.set_xlabel("examples")
     panel.set_ylabel("seconds")
 
@@ -474,9 +476,10 @@ def plot_models(panel: Any, part: dict[str, Any]) -> None:
     for model, size, second in zip(models, sizes, seconds):
         text = f"{model['utilisation']:.0%}, {model['peak_mb']['median'] / 1000:.1f} GB"
         panel.annotate(text, (size, second), xytext=(-2, 6), textcoords="offset points", ha="right", fontsize=8)
-    panel.annotate("at the speed of a matrix product", (sizes[-1], ideal[-1]), xytext=(0, -12), color="#777777",
-                   textcoords="offset points", ha="right", va="top", fontsize=8)  # fmt: skip
+    panel.annotate("at the speed of a\nmatrix product", (sizes[-2], ideal[-2]), xytext=(8, -6), color="#777777",
+                   textcoords="offset points", ha="left", va="top", fontsize=8)  # fmt: skip
     panel.set_xlim(left=sizes[0] / 6)
+    panel.margins(y=0.15)
     panel.set_xlabel("parameters")
     panel.set_ylabel("seconds a step")
 
