@@ -454,7 +454,7 @@ def plot_data(panel: Any, part: dict[str, Any]) -> None:
         seconds = [part[str(size)][variant]["seconds"]["median"] for size in sizes]
         panel.loglog(sizes, seconds, "o-", color=color, markersize=4, linewidth=1.3)
         label = {"pass": "a whole pass", "resume": "resume at its end"}[variant]
-        label += f", slope {part[f'slope_of_{variant}_seconds']:.2f}"
+        label += f",\nslope {part[f'slope_of_{variant}_seconds']:.2f}"
         point, place = (-1, (-8, 4)) if variant == "pass" else (-2, (8, -4))
         panel.annotate(label, (sizes[point], seconds[point]), xytext=place, textcoords="offset points", color=color,
                        fontsize=8, ha="right" if variant == "pass" else "left",
@@ -495,7 +495,7 @@ def plot_compile(panel: Any, part: dict[str, Any]) -> None:
         panel.plot(values["speedup"], row, "o", color="C0", markersize=6)
         panel.text(values["speedup"], row, text, va="center", fontsize=8)
     panel.axvline(1, color="#999999", linewidth=1)
-    panel.set_xlim(0, max(part[family]["speedup"] for family in families) * 2.4)
+    panel.set_xlim(0, max(part[family]["speedup"] for family in families) * 2.6)
     panel.set_ylim(-0.5, len(families) - 0.5)
     panel.set_yticks(range(len(families)), families)
     panel.set_xlabel("steps a second, ratio")
