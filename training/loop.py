@@ -47,7 +47,7 @@ from training.objective import Objective, Phase
 from training.optim import MovingAverage, learning_rate_schedule
 from training.output import check_output_dir, is_finished, prepare_output_dir, read_results, save_staged, write_results
 from training.phases import NonFiniteError, PhaseTrainer
-from training.processes import Processes
+from training.processes import Processes, join_after_restart, lost_a_process
 from training.progress import Clock, Pace, Progress, StopRequest, find_limits
 from training.pusher import HubPusher
 from training.randomness import derive_seed
@@ -76,6 +76,7 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
     """
     run = arguments.run
     output_dir = Path(run.output_dir or "")
+    join_after_restart()
     sharding = sharding_asked_for()
     accelerator = build_accelerator(run)
     processes = Processes()
@@ -473,6 +474,15 @@ def run_script(main: Callable[[], None]) -> None:
         if os.environ.get("HFGEN_DEBUG"):
             raise
         print(f"\n{script}: {error}", file=sys.stderr)
+        sys.exit(1)
+    except RuntimeError as error:
+        if not lost_a_process(error):
+            raise
+        print(
+            f"\n{script}: another process of this run has died, and this one ends. Run the same command again to go on "
+            "from the last checkpoint, or have the launcher do it: accelerate launch --max_restarts 5.",
+            file=sys.stderr,
+        )
         sys.exit(1)
     except KeyboardInterrupt:
         print(f"\n{script}: interrupted. The last checkpoint, if there is one, is whole.", file=sys.stderr)

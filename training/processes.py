@@ -6,15 +6,41 @@ writes the output folder and tells the others what it found: several machines ne
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import parse_flag_from_env
 from torch import Tensor
 
 
 T = TypeVar("T")
+
+
+def join_after_restart() -> None:
+    """Brings together the processes that the launcher of one machine has started anew; accelerate does it elsewhere.
+
+    The launcher keeps the store in which processes find each other (torch 2.13). Restarted ones would read the
+    addresses of the dead there and wait for them, so that each life gets a part of the store to itself. The launchers
+    of several machines count their restarts apart and have no such number in common.
+    """
+    life = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    has_old_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not life or not has_old_store or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return
+    on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    store, rank, count = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"life {life}", store)
+    dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=count)
+
+
+def lost_a_process(error: BaseException) -> bool:
+    """Whether an error of torch.distributed says that another process of the run is gone."""
+    return "Connection closed by peer" in str(error) or "Connection reset by peer" in str(error)
 
 
 class Processes:

@@ -93,8 +93,8 @@ class MetricsLog:
             os.replace(temporary, path)
 
     def text(self) -> str:
-        """Everything written so far."""
-        return self.path.read_text(encoding="utf-8")
+        """Everything written so far; nothing on other processes than the main one, which may not see the file."""
+        return self.path.read_text(encoding="utf-8") if self.accelerator.is_main_process else ""
 
     def write(self, values: dict[str, Any]) -> None:
         """Appends a line and tells the trackers, whose failures never stop a run."""
