@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import ProjectConfiguration, gather_object
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
@@ -46,7 +46,8 @@ from training.progress import Clock, Pace, Progress, StopRequest, find_limits
 from training.pusher import HubPusher
 from training.randomness import derive_seed
 from training.report import describe_results, plot_losses
-from training.resume import check_same_run, find_checkpoint, restore, training_tensors
+from training.resume import check_same_run, feed_state, find_checkpoint, restore, training_tensors
+from training.sources import one_line
 from training.status import MetricsLog, RunningMeans, end_trackers, json_numbers, progress_bar, start_trackers
 
 
@@ -98,8 +99,9 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
     schedule = learning_rate_schedule(run.lr_scheduler_type, run.warmup_ratio)
 
     # Load
-    progress, means, lines = Progress(), RunningMeans(accelerator), ""
+    progress, means, lines, position = Progress(), RunningMeans(accelerator), "", None
     if found is not None:
+        position = feed_state(found, arguments, share)
         progress = restore(found, model, average, trainers)
         means.restore(found.tensors.get("means", {}))
         lines = found.state["metrics"]
@@ -114,7 +116,7 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
         prepare_output_dir(output_dir, run.overwrite_output_dir)
         start_trackers(accelerator, arguments)
     log = MetricsLog(output_dir / "metrics.jsonl", lines, accelerator)
-    feed = objective.feed.batches(progress.step, share, accelerator.device)
+    feed = objective.feed.batches(progress.step, share, accelerator.device, position)
     clock, pace = Clock(progress.seconds), Pace()
     pace.mark(clock.seconds, progress.step, fraction)
 
@@ -126,9 +128,10 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
     def save_checkpoint() -> None:
         progress.seconds = clock.seconds
         tensors = {**training_tensors(model, average, trainers), "means": means.state()}
+        positions = gather_object([objective.feed.state()])
         if accelerator.is_main_process:
             state = {"progress": vars(progress), "arguments": as_recipe(arguments), "config": model.config.to_dict(),
-                     "examples_a_step": share.total, "metrics": log.text()}  # fmt: skip
+                     "examples_a_step": share.total, "metrics": log.text(), "feed": positions}  # fmt: skip
             checkpoints.save(output_dir / "checkpoints", progress.step, state, tensors, run.checkpoints_total_limit)
         accelerator.wait_for_everyone()
 
@@ -391,6 +394,15 @@ def run_script(main: Callable[[], None]) -> None:
         if os.environ.get("HFGEN_DEBUG"):
             raise
         print(f"\n{script}: {error}", file=sys.stderr)
+        sys.exit(1)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):  # the signal of a worker's death raises it wherever the training is
+            raise
+        print(
+            f"\n{script}: a process that reads the data is gone ({one_line(error)}). If it was killed for want of "
+            "memory, give a smaller --dataloader_num_workers or --shuffle_buffer_size; run the same command again to "
+            "go on from the last checkpoint.", file=sys.stderr,
+        )  # fmt: skip
         sys.exit(1)
     except KeyboardInterrupt:
         print(f"\n{script}: interrupted. The last checkpoint, if there is one, is whole.", file=sys.stderr)
