@@ -162,6 +162,15 @@ def write_row_groups(folder: Path, files: int = 4, rows: int = 2000, group: int 
 
 
 @pytest.mark.parametrize("held_out", [False, True])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_stream_of_row_groups_goes_on_from_every_step(tmp_path: Path, processes: int, held_out: bool) -> None:
+    folder = write_row_groups(tmp_path / "rows", files=3, rows=60, group=10)
+    dataset = datasets.load_dataset(str(folder), split="train", streaming=True)
+    feed = numbers_feed(hold_out(dataset, "number", "train")[0] if held_out else dataset, buffer=7)
+    assert_resumes_from_every_step(feed, 50, Share(5, rank=processes - 1, processes=processes))
+
+
+@pytest.mark.parametrize("held_out", [False, True])
 def test_going_to_a_place_reads_nothing_of_what_is_before_it(tmp_path: Path, held_out: bool) -> None:
     """At most two blocks and a part of a shard are read again, whether a filter looks at each example or not."""
     folder = write_row_groups(tmp_path / "rows")
