@@ -130,6 +130,9 @@ class RunArguments:
     torch_compile: bool = flag(False, "Compile the model: costs 10 to 60 s once, pays in long runs.")
     gradient_checkpointing: bool = flag(False, "Recompute activations in the backward pass to save memory.")
     seed: int = flag(0, "All random numbers derive from it.")
+    full_determinism: bool = flag(
+        False, "Deterministic kernels on a GPU too, for resuming to the bit there; slower. A CPU has no others."
+    )
     eval_steps: int | None = flag(None, "Evaluate every so many steps. Default: four times in the run.")
     logging_steps: int = flag(50, "Write a line of metrics every so many steps.")
     sample_steps: int | None = flag(None, "Draw samples every so many steps. Default: with each evaluation.")

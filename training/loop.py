@@ -4,6 +4,8 @@ An entry point describes what is its own in an [`Objective`]; everything else ha
 lines of [`train`], with a room for each part:
 
     objective.py    what an entry point provides
+    processes.py    what the processes of a run tell each other
+    sharding.py     a model spread over them
     output.py       the output folder
     resume.py       which checkpoint to go on from; checkpoint.py: how it lies on the disk
     phases.py       forward, backward and update of a step
@@ -17,6 +19,7 @@ To resume, run the same command again.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import sys
@@ -26,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import ProjectConfiguration, gather_object
+from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
+from accelerate.utils import ProjectConfiguration
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
@@ -36,17 +39,20 @@ from transformers.utils import logging as transformers_logging
 from hfgen.cards import write_card
 from training import checkpoint as checkpoints
 from training.arguments import Arguments, RunArguments, as_recipe
+from training.checkpoint import Checkpoint, StoredTensors
 from training.data import Share
 from training.measure import draw_samples, evaluate, evaluation_mode
 from training.objective import Objective, Phase
 from training.optim import MovingAverage, learning_rate_schedule
 from training.output import check_output_dir, is_finished, prepare_output_dir, read_results, save_staged, write_results
 from training.phases import NonFiniteError, PhaseTrainer
+from training.processes import Processes
 from training.progress import Clock, Pace, Progress, StopRequest, find_limits
 from training.pusher import HubPusher
 from training.randomness import derive_seed
 from training.report import describe_results, plot_losses
-from training.resume import check_same_run, feed_state, find_checkpoint, restore, training_tensors
+from training.resume import check_same_run, feed_state, find_checkpoint, read_tensors, restore, training_tensors
+from training.sharding import gather_model, is_sharded, shard, sharding_asked_for
 from training.sources import one_line
 from training.status import MetricsLog, RunningMeans, end_trackers, json_numbers, progress_bar, start_trackers
 
@@ -70,27 +76,35 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
     """
     run = arguments.run
     output_dir = Path(run.output_dir or "")
+    sharding = sharding_asked_for()
     accelerator = build_accelerator(run)
+    processes = Processes()
 
-    # Validate
+    # Validate: the main process looks, and the others, which may be on machines that do not see its disk, are told
     pusher = None
     if run.push_to_hub:
         pusher = HubPusher(output_dir, run.hub_model_id, run.hub_private_repo, run.hub_strategy)
-    if not run.overwrite_output_dir and is_finished(output_dir, arguments):
-        return tell_finished(output_dir, accelerator, pusher)
-    check_output_dir(output_dir, run.overwrite_output_dir)
-    found = None if run.overwrite_output_dir else find_checkpoint(output_dir, run.resume_from_checkpoint)
+    if processes.on_main(lambda: not run.overwrite_output_dir and is_finished(output_dir, arguments)):
+        return tell_finished(output_dir, accelerator, processes, pusher)
+    processes.on_main(lambda: check_output_dir(output_dir, run.overwrite_output_dir))
+    found = processes.on_main(
+        lambda: None if run.overwrite_output_dir else find_checkpoint(output_dir, run.resume_from_checkpoint)
+    )
 
     # Build
     torch.manual_seed(derive_seed(run.seed, "initial weights"))
     objective = make_objective(arguments)
-    model = prepare_model(objective.model, run, accelerator.device)
-    share = Share(run.per_device_train_batch_size, run.gradient_accumulation_steps, accelerator.process_index,
-                  accelerator.num_processes)  # fmt: skip
+    model_class = type(objective.model)
+    if sharding is None or processes.count == 1:
+        model = prepare_model(objective.model, run, accelerator.device)
+        average = MovingAverage(model, run.ema_decay, objective.averaged) if run.ema_decay else None
+    else:
+        model, average = prepare_sharded(objective, run, accelerator, sharding)
+    share = Share(run.per_device_train_batch_size, accumulation_steps(run, found, processes), processes.rank,
+                  processes.count)  # fmt: skip
     limits = find_limits(run, objective.feed, share)
     if found is not None:
         check_same_run(found, model.config.to_dict(), arguments, share.total)
-    average = MovingAverage(model, run.ema_decay, objective.averaged) if run.ema_decay else None
     if run.torch_compile:
         for phase in objective.phases:
             for network in phase.loss.children():
@@ -102,19 +116,19 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
     progress, means, lines, position = Progress(), RunningMeans(accelerator), "", None
     if found is not None:
         position = feed_state(found, arguments, share)
-        progress = restore(found, model, average, trainers)
-        means.restore(found.tensors.get("means", {}))
+        progress = restore(found, model, average, trainers, processes)
+        means.restore(dict(read_tensors(found.tensors.get("means", StoredTensors()), processes)))
+        if accelerator.scaler is not None and "scaler" in found.state:
+            accelerator.scaler.load_state_dict(found.state["scaler"])
         lines = found.state["metrics"]
         logger.info("Going on after step %d, from %s", progress.step, found.path)
     fraction = limits.share(progress.step, progress.seconds)
-    if fraction >= 1 and read_results(output_dir).get("steps") == progress.step:
-        return tell_finished(output_dir, accelerator, pusher)
+    if fraction >= 1 and processes.on_main(lambda: read_results(output_dir).get("steps")) == progress.step:
+        return tell_finished(output_dir, accelerator, processes, pusher)
 
     # Write, from here on
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        prepare_output_dir(output_dir, run.overwrite_output_dir)
-        start_trackers(accelerator, arguments)
+    processes.on_main(lambda: prepare_output_dir(output_dir, run.overwrite_output_dir))
+    processes.on_main(lambda: start_trackers(accelerator, arguments))
     log = MetricsLog(output_dir / "metrics.jsonl", lines, accelerator)
     feed = objective.feed.batches(progress.step, share, accelerator.device, position)
     clock, pace = Clock(progress.seconds), Pace()
@@ -122,48 +136,62 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
 
     latest: dict[str, float] = {}
 
-    def published() -> PreTrainedModel:
+    def measured() -> PreTrainedModel:
+        """The model that is evaluated: the average, where there is one. Spread over processes if the training is."""
         return model if average is None else average.published()
+
+    def published() -> PreTrainedModel | None:
+        """The same as an ordinary model, where files are written: on the main process. All have to call this."""
+        if is_sharded(model):
+            return gather_model(measured(), model_class, processes)
+        return measured() if processes.is_main else None
 
     def save_checkpoint() -> None:
         progress.seconds = clock.seconds
         tensors = {**training_tensors(model, average, trainers), "means": means.state()}
-        positions = gather_object([objective.feed.state()])
-        if accelerator.is_main_process:
-            state = {"progress": vars(progress), "arguments": as_recipe(arguments), "config": model.config.to_dict(),
-                     "examples_a_step": share.total, "metrics": log.text(), "feed": positions}  # fmt: skip
-            checkpoints.save(output_dir / "checkpoints", progress.step, state, tensors, run.checkpoints_total_limit)
-        accelerator.wait_for_everyone()
+        state = {"progress": vars(progress), "arguments": as_recipe(arguments), "config": model.config.to_dict(),
+                 "examples_a_step": share.total, "processes": processes.count, "metrics": log.text(),
+                 "feed": processes.gather(objective.feed.state())}  # fmt: skip
+        if accelerator.scaler is not None:
+            state["scaler"] = accelerator.scaler.state_dict()
+        checkpoints.save(
+            output_dir / "checkpoints", progress.step, state, tensors, run.checkpoints_total_limit, processes
+        )
 
     def push() -> None:
         """Has the model as it is now published in the background, if the run is to be published while it goes on."""
-        if pusher is not None and pusher.pushes_while_training and accelerator.is_main_process:
-            fill_folder(objective, published(), output_dir)
-            results = describe_run(objective, published(), latest, progress, share, 0.0, arguments, accelerator)
+        if pusher is None or not pusher.pushes_while_training:
+            return
+        whole = published()
+        if whole is not None:
+            fill_folder(objective, whole, output_dir)
+            results = describe_run(objective, whole, latest, progress, share, 0.0, arguments, accelerator)
             write_card(output_dir, run.hub_model_id, {**results, "finished": False})
             pusher.push(progress.step)
 
     def do_what_is_due() -> bool:
         """Evaluation and samples; False if a signal came before all was done."""
         if "evaluation" in progress.due:
-            metrics = evaluate(objective, published(), accelerator, run, stop)
+            metrics = evaluate(objective, measured(), accelerator, run, stop)
             if metrics is None:
                 return False
             latest.update(metrics)
             log.write({"step": progress.step, **{f"eval_{name}": value for name, value in metrics.items()}})
             bar.headline = f"eval {objective.headline} {metrics[objective.headline]:.4g}"
-        if "samples" in progress.due and accelerator.is_main_process:
-            draw_samples(objective, published(), output_dir / "samples" / f"step-{progress.step:06d}")
+        if "samples" in progress.due:
+            whole = published()
+            if whole is not None:
+                draw_samples(objective, whole, output_dir / "samples" / f"step-{progress.step:06d}")
         progress.due = []
         return True
 
-    with StopRequest(accelerator) as stop:
+    with StopRequest(processes) as stop:
         with progress_bar(run.disable_tqdm or not accelerator.is_main_process) as bar:
             stopped = not do_what_is_due()
             while fraction < 1 and not stopped:
                 # One step: every phase on the same examples
                 torch.manual_seed(derive_seed(run.seed, "step", progress.step, accelerator.process_index))
-                micro_batches = [next(feed) for _ in range(run.gradient_accumulation_steps)]
+                micro_batches = [next(feed) for _ in range(share.accumulation)]
                 factor = schedule(fraction)
                 started = time.perf_counter()
                 for trainer in trainers:
@@ -177,8 +205,16 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
                 stopped, seconds = stop.agree(clock.seconds)
                 before, fraction = fraction, limits.share(progress.step, seconds)
 
+                # Before anything is written: was the update one to write about?
+                is_logged = progress.step % run.logging_steps == 0 or fraction >= 1
+                is_saved = progress.step % run.checkpointing_steps == 0 or fraction >= 1 or stopped
+                due = what_is_due(run, progress.step, before, fraction) if fraction < 1 else []
+                if is_logged or is_saved or due:
+                    for trainer in trainers:
+                        trainer.settle()
+
                 # Status
-                if progress.step % run.logging_steps == 0 or fraction >= 1:
+                if is_logged:
                     averages = means.take()
                     pace.mark(seconds, progress.step, fraction)
                     log.write({"step": progress.step, "seconds": round(seconds, 3), **averages,
@@ -187,13 +223,13 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
                     bar.show(progress.step, fraction, averages, pace)
 
                 # Evaluation and samples, off the clock
-                if fraction < 1:
-                    progress.due = what_is_due(run, progress.step, before, fraction)
+                progress.due = due
+                if due and not stopped:
                     with clock.paused():
-                        stopped = stopped or not do_what_is_due()
+                        stopped = not do_what_is_due()
 
                 # Checkpoint, off the clock
-                if progress.step % run.checkpointing_steps == 0 or fraction >= 1 or stopped:
+                if is_saved or stopped:
                     with clock.paused():
                         save_checkpoint()
                         if fraction < 1 and not stopped:
@@ -202,14 +238,15 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
         # Finish: every process measures, the main one writes
         if not stopped:
             started = time.perf_counter()
-            metrics = evaluate(objective, published(), accelerator, run, stop, is_final=True)
+            metrics = evaluate(objective, measured(), accelerator, run, stop, is_final=True)
             stopped = metrics is None
-            if metrics is not None and accelerator.is_main_process:
-                publish(objective, published(), metrics, progress, share, started, arguments, accelerator, log)
+            whole = None if stopped else published()
+            if metrics is not None and whole is not None:
+                publish(objective, whole, metrics, progress, share, started, arguments, accelerator, log)
     if stopped:
         accelerator.print(f"\nStopped after step {progress.step}. To go on:\n\n    {command_to_resume(arguments)}\n")
     trainers.clear()
-    close(accelerator)
+    close(accelerator, processes)
     # Without the other processes, which would wait for the Hub at a barrier that does not wait forever.
     if pusher is not None and accelerator.is_main_process:
         pusher.cancel() if stopped else finish_push(pusher)
@@ -227,6 +264,15 @@ def build_accelerator(run: RunArguments) -> Accelerator:
     precision = run.mixed_precision
     if precision == "auto":
         precision = "bf16" if multiplies_bf16() else "no"
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise ValueError("--mixed_precision fp16 needs a GPU, and there is none. Use bf16 or no.")
+    if torch.cuda.is_available():
+        # TF32 products where fp32 is left: the tensor cores' speed, with the range of fp32.
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = not run.full_determinism
+    if run.full_determinism:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+        torch.use_deterministic_algorithms(True)
     trackers = [name for name in run.report_to if name != "none"]
     # Every process has the same buffers, except batch normalisation's, whose running averages may differ a little:
     # sending them around in each forward pass would also break a second forward pass before the backward one.
@@ -272,6 +318,39 @@ def prepare_model(model: PreTrainedModel, run: RunArguments, device: torch.devic
         model.gradient_checkpointing_enable()
     network.to(device).train()
     return model
+
+
+def prepare_sharded(
+    objective: Objective[Any], run: RunArguments, accelerator: Accelerator, sharding: FullyShardedDataParallelPlugin
+) -> tuple[PreTrainedModel, MovingAverage | None]:
+    """The model spread over the processes, and its moving average likewise.
+
+    Raises:
+        ValueError: the model or the precision will not do.
+    """
+    model = prepare_model(objective.model, run, torch.device("cpu"))
+    copied = copy.deepcopy(model) if run.ema_decay else None
+    shard(model, sharding, accelerator.device, accelerator.mixed_precision)
+    if copied is None:
+        return model, None
+    shard(copied, sharding, accelerator.device, accelerator.mixed_precision)
+    return model, MovingAverage(model, run.ema_decay, objective.averaged, copied)
+
+
+def accumulation_steps(run: RunArguments, found: Checkpoint | None, processes: Processes) -> int:
+    """Micro-steps of a step: the flag, or as many as keep the examples of a step when the run goes on with a
+    different number of processes."""
+    steps = run.gradient_accumulation_steps
+    if found is None or found.state.get("processes", processes.count) == processes.count:
+        return steps
+    needed, rest = divmod(found.state["examples_a_step"], run.per_device_train_batch_size * processes.count)
+    if rest or not needed or needed == steps:
+        return steps
+    logger.warning(
+        "Going on with %d processes instead of %d, and %d micro-steps a step instead of %d: a step has %d examples as "
+        "before.", processes.count, found.state["processes"], needed, steps, found.state["examples_a_step"],
+    )  # fmt: skip
+    return needed
 
 
 def what_is_due(run: RunArguments, step: int, before: float, fraction: float) -> list[str]:
@@ -352,12 +431,12 @@ def finish_push(pusher: HubPusher) -> None:
         sys.exit(1)
 
 
-def tell_finished(output_dir: Path, accelerator: Accelerator, pusher: HubPusher | None) -> None:
+def tell_finished(output_dir: Path, accelerator: Accelerator, processes: Processes, pusher: HubPusher | None) -> None:
     """Says that there is nothing to do, but for a push that is outstanding."""
     accelerator.print(
         f"{output_dir} holds this finished run. Give another --output_dir, a longer run, or --overwrite_output_dir."
     )
-    close(accelerator)
+    close(accelerator, processes)
     if pusher is not None and accelerator.is_main_process:
         finish_push(pusher)
 
@@ -372,11 +451,11 @@ def command_to_resume(arguments: Arguments) -> str:
     return command
 
 
-def close(accelerator: Accelerator) -> None:
+def close(accelerator: Accelerator, processes: Processes) -> None:
     """Ends trackers, models and the process group in this order; gloo can abort at exit otherwise."""
     end_trackers(accelerator)
     accelerator.free_memory()
-    accelerator.wait_for_everyone()
+    processes.wait()
     accelerator.state.destroy_process_group()
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from training.arguments import RunArguments
@@ -37,17 +38,14 @@ def evaluate(
     sums: dict[str, Tensor] = {}
     with torch.no_grad(), evaluation_mode(model):
         for index, weight, batch in _own_batches(objective, accelerator, run.per_device_eval_batch_size):
-            if stop.requested:
-                break
+            if stop.agree()[0]:
+                return None
             rows = len(next(iter(batch.values())))
             draw = Draw((run.seed, "evaluation", index), rows, slice(0, rows), accelerator.device)
             for name, values in objective.evaluate(model, batch, draw, is_final).items():
                 items = values.cpu().double()
                 part = weight * torch.stack([items.sum(), torch.tensor(float(items.numel()))])
                 sums[name] = sums[name] + part if name in sums else part
-    stopped, _ = stop.agree()
-    if stopped:
-        return None
     totals = torch.stack(list(sums.values()))
     if accelerator.num_processes > 1:
         totals = accelerator.reduce(totals.to(accelerator.device), "sum")
@@ -55,18 +53,15 @@ def evaluate(
 
 
 def _own_batches(objective: Objective, accelerator: Accelerator, size: int) -> Iterator[tuple[int, float, Batch]]:
-    """(index, weight, batch) of this process.
+    """(index, weight, batch) of this process: as many in each process, as a sharded model needs all of them at once.
 
-    A process for which there is none measures the first one with weight 0: all must know the names of the metrics.
+    A process for which none is left measures an earlier one with weight 0.
     """
-    rank, processes, device = accelerator.process_index, accelerator.num_processes, accelerator.device
-    own = islice(enumerate(objective.eval_batches(size, device)), rank, None, processes)
-    first = next(own, None)
-    if first is None:
-        yield 0, 0.0, next(objective.eval_batches(size, device))
-    else:
-        for index, batch in chain([first], own):
-            yield index, 1.0, batch
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    batches = enumerate(objective.eval_batches(size, accelerator.device))
+    while group := list(islice(batches, processes)):
+        index, batch = group[rank] if rank < len(group) else group[0]
+        yield index, float(rank < len(group)), batch
 
 
 def draw_samples(objective: Objective, model: PreTrainedModel, path: Path) -> None:
@@ -85,3 +80,5 @@ def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
+        if isinstance(model, FSDPModule):  # without a backward pass, some weights stay gathered
+            model.reshard()

@@ -18,7 +18,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     One optimizer, because gradient scaling, clipping and checkpoints then need not know that there are two. Muon's
     update is scaled to the size of AdamW's (Liu et al. 2025, https://arxiv.org/abs/2502.16982), so that both share a
-    learning rate.
+    learning rate. As with torch's fused optimizers, an attribute `found_inf`, (), that is not 0 makes a step change
+    nothing, and the device decides it alone.
     """
 
     def __init__(self, matrices: list[Tensor], others: list[dict[str, Any]], lr: float, weight_decay: float,
@@ -34,8 +35,25 @@ class MuonWithAdamW(torch.optim.Optimizer):
         # Loading a state replaces both attributes, so they are handed down anew each time.
         self._muon.state = self._adamw.state = self.state
         self._muon.param_groups, self._adamw.param_groups = self.param_groups[:1], self.param_groups[1:]
-        self._muon.step()
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        if found_inf is None:
+            self._muon.step()
+        else:
+            self._step_muon_unless(found_inf.bool())
+            self._adamw.found_inf = found_inf  # type: ignore[attr-defined]
         self._adamw.step()
+
+    def _step_muon_unless(self, skipped: Tensor) -> None:
+        """A step of Muon, undone if `skipped`, (), is true; nobody waits to learn whether it is."""
+        matrices = [p for p in self.param_groups[0]["params"] if p.grad is not None]
+        states = [self.state.get(p, {}).get("momentum_buffer") for p in matrices]
+        before = [p.clone() for p in matrices]
+        momenta = [torch.zeros_like(p) if state is None else state.clone() for p, state in zip(matrices, states)]
+        self._muon.step()
+        for matrix, old, momentum in zip(matrices, before, momenta):
+            matrix.copy_(torch.where(skipped, old, matrix))
+            buffer = self.state[matrix]["momentum_buffer"]
+            buffer.copy_(torch.where(skipped, momentum, buffer))
 
 
 def build_optimizer(
@@ -97,11 +115,13 @@ class MovingAverage:
         decay: share of the average that stays in each update; smaller during the first ones, which would otherwise
             keep the initial weights alive.
         prefixes: names of what is averaged begin with one of these; everything else is copied.
+        copied: the copy that is to hold the average, where one cannot be made of the model: a sharded one.
     """
 
-    def __init__(self, model: PreTrainedModel, decay: float, prefixes: Iterable[str] = ("",)):
+    def __init__(self, model: PreTrainedModel, decay: float, prefixes: Iterable[str] = ("",),
+                 copied: PreTrainedModel | None = None):  # fmt: skip
         self.decay = decay
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model = (copied or copy.deepcopy(model)).eval().requires_grad_(False)
         pairs = list(zip(self._tensors(self.model).items(), self._tensors(model).values()))
         averaged = [
             (mean, value)

@@ -12,11 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-
 from training.arguments import RunArguments
 from training.data import Feed, Share
+from training.processes import Processes
 
 
 @dataclass
@@ -124,10 +122,10 @@ class StopRequest:
     So does the death of `accelerate launch`, which does not pass SIGTERM on to the one process it started.
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self, processes: Processes) -> None:
         self._signalled = False
         self._launcher = os.getppid() if "ACCELERATE_MIXED_PRECISION" in os.environ else None
-        self._accelerator = accelerator
+        self._processes = processes
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -151,9 +149,5 @@ class StopRequest:
 
     def agree(self, seconds: float = 0.0) -> tuple[bool, float]:
         """Whether any process was asked to stop, and the latest of their clocks: the same answer in all of them."""
-        if self._accelerator.num_processes == 1:
-            return self.requested, seconds
-        status = torch.tensor([float(self.requested), seconds], dtype=torch.float64, device=self._accelerator.device)
-        torch.distributed.all_reduce(status, torch.distributed.ReduceOp.MAX)
-        requested, seconds = status.tolist()
+        requested, seconds = self._processes.largest([float(self.requested), seconds])
         return bool(requested), seconds

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,13 @@ from transformers import PreTrainedModel
 from hfgen.hub import fetch_checkpoint
 from training import checkpoint as checkpoints
 from training.arguments import Arguments, as_recipe
-from training.checkpoint import Checkpoint, CheckpointError
+from training.checkpoint import Checkpoint, CheckpointError, StoredTensors
 from training.data import Share
 from training.optim import MovingAverage
 from training.phases import PhaseTrainer
+from training.processes import Processes
 from training.progress import Progress
+from training.sharding import laid_out_like
 
 
 logger = logging.getLogger(__name__)
@@ -152,32 +156,43 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict([*model.named_parameters(), *model.named_buffers()])
 
 
-def restore(found: Checkpoint, model: PreTrainedModel, average: MovingAverage | None, trainers: list[PhaseTrainer]
-            ) -> Progress:  # fmt: skip
-    """Puts a checkpoint's tensors back.
+def restore(found: Checkpoint, model: PreTrainedModel, average: MovingAverage | None, trainers: list[PhaseTrainer],
+            processes: Processes) -> Progress:  # fmt: skip
+    """Puts a checkpoint's tensors back. The main process reads them and hands them to the others.
 
     Raises:
-        CheckpointError: tensors are missing, too many, or of another shape; weights and averages are then untouched.
+        CheckpointError: tensors are missing, too many, or of another shape; nothing was changed then.
     """
     targets = {"model": named_tensors(model)}
     if average is not None:
         targets["average"] = named_tensors(average.model)
-    for file, tensors in targets.items():
-        saved = found.tensors.get(file, {})
-        wrong = [name for name in {*tensors, *saved}
-                 if name not in tensors or name not in saved or tensors[name].shape != saved[name].shape]  # fmt: skip
+    stored = {heading: found.tensors.get(heading, StoredTensors()) for heading in targets}
+    for heading, tensors in targets.items():
+        shapes = stored[heading].shapes
+        expected = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        wrong = [name for name in {*expected, *shapes} if expected.get(name) != shapes.get(name)]
         if wrong:
             raise CheckpointError(
-                f"{found.path / file}.safetensors does not fit the model: {', '.join(sorted(wrong)[:5])}."
+                f"{found.path / heading}.safetensors does not fit the model: {', '.join(sorted(wrong)[:5])}."
             )
-    for trainer in trainers:
-        state = found.tensors.get(f"optimizer-{trainer.phase.name}", {})
-        checkpoints.load_optimizer_tensors(trainer.bare_optimizer, trainer.names, state)
+    states = {trainer: found.tensors.get(f"optimizer-{trainer.phase.name}", StoredTensors()) for trainer in trainers}
+    for trainer, state in states.items():
+        checkpoints.check_optimizer_tensors(trainer.bare_optimizer, trainer.names, state.shapes)
+
+    for trainer, state in states.items():
+        tensors_of_state = read_tensors(state, processes)
+        checkpoints.load_optimizer_tensors(trainer.bare_optimizer, trainer.names, tensors_of_state)
     with torch.no_grad():
-        for file, tensors in targets.items():
-            for name, tensor in tensors.items():
-                tensor.copy_(found.tensors[file][name])
+        for heading, tensors in targets.items():
+            for name, tensor in read_tensors(stored[heading], processes):
+                tensors[name].copy_(laid_out_like(tensor, tensors[name]))
     return Progress(**found.state["progress"])
+
+
+def read_tensors(stored: StoredTensors, processes: Processes) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor), one after the other, in every process, though the main one alone reads them."""
+    for name in stored:
+        yield name, processes.share(partial(stored.__getitem__, name), stored.shapes[name], stored.dtypes[name])
 
 
 def _names_a_repository(wanted: str) -> bool:

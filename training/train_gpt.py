@@ -145,7 +145,7 @@ def sample_text(model: GPTForCausalLM, tokenizer: PreTrainedTokenizerBase, args:
     while tokens.shape[1] < args.sample_length:
         window = tokens[:, -max(1, context // 2) :]
         new = max(1, min(context - window.shape[1], args.sample_length + len(start) - tokens.shape[1]))
-        generated = model.generate(  # type: ignore[misc]  # transformers' own annotation of self is too narrow
+        generated = model.generate(
             window, attention_mask=torch.ones_like(window), do_sample=True, temperature=args.sample_temperature,
             max_new_tokens=new, min_new_tokens=new, pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip

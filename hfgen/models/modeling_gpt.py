@@ -19,6 +19,7 @@ https://arxiv.org/abs/2109.08668; gated feed-forward, https://arxiv.org/abs/2002
 https://arxiv.org/abs/2305.13245.
 """
 
+import inspect
 import math
 import os
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,8 @@ NORM_TYPES = ("rmsnorm", "layernorm")
 POSITION_EMBEDDINGS = ("rotary", "learned")
 # The other types of transformers ("dynamic", "longrope") change their frequencies with the length of the input.
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+# transformers 5.24 calls the cache of keys and values "cache" in calls and outputs; before, it was "past_key_values".
+CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
 
 if TYPE_CHECKING:
     FilledIn = Any  # a size that may be None when it is given, and is a number from then on
@@ -93,7 +96,7 @@ class GPTConfig(PreTrainedConfig):
     """
 
     model_type = "hfgen_gpt"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
     base_model_tp_plan = {
         "layers.*.self_attn.q_proj": "colwise",
         "layers.*.self_attn.k_proj": "colwise",
@@ -259,6 +262,13 @@ def adds_to_residual(linear: nn.Linear) -> nn.Linear:
     return linear
 
 
+def either_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
+    """The one that was given of the cache's new name and its old one."""
+    if cache is not None and past_key_values is not None:
+        raise ValueError("cache, past_key_values: expected at most one of the two, which are names of the same")
+    return past_key_values if cache is None else cache
+
+
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype in which a matrix product of x runs: that of autocast where it is on, else that of x."""
     device_type = x.device.type
@@ -396,6 +406,7 @@ class GPTAttention(nn.Module):
         attention_mask: Any = None,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """(batch, length, hidden_size) -> the same, and the attention weights where the backend gives them."""
@@ -410,8 +421,8 @@ class GPTAttention(nn.Module):
         value = self.v_proj(hidden_states).view(per_head).transpose(1, 2)
         if position_embeddings is not None:
             query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if (cache := either_cache(cache, past_key_values)) is not None:
+            key, value = cache.update(key, value, self.layer_idx)
 
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         output, weights = attend(
@@ -474,7 +485,7 @@ class GPTPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["GPTDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -524,6 +535,7 @@ class GPTModel(GPTPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Runs the transformer.
@@ -534,17 +546,19 @@ class GPTModel(GPTPreTrainedModel):
                 the form of the attention backend. None: no padding.
             position_ids: (batch or 1, length). None: counted from the end of the cache, padding included, as in all
                 of transformers; `generate` passes those that leave padding out, which matters to learned positions.
-            past_key_values: cache of earlier keys and values, to which those of this call are added.
+            past_key_values, cache: both are names for the cache of earlier keys and values, to which those of this
+                call are added.
             inputs_embeds: (batch, length, hidden_size), in place of input_ids.
             use_cache: return the cache. None: `config.use_cache` in evaluation mode, False in training mode.
             output_hidden_states, output_attentions: return those of every layer (attentions: eager attention only).
 
         Returns:
-            last_hidden_state (batch, length, hidden_size), past_key_values and, on request, hidden_states and
-            attentions.
+            last_hidden_state (batch, length, hidden_size), the cache (as past_key_values, and from transformers 5.24
+            on as cache) and, on request, hidden_states and attentions.
 
         Raises:
-            ValueError: both or none of input_ids and inputs_embeds, or a position past the last learned one.
+            ValueError: both or none of input_ids and inputs_embeds, a position past the last learned one, or a cache
+                under both names.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("input_ids, inputs_embeds: expected exactly one of the two")
@@ -552,12 +566,13 @@ class GPTModel(GPTPreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        cache = either_cache(cache, past_key_values)
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
 
-        mask = self._attention_mask(inputs_embeds, attention_mask, position_ids, past_key_values)
+        mask = self._attention_mask(inputs_embeds, attention_mask, position_ids, cache)
         if position_ids is None:
-            past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+            past_length = 0 if cache is None else cache.get_seq_length()
             position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None] + past_length
 
         position_embeddings = None
@@ -572,20 +587,19 @@ class GPTModel(GPTPreTrainedModel):
                 hidden_states,
                 attention_mask=mask,
                 position_embeddings=position_embeddings,
-                past_key_values=past_key_values,
                 position_ids=position_ids,
                 use_cache=use_cache,
+                **{CACHE: cache},
                 **kwargs,
             )
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
-        )
+        returned: dict[str, Any] = {CACHE: cache if use_cache else None}
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **returned)
 
     def _attention_mask(
-        self, embeds: Tensor, attention_mask: Any, position_ids: Tensor | None, past_key_values: Cache | None
+        self, embeds: Tensor, attention_mask: Any, position_ids: Tensor | None, cache: Cache | None
     ) -> Any:
         """The mask in the form of the attention backend; None where the backend can do causal attention by itself."""
-        nothing_special = attention_mask is None and position_ids is None and past_key_values is None
+        nothing_special = attention_mask is None and position_ids is None and cache is None
         if nothing_special and self.config._attn_implementation == "sdpa":
             # create_causal_mask comes to the same, except under torch.compile: there it builds a mask, and sdpa is
             # slower with one.
@@ -594,8 +608,8 @@ class GPTModel(GPTPreTrainedModel):
             config=self.config,
             inputs_embeds=embeds[..., :0].to(compute_dtype(embeds)),  # only its dtype, device and length are looked at
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             position_ids=position_ids,
+            **{CACHE: cache},
         )
 
     def _learned_positions(self, position_ids: Tensor) -> Tensor:
@@ -640,6 +654,7 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Predicts, at every position, the token that comes next. The arguments of `GPTModel.forward`, and:
@@ -651,8 +666,8 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
             logits_to_keep: how many positions at the end to compute logits for (0: all), or which, as indices.
 
         Returns:
-            loss (with labels), logits (batch, positions kept, vocab_size), past_key_values and, on request,
-            hidden_states and attentions.
+            loss (with labels), logits (batch, positions kept, vocab_size), the cache (as `GPTModel.forward`) and, on
+            request, hidden_states and attentions.
 
         Raises:
             ValueError: as `GPTModel.forward`.
@@ -664,6 +679,7 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            cache=cache,
             **kwargs,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -671,10 +687,11 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        returned: dict[str, Any] = {CACHE: getattr(outputs, CACHE)}
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **returned,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )

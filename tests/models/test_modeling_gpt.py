@@ -37,7 +37,7 @@ from transformers import (
 )
 
 from hfgen.models import modeling_gpt
-from hfgen.models.modeling_gpt import GPTConfig, GPTForCausalLM, GPTModel
+from hfgen.models.modeling_gpt import CACHE, GPTConfig, GPTForCausalLM, GPTModel
 
 
 MODERN: dict[str, object] = {}
@@ -290,27 +290,37 @@ def test_packed_sequences_do_not_see_each_other() -> None:
 # ------------------------------------------------------------------------------------------------- cache, generation
 
 
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
 @SHAPES
-def test_cached_logits_equal_those_of_one_forward(shape: dict[str, object]) -> None:
+def test_cached_logits_equal_those_of_one_forward(shape: dict[str, object], name: str) -> None:
+    """By both names that transformers has had for the cache: one that is not known would be ignored in silence."""
     model = tiny_model(**shape)
     input_ids = random_tokens(2, 16)
     cache = DynamicCache(config=model.config)
 
     with torch.no_grad():
-        pieces = [model(part, past_key_values=cache).logits for part in input_ids.split([7, 1, 1, 5, 2], dim=1)]
+        pieces = [model(part, **{name: cache}).logits for part in input_ids.split([7, 1, 1, 5, 2], dim=1)]
 
     assert cache.get_seq_length() == 16
     torch.testing.assert_close(torch.cat(pieces, dim=1), model(input_ids).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_cache_under_both_names_is_refused() -> None:
+    model = tiny_model()
+    cache = DynamicCache(config=model.config)
+
+    with pytest.raises(ValueError, match="cache, past_key_values"):
+        model(random_tokens(1, 4), cache=cache, past_key_values=cache)
 
 
 def test_cache_is_returned_in_evaluation_mode_only_unless_asked_for() -> None:
     model = tiny_model()
     input_ids = random_tokens(1, 4)
 
-    assert model(input_ids).past_key_values.get_seq_length() == 4
-    assert model(input_ids, use_cache=False).past_key_values is None
-    assert model.train()(input_ids).past_key_values is None
-    assert model(input_ids, use_cache=True).past_key_values.get_seq_length() == 4
+    assert model(input_ids)[CACHE].get_seq_length() == 4
+    assert CACHE not in model(input_ids, use_cache=False)
+    assert CACHE not in model.train()(input_ids)
+    assert model(input_ids, use_cache=True)[CACHE].get_seq_length() == 4
 
 
 @SHAPES
@@ -604,7 +614,7 @@ def test_file_imports_nothing_but_torch_and_transformers() -> None:
     modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     modules |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0}
 
-    needed = {"math", "os", "typing", "torch", "transformers", "huggingface_hub"}
+    needed = {"inspect", "math", "os", "typing", "torch", "transformers", "huggingface_hub"}
     assert {module.split(".")[0] for module in modules} == needed
     assert not re.search(r"^\s*(from\s+\.|import\s+\.)", source, flags=re.MULTILINE)  # transformers looks by this
 
