@@ -1,8 +1,8 @@
 """Examples, handed out in an order that depends on the seed alone.
 
 A dataset that fits is held as one uint8 tensor (or one array of tokens), which is indexed and scaled on the device:
-many times faster than a DataLoader. What does not fit is decoded by workers, or streamed: `streams.py`. Where datasets
-come from is in `sources.py`; `images.py` and `text.py` make them ready.
+many times faster than a DataLoader. What does not fit is decoded by workers, mapped from a file of tokens or streamed,
+in `streams.py`. Where datasets come from is in `sources.py`; `images.py` and `text.py` make them ready.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -21,10 +21,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from training.randomness import derive_seed
+from training.tokens import MappedTokens
 
 
 Batch = dict[str, Tensor]
 Decode = Callable[[dict[str, list], Sequence[object]], Batch]
+Tokens = np.ndarray | MappedTokens
+
+IN_MEMORY_BYTES = 2 * 10**9
+
+
+def fits_in_memory(needed: int, in_memory: bool | None) -> bool:
+    """Whether a dataset of so many bytes is to be held in memory: what --in_memory says, else if it is small."""
+    return needed < IN_MEMORY_BYTES if in_memory is None else in_memory
 
 
 @dataclass(frozen=True)
@@ -131,10 +140,11 @@ class TensorFeed:
 class TokenFeed:
     """Windows of a text, taken as a ring: every epoch cuts it anew, beginning at a random token.
 
-    So each token is used as often as any other and meets every position of a window.
+    So each token is used as often as any other and meets every position of a window. Tokens in memory are sent to the
+    device once, as int32; windows of a mapped file are gathered here and sent a batch at a time.
     """
 
-    def __init__(self, tokens: np.ndarray, context: int, seed: int):
+    def __init__(self, tokens: Tokens, context: int, seed: int):
         if len(tokens) <= context:
             raise ValueError(f"tokens: expected more than a context of {context}, got {len(tokens)}")
         self.tokens, self.context, self.seed = tokens, context, seed
@@ -142,15 +152,30 @@ class TokenFeed:
         self.order = EpochOrder(self.num_examples, seed)
 
     def batches(self, first_step: int, share: Share, device: torch.device, state: Any = None) -> Iterator[Batch]:
-        tokens = torch.from_numpy(self.tokens.astype(np.int32)).to(device)
-        window = torch.arange(self.context + 1, device=device)
+        gather = self._held_on(device) if isinstance(self.tokens, np.ndarray) else self._mapped_to(device)
         for parts in self.order.micro_batches(first_step, share):
             starts = torch.cat([examples * self.context + self._offset(epoch) for epoch, examples in parts])
-            windows = tokens[(starts.to(device, non_blocking=True)[:, None] + window) % len(tokens)].long()
+            windows = gather(starts).long()
             yield {"input_ids": windows[:, :-1].contiguous(), "labels": windows[:, 1:].contiguous()}
 
     def state(self) -> dict[str, Any]:
         return {}
+
+    def _held_on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+        tokens = torch.from_numpy(np.asarray(self.tokens, np.int32)).to(device)
+        window = torch.arange(self.context + 1, device=device)
+        return lambda starts: tokens[(starts.to(device, non_blocking=True)[:, None] + window) % len(tokens)]
+
+    def _mapped_to(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+        tokens, length, pin = cast(MappedTokens, self.tokens), self.context + 1, device.type == "cuda"
+
+        def gather(starts: Tensor) -> Tensor:
+            # torch does not hand pinned memory out again before the copy from it is done.
+            windows = torch.empty((len(starts), length), dtype=torch.int32, pin_memory=pin)
+            tokens.windows(starts.numpy(), length, out=windows.numpy())
+            return windows.to(device, non_blocking=True)
+
+        return gather
 
     def _offset(self, epoch: int) -> int:
         return derive_seed(self.seed, "offset", epoch) % len(self.tokens)
@@ -255,7 +280,8 @@ class ImageData:
 
     Attributes:
         train: endless training batches with `pixel_values` and, where the dataset has them, `labels`.
-        eval_pixels: uint8 (examples, channels, height, width), each measured once.
+        eval_pixels: uint8 (examples, channels, height, width), each measured once. Where they need too much memory,
+            an object of that length that decodes a slice when it is asked for one.
         eval_labels: (examples,) or None.
         image_size: (height, width).
         num_channels: 1 or 3.
@@ -264,7 +290,7 @@ class ImageData:
     """
 
     train: Feed
-    eval_pixels: Tensor
+    eval_pixels: Any
     eval_labels: Tensor | None
     image_size: tuple[int, int]
     num_channels: int
@@ -295,7 +321,7 @@ class TextData:
     """
 
     train: Feed
-    eval_tokens: np.ndarray
+    eval_tokens: Tokens
     tokenizer: Any
     context: int
     characters_per_token: float
@@ -305,14 +331,14 @@ class TextData:
 
     def eval_batches(self, batch_size: int, device: torch.device) -> Iterator[Batch]:
         """Windows without overlap; the last one is filled up with the label -100, which counts for nothing."""
-        tokens = torch.from_numpy(self.eval_tokens.astype(np.int64))
-        windows = -(-(len(tokens) - 1) // self.context)
-        input_ids = torch.zeros(windows * self.context, dtype=torch.long)
-        labels = torch.full((windows * self.context,), -100)
-        input_ids[: len(tokens) - 1], labels[: len(tokens) - 1] = tokens[:-1], tokens[1:]
-        for start in range(0, windows, batch_size):
-            rows = slice(start, start + batch_size)
-            yield {
-                "input_ids": input_ids.view(windows, -1)[rows].to(device),
-                "labels": labels.view(windows, -1)[rows].to(device),
-            }
+        predicted = len(self.eval_tokens) - 1
+        windows = -(-predicted // self.context)
+        for first in range(0, windows, batch_size):
+            rows = min(batch_size, windows - first)
+            start = first * self.context
+            count = min(rows * self.context, predicted - start)
+            tokens = torch.from_numpy(self.eval_tokens[start : start + count + 1].astype(np.int64))
+            input_ids = torch.zeros(rows * self.context, dtype=torch.long)
+            labels = torch.full((rows * self.context,), -100)
+            input_ids[:count], labels[:count] = tokens[:-1], tokens[1:]
+            yield {"input_ids": input_ids.view(rows, -1).to(device), "labels": labels.view(rows, -1).to(device)}

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from hfgen.image_processing import to_pixel_values
 from training.arguments import DataArguments
-from training.data import Batch, DatasetFeed, Feed, ImageData, TensorFeed, spare_workers
+from training.data import Batch, DatasetFeed, Feed, ImageData, TensorFeed, fits_in_memory, spare_workers
 from training.sources import find_eval_split, find_split, first_example, hold_out, limited, load_splits
 from training.streams import ShuffledExamples, State, StreamFeed
 
 
-IN_MEMORY_BYTES = 2 * 10**9
 MAX_STREAMED_EVAL_IMAGES = 10_000
 
 
@@ -66,8 +65,8 @@ def load_images(
         num_channels=num_channels or first.num_channels, convert=num_channels is not None,
     )  # fmt: skip
     eval_limit = args.max_eval_samples or (MAX_STREAMED_EVAL_IMAGES if args.streaming else None)
-    eval_pixels, eval_labels = _decode_all(
-        limited(evaluation, eval_limit), replace(decode, name=f"{name} ({eval_name})")
+    eval_pixels, eval_labels = _evaluation(
+        limited(evaluation, eval_limit), replace(decode, name=f"{name} ({eval_name})"), args
     )
     return ImageData(
         _feed(train, decode, seed, args), eval_pixels, eval_labels, decode.size, decode.num_channels, label_names,
@@ -80,12 +79,35 @@ def _feed(train: Any, decode: ImageDecoder, seed: int, args: DataArguments) -> F
         workers = args.dataloader_num_workers or 0  # their number decides the order: never chosen by the machine
         return StreamFeed(train, decode.stream, seed, args.shuffle_buffer_size, workers, args.max_train_samples)
     train = limited(train, args.max_train_samples)
-    height, width = decode.size
-    needed = len(train) * decode.num_channels * height * width
-    if needed < IN_MEMORY_BYTES if args.in_memory is None else args.in_memory:
+    if fits_in_memory(len(train) * decode.num_bytes, args.in_memory):
         return TensorFeed(*_decode_all(train, decode), seed)
     workers = spare_workers() if args.dataloader_num_workers is None else args.dataloader_num_workers
     return DatasetFeed(train, decode, seed, workers)
+
+
+def _evaluation(dataset: Any, decode: ImageDecoder, args: DataArguments) -> tuple[Any, Tensor | None]:
+    """Pixels and labels to measure on: held, so that they are decoded and checked once, unless they are too many."""
+    # Not in memory by request is about the training images: an evaluation split that is small is held all the same.
+    if args.streaming or fits_in_memory(len(dataset) * decode.num_bytes, args.in_memory or None):
+        return _decode_all(dataset, decode)
+    labels = None
+    if decode.label_column:
+        labels = decode.labels(dataset.with_format(None)[decode.label_column][:], range(len(dataset)))
+    return DecodedPixels(dataset, decode), labels
+
+
+class DecodedPixels:
+    """The pixels of a split that does not fit in memory: a slice of it is decoded when it is asked for."""
+
+    def __init__(self, dataset: Any, decode: ImageDecoder):
+        self.dataset, self.decode = dataset, decode
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """uint8 (rows, channels, height, width)."""
+        return self.decode(self.dataset[rows], range(*rows.indices(len(self))))["pixels"]
 
 
 @dataclass
@@ -109,6 +131,11 @@ class ImageDecoder:
     resize: bool
     convert: bool
 
+    @property
+    def num_bytes(self) -> int:
+        """Of a decoded image."""
+        return self.num_channels * self.size[0] * self.size[1]
+
     def __call__(self, rows: dict[str, list], positions: Sequence[object]) -> Batch:
         """The batch of some rows, by column.
 
@@ -122,7 +149,7 @@ class ImageDecoder:
             self._explain(images, positions)
             raise
         if self.label_column:
-            batch["labels"] = self._labels(rows[self.label_column], positions)
+            batch["labels"] = self.labels(rows[self.label_column], positions)
         return batch
 
     def stream(self, examples: ShuffledExamples, batch_size: int, state: State) -> Iterator[tuple[Batch, State]]:
@@ -163,7 +190,8 @@ class ImageDecoder:
                 path = f" ({image['path']})" if isinstance(image, dict) and image.get("path") else ""
                 raise ValueError(f"{self.name}, example {position}{path}: {text}") from None
 
-    def _labels(self, labels: list, positions: Sequence[object]) -> Tensor:
+    def labels(self, labels: list, positions: Sequence[object]) -> Tensor:
+        """Checked labels, (rows,)."""
         for label, position in zip(labels, positions):
             if label is None or not 0 <= label < self.num_classes:
                 raise ValueError(

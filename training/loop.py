@@ -24,6 +24,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -274,6 +275,8 @@ def build_accelerator(run: RunArguments) -> Accelerator:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         torch.use_deterministic_algorithms(True)
     trackers = [name for name in run.report_to if name != "none"]
+    # accelerate passes the option by the name that it has had before torch 2.13.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     # Every process has the same buffers, except batch normalisation's, whose running averages may differ a little:
     # sending them around in each forward pass would also break a second forward pass before the backward one.
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)

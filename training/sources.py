@@ -34,9 +34,8 @@ def load_splits(name: str, args: DataArguments) -> dict[str, Any]:
     Raises:
         ValueError: it is not there, cannot be reached or cannot be read.
     """
-    if args.dataset_path is not None and Path(args.dataset_path).exists():
-        name = args.dataset_path
-    built_in = {"digits": _digits, "python-docs": _python_docs}.get(name)
+    name = _local_copy_of(name, args)
+    built_in = BUILT_INS.get(name)
     if built_in is not None:
         return built_in(args.streaming)
     import datasets
@@ -77,6 +76,30 @@ def load_splits(name: str, args: DataArguments) -> dict[str, Any]:
             f"The dataset {name!r} cannot be loaded: {one_line(error)} Check --dataset_name and --dataset_config_name."
         ) from error
     return dict(loaded)
+
+
+def find_text_files(name: str, args: DataArguments) -> list[Path] | None:
+    """The files of a dataset that is a local text file or a folder of them, in the order of its documents; else None.
+
+    In [`load_splits`], one row holds a whole file, which is read into memory and must be smaller than 2 GB.
+
+    Raises:
+        ValueError: a name that can only be a local path is not there, or is nothing that is understood.
+    """
+    import datasets
+
+    name = _local_copy_of(name, args)
+    path = Path(name)
+    if name in BUILT_INS or (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        return None
+    loader, options = _how_to_load(name, streaming=False)
+    if loader != "text" or "data_files" not in options:
+        return None
+    try:
+        found = datasets.load_dataset_builder(loader, args.dataset_config_name, **options).config.data_files
+    except (ValueError, OSError):
+        return None  # load_splits fails alike, and says why
+    return [Path(file) for file in found["train"]]
 
 
 def find_split(splits: dict[str, Any], name: str, flag: str) -> Any:
@@ -165,6 +188,12 @@ class _HeldOut:
             value = value["bytes"] or "/".join(re.split(r"[/\\]", value["path"] or "")[-2:])
         content = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
         return hashlib.blake2b(content, digest_size=8).digest()[0] < 26  # of 256: a tenth
+
+
+def _local_copy_of(name: str, args: DataArguments) -> str:
+    """What --dataset_path names, where that exists; else the name."""
+    exists = args.dataset_path is not None and Path(args.dataset_path).exists()
+    return str(args.dataset_path) if exists else name
 
 
 def _how_to_load(name: str, streaming: bool) -> tuple[str, dict[str, Any]]:
@@ -286,3 +315,6 @@ def _python_docs(streaming: bool) -> dict[str, Any]:
     if streaming:
         return _streamed({"train": datasets.Dataset.from_dict({"text": documents})})
     return {"train": datasets.Dataset.from_dict({"text": ["\n\n".join(documents)]})}
+
+
+BUILT_INS = {"digits": _digits, "python-docs": _python_docs}

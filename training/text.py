@@ -10,9 +10,19 @@ import torch
 
 from hfgen.tokenization import build_character_tokenizer, encode_corpus
 from training.arguments import DataArguments
-from training.data import Batch, TextData, TokenFeed
-from training.sources import find_eval_split, find_split, first_example, hold_out, limited, load_splits
+from training.corpus import Column, Corpus, TextFiles, survey
+from training.data import Batch, TextData, TokenFeed, Tokens, fits_in_memory
+from training.sources import (
+    find_eval_split,
+    find_split,
+    find_text_files,
+    first_example,
+    hold_out,
+    limited,
+    load_splits,
+)
 from training.streams import ShuffledExamples, State, StreamFeed
+from training.tokens import map_tokens
 
 
 MAX_STREAMED_EVAL_TEXTS = 1000
@@ -25,7 +35,8 @@ def load_text(args: DataArguments, seed: int, context: int, tokenizer: Any = Non
 
     Where the dataset has no split to measure on, the last tenth of the characters is held out. A text that is streamed
     is tokenized and packed while training; its tokenizer knows the characters of the first documents, and spells
-    others in bytes.
+    others in bytes. One that does not fit in memory is tokenized once into a mapped file, to the same tokens (but see
+    [`TextFiles`] for tokenizers that merge characters).
 
     Args:
         args: the flags that name it.
@@ -37,11 +48,13 @@ def load_text(args: DataArguments, seed: int, context: int, tokenizer: Any = Non
         ValueError: the text is not there, is empty, or is shorter than the context.
     """
     name = args.dataset_name or "python-docs"
-    splits = load_splits(name, args)
+    splits = _find_files(name, args) or load_splits(name, args)
     train = find_split(splits, args.train_split, "--train_split")
     eval_name = find_eval_split(splits, args)
     if args.streaming:
         return _stream_text(args, name, splits, train, eval_name, seed, context, tokenizer)
+    if not _fits_in_memory([train, *([splits[eval_name]] if eval_name else [])], args, name):
+        return _map_text(args, name, splits, train, eval_name, seed, context, tokenizer)
     if eval_name is None:
         train_documents, eval_documents = _cut(_documents(train, args, f"{name} ({args.train_split})"))
         eval_name = f"last 10 % of {args.train_split}"
@@ -53,13 +66,61 @@ def load_text(args: DataArguments, seed: int, context: int, tokenizer: Any = Non
     if tokenizer is None:
         tokenizer = build_character_tokenizer(train_documents, model_max_length=context)
     train_tokens = encode_corpus(tokenizer, _alone(train_documents))
-    if len(train_tokens) < context + 1:
-        raise ValueError(
-            f"The text of {name} ({args.train_split}) has {len(train_tokens)} tokens, fewer than a context of "
-            f"{context} tokens and the one after it. Use more text or a smaller --max_position_embeddings."
-        )
-    feed = TokenFeed(train_tokens, context, seed)
+    feed = _token_feed(train_tokens, context, seed, f"{name} ({args.train_split})")
     return _text_data(feed, eval_documents, tokenizer, context, name, eval_name, args)
+
+
+def _token_feed(tokens: Tokens, context: int, seed: int, name: str) -> TokenFeed:
+    if len(tokens) < context + 1:
+        raise ValueError(
+            f"The text of {name} has {len(tokens)} tokens, fewer than a context of {context} tokens and the one after "
+            "it. Use more text or a smaller --max_position_embeddings."
+        )
+    return TokenFeed(tokens, context, seed)
+
+
+def _find_files(name: str, args: DataArguments) -> dict[str, TextFiles] | None:
+    """The one split of a text file or a folder of them that is not to be held in memory; else None."""
+    paths = None if args.streaming else find_text_files(name, args)
+    files = TextFiles(tuple(paths or ()))
+    return {"train": files} if paths and not _fits_in_memory([files], args, name) else None
+
+
+def _fits_in_memory(splits: list[Any], args: DataArguments, name: str) -> bool:
+    """Whether the tokens do, at 4 bytes each; a byte of text is counted as a token, which is the most it can be."""
+    sources = [_source(split, args, name) for split in splits]
+    return fits_in_memory(4 * sum(source.num_bytes for source in sources), args.in_memory)
+
+
+def _source(split: Any, args: DataArguments, name: str) -> TextFiles | Column:
+    _check_column(split, args, name)
+    return split if isinstance(split, TextFiles) else Column(split, args.text_column)
+
+
+def _map_text(args: DataArguments, name: str, splits: dict[str, Any], train: Any, eval_name: str | None, seed: int,
+              context: int, tokenizer: Any) -> TextData:  # fmt: skip
+    train_name = f"{name} ({args.train_split})"
+    if eval_name is None:
+        source = _source(train, args, train_name)
+        cut = int(0.9 * survey(Corpus(source, train_name)).characters)
+        eval_name = f"last 10 % of {args.train_split}"
+        train_corpus = Corpus(source, train_name, stop=cut, max_documents=args.max_train_samples)
+        eval_corpus = Corpus(source, f"{name} ({eval_name})", start=cut, max_documents=args.max_eval_samples)
+    else:
+        evaluation = limited(splits[eval_name], args.max_eval_samples)
+        train_corpus = Corpus(_source(limited(train, args.max_train_samples), args, train_name), train_name)
+        eval_corpus = Corpus(_source(evaluation, args, name), f"{name} ({eval_name})")
+    found, eval_found = survey(train_corpus), survey(eval_corpus)
+    for corpus, counts in ((train_corpus, found), (eval_corpus, eval_found)):
+        if not counts.documents:
+            raise ValueError(f"{corpus.name} has no text. Check --dataset_name, its splits and --text_column.")
+    if tokenizer is None:
+        tokenizer = build_character_tokenizer(found.alphabet, model_max_length=context)
+    feed = _token_feed(map_tokens(train_corpus, found, tokenizer), context, seed, train_name)
+    eval_tokens = map_tokens(eval_corpus, eval_found, tokenizer)
+    return _measured_on(
+        feed, eval_tokens, eval_found.characters, tokenizer, context, name, eval_name, args.dataset_revision
+    )
 
 
 def _stream_text(args: DataArguments, name: str, splits: dict[str, Any], train: Any, eval_name: str | None, seed: int,
@@ -84,15 +145,19 @@ def _stream_text(args: DataArguments, name: str, splits: dict[str, Any], train: 
 def _text_data(feed: TokenFeed | StreamFeed, eval_documents: list[str], tokenizer: Any, context: int, name: str,
                eval_name: str, args: DataArguments) -> TextData:  # fmt: skip
     eval_tokens = encode_corpus(tokenizer, _alone(eval_documents))
+    characters = sum(map(len, eval_documents))
+    return _measured_on(feed, eval_tokens, characters, tokenizer, context, name, eval_name, args.dataset_revision)
+
+
+def _measured_on(feed: TokenFeed | StreamFeed, eval_tokens: Tokens, characters: int, tokenizer: Any, context: int,
+                 name: str, eval_name: str, revision: str | None) -> TextData:  # fmt: skip
     if len(eval_tokens) < 2:
         raise ValueError(
             f"The text of {name} ({eval_name}) has {len(eval_tokens)} token(s): at least two are needed to predict "
             "one. Use more text, or another --eval_split."
         )
-    characters_per_token = sum(map(len, eval_documents)) / len(eval_tokens)
-    return TextData(
-        feed, eval_tokens, tokenizer, context, characters_per_token, name, eval_name, args.dataset_revision
-    )
+    characters_per_token = characters / len(eval_tokens)
+    return TextData(feed, eval_tokens, tokenizer, context, characters_per_token, name, eval_name, revision)
 
 
 class Packer:

@@ -2,7 +2,8 @@
 
     python -m tests.training.kill_test --kills 30 --every_operation
 
-Each family is killed at so many random moments, and once before every write, fsync, rename and deletion of its saves.
+Each family is killed at so many random moments, and once before every write, fsync, rename and deletion of its saves
+and in the middle of every write; at random moments with two processes too.
 """
 
 from __future__ import annotations
@@ -14,33 +15,34 @@ import signal
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.training.tiny_runs import FAMILIES, Fault, differences, everything, start, train
 
 
-def kill_at_random(family: str, folder: Path, kills: int, seed: int) -> list[str]:
+def kill_at_random(family: str, folder: Path, kills: int, seed: int, processes: int = 1) -> list[str]:
     """Kills a run after random times until it has been killed so often, lets it end, and compares.
 
     Returns:
         names of what differs from the uninterrupted run.
     """
     rng = random.Random(seed)
-    print(f"{family}: {kills} kills, seed {seed}", flush=True)
+    print(f"{family}, {processes} process(es): {kills} kills at random moments, seed {seed}", flush=True)
     # Long enough to be killed in the middle, and saved often, so that saves are hit as well.
     flags = ["--max_train_steps", 40, "--checkpointing_steps", 2]
     started = time.monotonic()
-    assert train(family, folder / "whole", *flags).code == 0
+    assert train(family, folder / "whole", *flags, processes=processes).code == 0
     duration = time.monotonic() - started
     done = 0
     while done < kills:
-        run = start(family, folder / "run", *flags)
+        run = start(family, folder / "run", *flags, processes=processes)
         run.processes[0].join(rng.uniform(0.3, 1) * duration)
         run.kill()
         if (folder / "run" / "results.json").exists():  # it came to its end: begin another one
             shutil.rmtree(folder / "run")
         done += run.code == -signal.SIGKILL
-    run = train(family, folder / "run", *flags)
+    run = train(family, folder / "run", *flags, processes=processes)
     assert run.code == 0, run.output
     return differences(everything(folder / "whole"), everything(folder / "run"))
 
@@ -56,7 +58,7 @@ def kill_at_every_file_operation(family: str, folder: Path, every: int = 1) -> l
     while True:
         run = train(family, folder / "run", fault=Fault(at_file_operation=operation))
         if run.code == 0:
-            print(f"{family}: killed before {operation - 1} file operations")
+            print(f"{family}: killed at {(operation - 1) // every} file operations", flush=True)
             return found
         assert run.code == -signal.SIGKILL, run.output
         run = train(family, folder / "run")
@@ -66,22 +68,31 @@ def kill_at_every_file_operation(family: str, folder: Path, every: int = 1) -> l
         operation += every
 
 
+def kill(family: str, kills: int, every_operation: bool, seed: int) -> list[str]:
+    """All kills of a family."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = kill_at_random(family, Path(folder) / "random", kills, seed)
+        found += kill_at_random(family, Path(folder) / "two", kills, seed + 1, processes=2)
+        if every_operation:
+            found += kill_at_every_file_operation(family, Path(folder) / "operations")
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=30, help="random kills of each family")
-    parser.add_argument("--every_operation", action="store_true", help="kill before each file operation too")
+    parser.add_argument("--kills", type=int, default=30, help="random kills of each family and number of processes")
+    parser.add_argument("--every_operation", action="store_true", help="kill at each file operation too")
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES)
+    parser.add_argument("--jobs", type=int, default=2, help="families at a time")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     args = parser.parse_args()
-    failed = False
-    for family in args.families:
-        with tempfile.TemporaryDirectory() as folder:
-            found = kill_at_random(family, Path(folder) / "random", args.kills, args.seed)
-            if args.every_operation:
-                found += kill_at_every_file_operation(family, Path(folder) / "operations")
+    with ThreadPoolExecutor(args.jobs) as pool:
+        jobs = {family: pool.submit(kill, family, args.kills, args.every_operation, args.seed)
+                for family in args.families}  # fmt: skip
+        results = {family: job.result() for family, job in jobs.items()}
+    for family, found in results.items():
         print(f"{family}: {'identical to the uninterrupted run' if not found else f'DIFFERENT in {found[:5]}'}")
-        failed |= bool(found)
-    return int(failed)
+    return int(any(results.values()))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from training.data import (
     TokenFeed,
     spare_workers,
 )
-from training.images import load_images
+from training.images import DecodedPixels, load_images
 from training.text import load_text
 
 
@@ -56,9 +56,8 @@ def text_of(name: str | Path, context: int = 8, tokenizer: Any = None, **args: A
     return load_text(DataArguments(dataset_name=str(name), **args), 0, context, tokenizer)
 
 
-def some(feed: Feed, count: int, share: Share) -> list[Batch]:
-    """The first micro-batches."""
-    return list(islice(feed.batches(0, share, CPU), count))
+def some(feed: Feed, count: int, share: Share, first_step: int = 0) -> list[Batch]:
+    return list(islice(feed.batches(first_step, share, CPU), count))
 
 
 def assert_same(ones: list[Batch], others: list[Batch]) -> None:
@@ -562,6 +561,25 @@ def test_reading_a_large_split_holds_its_pixels_only(tmp_path: Path) -> None:
     assert data.eval_pixels.dtype == torch.uint8 and isinstance(data.train, TensorFeed)
     assert data.train.pixels.shape == (2250, 1, 4, 8)
     assert time.perf_counter() - started < 30
+
+
+def test_evaluation_images_that_are_too_many_to_hold_are_decoded_a_batch_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_parquet(tmp_path, [picture(i) for i in range(30)], labels=[i % 2 for i in range(30)])
+    write_parquet(tmp_path, [picture(100 + i) for i in range(7)], "test", labels=[0, 1, 1, 0, 1, 0, 0])
+    held = images_of(tmp_path)
+    monkeypatch.setattr("training.data.IN_MEMORY_BYTES", 7 * 4 * 8)
+    large = images_of(tmp_path)
+    assert isinstance(held.eval_pixels, Tensor) and isinstance(large.eval_pixels, DecodedPixels)
+    decoded: list[int] = []
+    decode = large.eval_pixels.decode
+    large.eval_pixels.decode = lambda rows, positions: (decoded.append(len(positions)), decode(rows, positions))[1]  # type: ignore[assignment]
+    assert_same(list(large.eval_batches(3, CPU)), list(held.eval_batches(3, CPU)))
+    assert decoded == [3, 3, 1]
+    assert held.eval_labels is not None and large.eval_labels is not None
+    assert large.eval_labels.tolist() == held.eval_labels.tolist()
+    assert isinstance(images_of(tmp_path, in_memory=True).eval_pixels, Tensor)
 
 
 def test_a_local_copy_is_read_in_place_of_the_named_dataset_where_it_exists(tmp_path: Path) -> None:

@@ -152,12 +152,34 @@ def test_nonfinite_loss_stops_before_the_update_and_names_its_place(tmp_path: Pa
     assert not (tmp_path / "results.json").exists()
 
 
+LOOKS_LATER = """
+from training import phases
+phases.looks_later = lambda *_: True
+"""
+
+
+@pytest.mark.parametrize(("step", "examples"), [(6, "40 to 47"), (7, "48 to 55"), (12, "88 to 95")])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_nonfinite_loss_is_named_rightly_where_nobody_waits_for_the_device(
+    optimizer: str, step: int, examples: str, tmp_path: Path
+) -> None:
+    """As on a GPU: looked at a step later, or before anything is written, here an evaluation (6) and the end (12)."""
+    code = LOOKS_LATER + NAN_IN_STEP.format(at=f"{{{step}}}")
+    run = train("vae", tmp_path, "--optimizer", optimizer, fault=Fault(code=code))
+    assert run.code == 1 and "Traceback" not in run.output
+    assert f"Step {step}, phase 'model'" in run.output and f"examples {examples}" in run.output
+    assert max((tmp_path / "checkpoints").iterdir()).name == f"step-{(step - 1) // 4 * 4:06d}"
+    assert all(value is not None for line in metrics(tmp_path) for value in line.values())
+
+
+@pytest.mark.parametrize("family", ["gan", "vae"])
+def test_looking_later_changes_nothing(family: str, finished: dict[str, Path], tmp_path: Path) -> None:
+    assert train(family, tmp_path, fault=Fault(code=LOOKS_LATER)).code == 0
+    assert differences(everything(finished[family]), everything(tmp_path)) == []
+
+
 def test_nonfinite_loss_names_the_module_it_began_in(tmp_path: Path) -> None:
-    poison = INFINITE_WEIGHT.replace("decoder.{where}", "get_parameter(name)").replace(
-        "        with torch",
-        "        name = list(dict(self.phase.loss.model.named_parameters()))[-1]\n        with torch",
-    )
-    run = train("autoencoder", tmp_path, fault=Fault(code=poison))
+    run = train("autoencoder", tmp_path, fault=Fault(code=INFINITE_WEIGHT))
     assert run.code == 1 and "first in the module 'model.decoder" in run.output, run.output
 
 

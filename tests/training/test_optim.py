@@ -248,3 +248,31 @@ def test_average_keeps_tied_weights_tied() -> None:
 def test_prefix_that_no_weight_has_is_refused() -> None:
     with pytest.raises(ValueError, match=r"prefixes: .*decoderr"):
         MovingAverage(models()["vae"], 0.5, prefixes=("decoderr.",))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_step_that_the_device_decides_on_is_taken_whole_or_not_at_all(optimizer: str) -> None:
+    """`found_inf`, as a GPU would set it: 0 changes nothing about a step, anything else leaves no trace of it."""
+    plain, decided = models()["gpt"], models()["gpt"]
+    settings = RunArguments(optimizer=optimizer, weight_decay=0.1)  # type: ignore[arg-type]
+    reference, tested = build_optimizer(plain, settings), build_optimizer(decided, settings)
+
+    def everything(module: nn.Module, built: torch.optim.Optimizer) -> list[Tensor]:
+        states = [built.state[p] for p in module.parameters()]
+        return [*module.parameters(), *(state[name] for state in states for name in sorted(state))]
+
+    for step in range(4):
+        set_gradients(plain, step), set_gradients(decided, step)
+        if step != 2:
+            tested.found_inf = torch.tensor(0.0)  # type: ignore[attr-defined]
+            reference.step(), tested.step()
+        else:
+            before = [tensor.clone() for tensor in everything(decided, tested)]
+            for parameter in decided.parameters():
+                assert parameter.grad is not None
+                parameter.grad[..., 0] = float("nan")
+            tested.found_inf = torch.tensor(1.0)  # type: ignore[attr-defined]
+            tested.step()
+            assert all(torch.equal(a, b) for a, b in zip(everything(decided, tested), before))
+    assert all(torch.equal(a, b) for a, b in zip(everything(decided, tested), everything(plain, reference)))
+    assert len(everything(decided, tested)) > len(list(decided.parameters()))

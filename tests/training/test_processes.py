@@ -114,6 +114,45 @@ phases.PhaseTrainer._accumulate = patched
     assert all(value is not None for line in metrics(tmp_path) for value in line.values())
 
 
+FULL_DISK = """
+import torch
+from training import checkpoint
+complete, calls = checkpoint._complete, 0
+def patched(*args):
+    global calls
+    calls += 1
+    if calls == 2:
+        raise OSError(28, "No space left on device")
+    return complete(*args)
+checkpoint._complete = patched
+"""
+
+
+def test_full_disk_of_the_main_process_ends_all_with_the_same_words(tmp_path: Path) -> None:
+    run = train("vae", tmp_path, *TWO, fault=Fault(code=FULL_DISK), processes=2)
+    assert [process.exitcode for process in run.processes] == [1, 1]
+    assert run.output.count("step 8 could not be written") == 2 and "Traceback" not in run.output, run.output
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000004"]
+
+
+def test_folder_that_will_not_do_is_refused_by_all_processes(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    run = train("vae", tmp_path, *TWO, processes=2)
+    assert [process.exitcode for process in run.processes] == [1, 1]
+    assert run.output.count("thesis.tex") == 2 and "Traceback" not in run.output, run.output
+
+
+@pytest.mark.parametrize("family", ["autoencoder", "vae"])
+def test_run_goes_on_with_fewer_processes_and_the_same_examples_a_step(
+    family: str, runs: dict[tuple[str, str], Path], tmp_path: Path
+) -> None:
+    assert train(family, tmp_path, *TWO, fault=Fault(signal.SIGTERM, at_step=5), processes=2).code == 0
+    run = train(family, tmp_path, *TWO)
+    assert run.code == 0 and "2 micro-steps a step instead of 1" in run.output, run.output
+    for expected, found in zip(numbers(runs[family, "two"]), numbers(tmp_path), strict=True):
+        assert found == pytest.approx(expected, rel=2e-4, abs=1e-6)
+
+
 def test_accelerate_launch_ends_with_status_0(tmp_path: Path) -> None:
     """gloo sometimes aborts a process that exits after all its work is done. In full: HFGEN_LAUNCHES=20."""
     with socket.socket() as probe:

@@ -55,7 +55,8 @@ class Fault:
         signal: sent to itself ...
         at_step: ... in the middle of the step after so many,
         at_evaluation: ... or in the first batch of its so-manieth evaluation, counted from 1,
-        at_file_operation: ... or before its so-manieth write, fsync, rename or deletion of a checkpoint.
+        at_file_operation: ... or before its so-manieth write, fsync, rename or deletion of a checkpoint; or, as writes
+            count twice, when half of one is done.
         code: statements to run first, to patch what the attributes do not reach.
         rank: the process that it befalls, None for all.
     """
@@ -97,15 +98,17 @@ class Run:
         return next((p.exitcode or 0 for p in self.processes if p.exitcode), 0)
 
 
-def start(family: str, output_dir: Path | str, *flags: object, fault: Fault | None = None, processes: int = 1) -> Run:
+def start(family: str, output_dir: Path | str, *flags: object, fault: Fault | None = None, processes: int = 1,
+          environment: dict[str, str] | None = None) -> Run:  # fmt: skip
     """Starts a tiny training; later flags override the tiny settings."""
     argv = [*COMMON, *OWN[family], "--output_dir", str(output_dir), *map(str, flags)]
     if family == "gpt" and "--dataset_name" not in argv:
         argv += ["--dataset_name", str(text_file())]
-    return start_script(family, argv, fault, processes)
+    return start_script(family, argv, fault, processes, environment)
 
 
-def start_script(family: str, argv: list[str], fault: Fault | None = None, processes: int = 1) -> Run:
+def start_script(family: str, argv: list[str], fault: Fault | None = None, processes: int = 1,
+                 environment: dict[str, str] | None = None) -> Run:  # fmt: skip
     """Starts a training script with these arguments and no others."""
     context = _server()
     descriptor, log = tempfile.mkstemp(suffix=".log")
@@ -116,15 +119,17 @@ def start_script(family: str, argv: list[str], fault: Fault | None = None, proce
         distributed = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes,
                        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}  # fmt: skip
         env = {k: str(v) for k, v in distributed.items()} if processes > 1 else {}
+        env |= environment or {}
         process = context.Process(target=_run, args=(family, argv, fault, env, log), daemon=True)
         process.start()
         started.append(process)
     return Run(started, Path(log))
 
 
-def train(family: str, output_dir: Path | str, *flags: object, fault: Fault | None = None, processes: int = 1) -> Run:
+def train(family: str, output_dir: Path | str, *flags: object, fault: Fault | None = None, processes: int = 1,
+          environment: dict[str, str] | None = None) -> Run:  # fmt: skip
     """Runs a tiny training to its end."""
-    return start(family, output_dir, *flags, fault=fault, processes=processes).wait()
+    return start(family, output_dir, *flags, fault=fault, processes=processes, environment=environment).wait()
 
 
 def text_file() -> Path:
@@ -213,12 +218,27 @@ def _arrange(fault: Fault) -> None:
     if fault.at_evaluation is not None:
         before(loop, "evaluate", _CountDown(fault.at_evaluation))
     if fault.at_file_operation is not None:
-        watch_file_operations(checkpoint, _CountDown(fault.at_file_operation), before)
+        watch_file_operations(checkpoint, _CountDown(fault.at_file_operation), before, strike)
     exec(fault.code, {})
 
 
-def watch_file_operations(checkpoint: Any, is_time: Any, before: Any) -> None:
-    """Calls `is_time` before every operation by which a save changes the disk."""
+def watch_file_operations(checkpoint: Any, is_time: Any, before: Any, strike: Any) -> None:
+    """Calls `is_time` before every operation by which a save changes the disk, and in the middle of every write."""
+
+    def tear(name: str, path_of: Any) -> None:
+        original = getattr(checkpoint, name)
+
+        def patched(*args: Any) -> Any:
+            done = original(*args)
+            if is_time():
+                os.truncate(path_of(args), os.path.getsize(path_of(args)) // 2)
+                strike()
+            return done
+
+        setattr(checkpoint, name, patched)
+
+    tear("save_file", lambda args: args[1])
+    tear("write_json", lambda args: args[0])
     for owner, name in (
         (checkpoint, "save_file"), (checkpoint, "_fsync"), (checkpoint, "write_json"), (checkpoint.os, "fsync"),
         (checkpoint.os, "rename"), (checkpoint.os, "unlink"), (checkpoint.os, "rmdir"), (checkpoint.os, "mkdir"),
