@@ -84,15 +84,16 @@ def test_evaluation_counts_each_example_once(examples: int, tmp_path: Path) -> N
     assert numbers(tmp_path / "two")[-1] == pytest.approx(numbers(tmp_path / "one")[-1], rel=1e-4)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 def test_two_processes_resume_to_the_bit_when_only_one_gets_the_signal(
-    runs: dict[tuple[str, str], Path], tmp_path: Path
+    family: str, runs: dict[tuple[str, str], Path], tmp_path: Path
 ) -> None:
     fault = Fault(signal.SIGTERM, at_step=6, rank=1)
-    flags = [*TWO, *OTHER_FLAGS["gan"]]
-    stopped = train("gan", tmp_path / "run", *flags, fault=fault, processes=2)
+    flags = [*TWO, *OTHER_FLAGS.get(family, [])]
+    stopped = train(family, tmp_path / "run", *flags, fault=fault, processes=2)
     assert stopped.code == 0 and stopped.output.count("To go on") == 1, stopped.output
-    assert train("gan", tmp_path / "run", *flags, processes=2).code == 0
-    assert differences(everything(runs["gan", "two"]), everything(tmp_path / "run")) == []
+    assert train(family, tmp_path / "run", *flags, processes=2).code == 0
+    assert differences(everything(runs[family, "two"]), everything(tmp_path / "run")) == []
 
 
 def test_nonfinite_step_is_skipped_by_all_processes_together(tmp_path: Path) -> None:

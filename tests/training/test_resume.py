@@ -38,6 +38,34 @@ def test_interrupted_run_equals_uninterrupted_to_the_bit(family: str, whole: dic
     assert differences(everything(whole[family]), everything(folder)) == []
 
 
+@pytest.mark.parametrize(
+    ("family", "flags", "processes"),
+    [
+        ("vae", ["--mixed_precision", "bf16"], 1),
+        ("gpt", ["--mixed_precision", "bf16", "--gradient_checkpointing"], 1),
+        ("gpt", ["--optimizer", "muon", "--gradient_checkpointing"], 2),  # dropout of its own in each process
+        ("gan", ["--on_nonfinite", "skip", "--ema_decay", 0], 1),
+        ("autoencoder", ["--in_memory", "false", "--dataloader_num_workers", 2], 1),
+        ("gpt", ["--in_memory", "false"], 2),
+    ],
+)
+def test_interrupted_run_equals_uninterrupted_to_the_bit_under_other_settings(
+    family: str, flags: list[object], processes: int, tmp_path: Path
+) -> None:
+    assert train(family, tmp_path / "whole", *flags, processes=processes).code == 0
+    stopped = train(family, tmp_path / "run", *flags, processes=processes, fault=Fault(signal.SIGTERM, at_step=6))
+    assert stopped.code == 0, stopped.output
+    finished = train(family, tmp_path / "run", *flags, processes=processes)
+    assert finished.code == 0, finished.output
+    assert differences(everything(tmp_path / "whole"), everything(tmp_path / "run")) == []
+
+
+def test_recomputed_activations_change_nothing(whole: dict[str, Path], tmp_path: Path) -> None:
+    """Dropout included: the backward pass meets the same random numbers as the forward one."""
+    assert train("gpt", tmp_path / "run", "--gradient_checkpointing").code == 0
+    assert differences(everything(whole["gpt"]), everything(tmp_path / "run")) == []
+
+
 @pytest.mark.parametrize(("family", "processes"), [*((family, 1) for family in FAMILIES), ("gpt", 2), ("vae", 2)])
 def test_streamed_run_is_resumed_to_the_bit(family: str, processes: int, tmp_path: Path) -> None:
     flags = streamed(family, tmp_path)
@@ -79,10 +107,9 @@ def test_streamed_run_with_workers_is_resumed_and_tells_of_one_that_was_killed(t
     assert differences(everything(tmp_path / "whole"), everything(tmp_path / "run")) == []
 
 
-# Tiny runs are daemons, which may not have children; and theirs would import everything again unless forked.
+# Workers of a tiny run would import everything again unless forked.
 WITH_WORKERS = """
 import multiprocessing
-multiprocessing.current_process()._config["daemon"] = False
 multiprocessing.set_start_method("fork", force=True)
 """
 KILL_A_WORKER = """
