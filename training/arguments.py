@@ -63,13 +63,19 @@ class DataArguments:
     label_column: str | None = flag(None, "Column with class labels. Default: label, labels or fine_label.")
     text_column: str = flag("text", "Column with the text.")
     streaming: bool = flag(False, "Read the dataset while training instead of downloading or loading it first.")
-    shuffle_buffer_size: int = flag(10_000, "Examples that a streamed dataset is shuffled within.")
+    shuffle_buffer_size: int = flag(
+        10_000, "Examples of a streamed dataset that each process and worker holds and shuffles at a time."
+    )
     in_memory: bool | None = _switch(
         None,
         "Hold the whole dataset in memory. Default: if it needs less than 2 GB, which 500 MB of text do, at 4 bytes "
         "a token. Else images are decoded by workers, and text is tokenized once into a file that is mapped.",
     )
-    dataloader_num_workers: int = flag(0, "Processes that decode images when the dataset is not in memory.")
+    dataloader_num_workers: int | None = flag(
+        None,
+        "Processes that read and decode when the dataset is not in memory. Default: one a core, at most 4; 0 for a "
+        "stream, where their number decides the order of the examples and must stay the same on a resume.",
+    )
     max_train_samples: int | None = flag(None, "Use only so many training examples.")
     max_eval_samples: int | None = flag(
         None, "Use only so many evaluation examples. Default: all, or 10,000 images or 1,000 texts of a stream."

@@ -1,28 +1,31 @@
 """Examples, handed out in an order that depends on the seed alone.
 
 A dataset that fits is held as one uint8 tensor (or one array of tokens), which is indexed and scaled on the device:
-many times faster than a DataLoader. What does not fit is decoded by workers, or mapped from a file of tokens, or
-streamed. Where datasets come from is
-in `sources.py`; `images.py` and `text.py` make them ready.
+many times faster than a DataLoader. What does not fit is decoded by workers, mapped from a file of tokens or streamed,
+in `streams.py`. Where datasets come from is in `sources.py`; `images.py` and `text.py` make them ready.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader
 
 from training.randomness import derive_seed
 from training.tokens import MappedTokens
 
 
 Batch = dict[str, Tensor]
-Decode = Callable[[dict[str, list], list[int]], Batch]
+Decode = Callable[[dict[str, list], Sequence[object]], Batch]
 Tokens = np.ndarray | MappedTokens
 
 IN_MEMORY_BYTES = 2 * 10**9
@@ -66,8 +69,14 @@ class Feed(Protocol):
 
     num_examples: int | None
 
-    def batches(self, first_step: int, share: Share, device: torch.device) -> Iterator[Batch]:
-        """Micro-batches from a step on: this process's rows, on the device."""
+    def batches(
+        self, first_step: int, share: Share, device: torch.device, state: dict[str, Any] | None = None
+    ) -> Iterator[Batch]:
+        """Micro-batches from a step on: this process's rows, on the device. `state` is what `state` told before it."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What must be known, besides the step, to go on after the last batch that was handed out; fits JSON."""
         ...
 
 
@@ -119,12 +128,15 @@ class TensorFeed:
         self.num_examples: int | None = len(pixels)
         self.order = EpochOrder(len(pixels), seed)
 
-    def batches(self, first_step: int, share: Share, device: torch.device) -> Iterator[Batch]:
+    def batches(self, first_step: int, share: Share, device: torch.device, state: Any = None) -> Iterator[Batch]:
         pixels = self.pixels.to(device)
         labels = None if self.labels is None else self.labels.to(device)
         for parts in self.order.micro_batches(first_step, share):
             index = torch.cat([examples for _, examples in parts]).to(device, non_blocking=True)
             yield image_batch(pixels[index], None if labels is None else labels[index])
+
+    def state(self) -> dict[str, Any]:
+        return {}
 
 
 class TokenFeed:
@@ -141,12 +153,15 @@ class TokenFeed:
         self.num_examples: int | None = len(tokens) // context
         self.order = EpochOrder(self.num_examples, seed)
 
-    def batches(self, first_step: int, share: Share, device: torch.device) -> Iterator[Batch]:
+    def batches(self, first_step: int, share: Share, device: torch.device, state: Any = None) -> Iterator[Batch]:
         gather = self._held_on(device) if isinstance(self.tokens, np.ndarray) else self._mapped_to(device)
         for parts in self.order.micro_batches(first_step, share):
             starts = torch.cat([examples * self.context + self._offset(epoch) for epoch, examples in parts])
             windows = gather(starts).long()
             yield {"input_ids": windows[:, :-1].contiguous(), "labels": windows[:, 1:].contiguous()}
+
+    def state(self) -> dict[str, Any]:
+        return {}
 
     def _held_on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
         tokens = torch.from_numpy(np.asarray(self.tokens, np.int32)).to(device)
@@ -183,13 +198,17 @@ class DatasetFeed:
         self.num_examples: int | None = len(dataset)
         self.order = EpochOrder(len(dataset), seed)
 
-    def batches(self, first_step: int, share: Share, device: torch.device) -> Iterator[Batch]:
+    def batches(self, first_step: int, share: Share, device: torch.device, state: Any = None) -> Iterator[Batch]:
         indices = (
             torch.cat([examples for _, examples in parts]).tolist()
             for parts in self.order.micro_batches(first_step, share)
         )
         # Each "index" is a whole batch: fetched and decoded at once.
-        yield from _loaded(_DecodedRows(self.dataset, self.decode), self.num_workers, device, sampler=indices)
+        for batch in loaded(_DecodedRows(self.dataset, self.decode), self.num_workers, device, sampler=indices):
+            yield on_device(batch, device)
+
+    def state(self) -> dict[str, Any]:
+        return {}
 
 
 class _DecodedRows(torch.utils.data.Dataset):
@@ -203,89 +222,50 @@ class _DecodedRows(torch.utils.data.Dataset):
             return error  # raised by the reader: DataLoader would bury it under the worker's traceback
 
 
-def _loaded(dataset: Any, num_workers: int, device: torch.device, **options: Any) -> Iterator[Batch]:
-    """Batches of a DataLoader, on the device and scaled."""
+def loaded(dataset: Any, num_workers: int, device: torch.device, **options: Any) -> Iterator[Any]:
+    """What a dataset of whole batches gives, read ahead by workers; the ValueErrors among it are raised."""
     # A generator of its own, or making the loader would draw from the global one, which a resumed run would notice.
-    loader = DataLoader(dataset, batch_size=None, num_workers=num_workers, pin_memory=device.type == "cuda",
-                        generator=torch.Generator(), **options)  # fmt: skip
+    loader = DataLoader(
+        dataset, batch_size=None, num_workers=num_workers, pin_memory=device.type == "cuda",
+        generator=torch.Generator(), worker_init_fn=leave_signals_to_the_parent, **options,
+    )  # fmt: skip
     for batch in loader:
         if isinstance(batch, ValueError):
             raise batch
-        batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-        yield image_batch(batch["pixels"], batch.get("labels")) if "pixels" in batch else batch
+        yield batch
 
 
-class StreamFeed:
-    """A dataset read while training: shards are split over processes and workers, examples shuffled within a buffer.
+def leave_signals_to_the_parent(_worker: int) -> None:
+    """Called in a DataLoader worker: what asks a whole group of processes to end, as Ctrl-C does, is not meant for it.
 
-    After a resume the stream is read from the start and what was used is skipped: slower than a restart but exact, for
-    the same number of processes and workers.
-
-    Args:
-        dataset: a `datasets.IterableDataset`.
-        to_batches: (examples, batch size, first batch) -> batches from that one on.
-        seed: the order of examples derives from it.
-        buffer: examples that are shuffled at a time, in each worker.
-        num_workers: processes that read and decode; 0 does it in this one. No more are used than there are shards.
+    The training gets it too, and needs its workers until it has saved a checkpoint. Only the training's own SIGTERM,
+    or its death, ends them.
     """
-
-    def __init__(
-        self,
-        dataset: Any,
-        to_batches: Callable[[Iterator[dict], int, int], Iterator[Batch]],
-        seed: int,
-        buffer: int,
-        num_workers: int = 0,
-    ):
-        self.dataset, self.to_batches, self.seed, self.buffer = dataset, to_batches, seed, buffer
-        self.num_workers = num_workers
-        self.num_examples: int | None = None
-
-    def batches(self, first_step: int, share: Share, device: torch.device) -> Iterator[Batch]:
-        shards = self.dataset.num_shards
-        own_shards = shards // share.processes if shards % share.processes == 0 else shards
-        workers = min(self.num_workers, own_shards)
-        first = first_step * share.accumulation
-        # Workers take turns, beginning with the first one: each skips its part, and the rest is skipped here.
-        rounds, rest = divmod(first, max(1, workers))
-        loaded = _loaded(_StreamedBatches(self, share, rounds), workers, device)
-        for _ in range(rest):
-            next(loaded)
-        yield from loaded
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigtimedwait"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_the_parent, daemon=True).start()
 
 
-class _StreamedBatches(torch.utils.data.IterableDataset):
-    """The batches of one process or worker."""
+def _end_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()  # not os.getppid(), which may be a server that forks for it
+    while parent is not None and parent.is_alive():
+        received = signal.sigtimedwait({signal.SIGTERM}, 1)
+        if received is not None and received.si_pid == parent.pid:
+            break
+    os._exit(0)
 
-    def __init__(self, feed: StreamFeed, share: Share, first: int):
-        self.feed, self.share, self.first = feed, share, first
 
-    def __iter__(self) -> Iterator[Batch | ValueError]:
-        try:
-            yield from self.feed.to_batches(self._examples(), self.share.batch_size, self.first)
-        except ValueError as error:
-            yield error
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch on the device, its images scaled."""
+    batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    return image_batch(batch["pixels"], batch.get("labels")) if "pixels" in batch else batch
 
-    def _examples(self) -> Iterator[dict]:
-        from datasets.distributed import split_dataset_by_node
 
-        feed, share, epoch = self.feed, self.share, 0
-        while True:
-            seed = derive_seed(feed.seed, "stream", epoch) % 2**32
-            dataset = feed.dataset.shuffle(seed=seed, buffer_size=feed.buffer)
-            if share.processes > 1:
-                dataset = split_dataset_by_node(dataset, share.rank, share.processes)
-            read = 0
-            for read, example in enumerate(dataset, start=1):  # noqa: B007
-                yield example
-            if not read:
-                worker = get_worker_info()
-                reader = f"Process {share.rank}" + (f", worker {worker.id}," if worker else "")
-                raise ValueError(
-                    f"{reader} found no example in the stream: {share.processes} processes need more than it has. Use "
-                    "fewer processes and workers, or more data."
-                )
-            epoch += 1
+def spare_workers() -> int:
+    """Workers that this process may start where their number changes nothing but the speed: a core each, at most 4."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(4, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def image_batch(pixels: Tensor, labels: Tensor | None) -> Batch:

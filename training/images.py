@@ -14,8 +14,9 @@ from torch import Tensor
 
 from hfgen.image_processing import to_pixel_values
 from training.arguments import DataArguments
-from training.data import Batch, DatasetFeed, Feed, ImageData, StreamFeed, TensorFeed, fits_in_memory
+from training.data import Batch, DatasetFeed, Feed, ImageData, TensorFeed, fits_in_memory, spare_workers
 from training.sources import find_eval_split, find_split, first_example, hold_out, limited, load_splits
+from training.streams import ShuffledExamples, State, StreamFeed
 
 
 MAX_STREAMED_EVAL_IMAGES = 10_000
@@ -67,7 +68,6 @@ def load_images(
     eval_pixels, eval_labels = _evaluation(
         limited(evaluation, eval_limit), replace(decode, name=f"{name} ({eval_name})"), args
     )
-    train = limited(train, args.max_train_samples)
     return ImageData(
         _feed(train, decode, seed, args), eval_pixels, eval_labels, decode.size, decode.num_channels, label_names,
         name, eval_name, args.dataset_revision,
@@ -76,10 +76,13 @@ def load_images(
 
 def _feed(train: Any, decode: ImageDecoder, seed: int, args: DataArguments) -> Feed:
     if args.streaming:
-        return StreamFeed(train, decode.stream, seed, args.shuffle_buffer_size, args.dataloader_num_workers)
+        workers = args.dataloader_num_workers or 0  # their number decides the order: never chosen by the machine
+        return StreamFeed(train, decode.stream, seed, args.shuffle_buffer_size, workers, args.max_train_samples)
+    train = limited(train, args.max_train_samples)
     if fits_in_memory(len(train) * decode.num_bytes, args.in_memory):
         return TensorFeed(*_decode_all(train, decode), seed)
-    return DatasetFeed(train, decode, seed, args.dataloader_num_workers)
+    workers = spare_workers() if args.dataloader_num_workers is None else args.dataloader_num_workers
+    return DatasetFeed(train, decode, seed, workers)
 
 
 def _evaluation(dataset: Any, decode: ImageDecoder, args: DataArguments) -> tuple[Any, Tensor | None]:
@@ -133,7 +136,7 @@ class ImageDecoder:
         """Of a decoded image."""
         return self.num_channels * self.size[0] * self.size[1]
 
-    def __call__(self, rows: dict[str, list], positions: Sequence[int]) -> Batch:
+    def __call__(self, rows: dict[str, list], positions: Sequence[object]) -> Batch:
         """The batch of some rows, by column.
 
         Raises:
@@ -149,15 +152,15 @@ class ImageDecoder:
             batch["labels"] = self.labels(rows[self.label_column], positions)
         return batch
 
-    def stream(self, examples: Iterator[dict], batch_size: int, first: int) -> Iterator[Batch]:
-        """Batches of endless examples, from the one numbered `first` on; those before it are not decoded."""
-        position = first * batch_size
-        examples = islice(examples, position, None)
+    def stream(self, examples: ShuffledExamples, batch_size: int, state: State) -> Iterator[tuple[Batch, State]]:
+        """Batches of endless examples, each with the state after it."""
         while True:
-            chunk = list(islice(examples, batch_size))
+            chunk, origins = [], []
+            for example in islice(examples, batch_size):
+                chunk.append(example)
+                origins.append(examples.origin)
             rows = {key: [row[key] for row in chunk] for key in (self.column, self.label_column) if key}
-            yield self(rows, range(position, position + batch_size))
-            position += batch_size
+            yield self(rows, origins), examples.position
 
     def _pixels(self, images: list) -> Tensor:
         if not self.convert:
@@ -177,7 +180,7 @@ class ImageDecoder:
             )
         return pixels
 
-    def _explain(self, images: list, positions: Sequence[int]) -> None:
+    def _explain(self, images: list, positions: Sequence[object]) -> None:
         """Looks for the image at fault, whose position in the dataset the user needs."""
         for image, position in zip(images, positions):
             try:
@@ -187,7 +190,7 @@ class ImageDecoder:
                 path = f" ({image['path']})" if isinstance(image, dict) and image.get("path") else ""
                 raise ValueError(f"{self.name}, example {position}{path}: {text}") from None
 
-    def labels(self, labels: list, positions: Sequence[int]) -> Tensor:
+    def labels(self, labels: list, positions: Sequence[object]) -> Tensor:
         """Checked labels, (rows,)."""
         for label, position in zip(labels, positions):
             if label is None or not 0 <= label < self.num_classes:

@@ -52,7 +52,7 @@ from training.progress import Clock, Pace, Progress, StopRequest, find_limits
 from training.pusher import HubPusher
 from training.randomness import derive_seed
 from training.report import describe_results, plot_losses
-from training.resume import check_same_run, find_checkpoint, read_tensors, restore, training_tensors
+from training.resume import check_same_run, feed_state, find_checkpoint, read_tensors, restore, training_tensors
 from training.sharding import gather_model, is_sharded, shard, sharding_asked_for
 from training.status import MetricsLog, RunningMeans, end_trackers, json_numbers, progress_bar, start_trackers
 
@@ -114,8 +114,9 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
     schedule = learning_rate_schedule(run.lr_scheduler_type, run.warmup_ratio)
 
     # Load
-    progress, means, lines = Progress(), RunningMeans(accelerator), ""
+    progress, means, lines, position = Progress(), RunningMeans(accelerator), "", None
     if found is not None:
+        position = feed_state(found, arguments, share)
         progress = restore(found, model, average, trainers, processes)
         means.restore(dict(read_tensors(found.tensors.get("means", StoredTensors()), processes)))
         if accelerator.scaler is not None and "scaler" in found.state:
@@ -130,7 +131,7 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
     processes.on_main(lambda: prepare_output_dir(output_dir, run.overwrite_output_dir))
     processes.on_main(lambda: start_trackers(accelerator, arguments))
     log = MetricsLog(output_dir / "metrics.jsonl", lines, accelerator)
-    feed = objective.feed.batches(progress.step, share, accelerator.device)
+    feed = objective.feed.batches(progress.step, share, accelerator.device, position)
     clock, pace = Clock(progress.seconds), Pace()
     pace.mark(clock.seconds, progress.step, fraction)
 
@@ -150,7 +151,8 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
         progress.seconds = clock.seconds
         tensors = {**training_tensors(model, average, trainers), "means": means.state()}
         state = {"progress": vars(progress), "arguments": as_recipe(arguments), "config": model.config.to_dict(),
-                 "examples_a_step": share.total, "processes": processes.count, "metrics": log.text()}  # fmt: skip
+                 "examples_a_step": share.total, "processes": processes.count, "metrics": log.text(),
+                 "feed": processes.gather(objective.feed.state())}  # fmt: skip
         if accelerator.scaler is not None:
             state["scaler"] = accelerator.scaler.state_dict()
         checkpoints.save(
@@ -460,6 +462,22 @@ def close(accelerator: Accelerator, processes: Processes) -> None:
     accelerator.state.destroy_process_group()
 
 
+def describe_loss(error: RuntimeError) -> str | None:
+    """What to tell if a process that the run needs is gone; None for any other error."""
+    if lost_a_process(error):
+        return (
+            "another process of this run has died, and this one ends. Run the same command again to go on from the "
+            "last checkpoint, or have the launcher do it: accelerate launch --max_restarts 5."
+        )
+    if "DataLoader worker" in str(error):  # the signal of a worker's death raises it wherever the training is
+        return (
+            f"a process that loads data has died: {' '.join(str(error).split())} If it was killed, memory may have run "
+            "out: use fewer --dataloader_num_workers or a smaller --shuffle_buffer_size, then run the same command "
+            "again to go on from the last checkpoint."
+        )
+    return None
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Runs an entry point; what a user can mend is told in one paragraph, without a traceback, with exit status 1."""
     rank = os.environ.get("RANK", "0")
@@ -476,13 +494,10 @@ def run_script(main: Callable[[], None]) -> None:
         print(f"\n{script}: {error}", file=sys.stderr)
         sys.exit(1)
     except RuntimeError as error:
-        if not lost_a_process(error):
+        reason = describe_loss(error)
+        if reason is None:
             raise
-        print(
-            f"\n{script}: another process of this run has died, and this one ends. Run the same command again to go on "
-            "from the last checkpoint, or have the launcher do it: accelerate launch --max_restarts 5.",
-            file=sys.stderr,
-        )
+        print(f"\n{script}: {reason}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print(f"\n{script}: interrupted. The last checkpoint, if there is one, is whole.", file=sys.stderr)

@@ -18,6 +18,7 @@ from hfgen.hub import fetch_checkpoint
 from training import checkpoint as checkpoints
 from training.arguments import Arguments, as_recipe
 from training.checkpoint import Checkpoint, CheckpointError, StoredTensors
+from training.data import Share
 from training.optim import MovingAverage
 from training.phases import PhaseTrainer
 from training.processes import Processes
@@ -33,6 +34,7 @@ FIXED = (
     "text_column", "streaming", "shuffle_buffer_size", "max_train_samples", "optimizer",
 )  # fmt: skip
 # Settings that change nothing in the weights; all others may be changed on a resume, which is told.
+# dataloader_num_workers is one of them where the data is not streamed, and [`feed_state`] checks it where it is.
 FREE = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "max_train_steps", "num_train_epochs",
     "max_train_seconds", "per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size",
@@ -102,6 +104,31 @@ def check_same_run(found: Checkpoint, config: dict[str, Any], arguments: Argumen
     changed = _differences("--", saved, settings, others)
     if changed:
         logger.warning("Going on with other settings than before: %s.", "; ".join(changed))
+
+
+def feed_state(found: Checkpoint, arguments: Arguments, share: Share) -> dict[str, Any] | None:
+    """Where this process was in the training examples; None if the step alone tells.
+
+    Raises:
+        CheckpointError: other processes or workers read the stream, which decides what each of them reads.
+    """
+    if not arguments.data.streaming:
+        return None
+    states = found.state.get("feed")
+    if states is None:
+        raise CheckpointError(
+            f"{found.path} does not tell where in the stream the run was: an earlier release of hfgen wrote it. Go on "
+            "with that release, or give another --output_dir."
+        )
+    before = len(states), states[0]["workers"]
+    now = share.processes, arguments.data.dataloader_num_workers or 0
+    if before != now:
+        raise CheckpointError(
+            f"{found.path} is of a run whose stream was read by {before[0]} process(es) with {before[1]} dataloader "
+            f"worker(s) each, and now there are {now[0]} with {now[1]}: the examples would come in another order. Use "
+            f"{before[0]} process(es) and --dataloader_num_workers {before[1]}, or give another --output_dir."
+        )
+    return states[share.rank]
 
 
 def _differences(prefix: str, before: dict[str, Any], now: dict[str, Any], names: list[str]) -> list[str]:

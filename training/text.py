@@ -11,7 +11,7 @@ import torch
 from hfgen.tokenization import build_character_tokenizer, encode_corpus
 from training.arguments import DataArguments
 from training.corpus import Column, Corpus, TextFiles, survey
-from training.data import Batch, StreamFeed, TextData, TokenFeed, Tokens, fits_in_memory
+from training.data import Batch, TextData, TokenFeed, Tokens, fits_in_memory
 from training.sources import (
     find_eval_split,
     find_split,
@@ -21,6 +21,7 @@ from training.sources import (
     limited,
     load_splits,
 )
+from training.streams import ShuffledExamples, State, StreamFeed
 from training.tokens import map_tokens
 
 
@@ -129,16 +130,15 @@ def _stream_text(args: DataArguments, name: str, splits: dict[str, Any], train: 
         train, evaluation, eval_name = hold_out(train, args.text_column, args.train_split)
     else:
         evaluation = splits[eval_name]
-    train, evaluation = (
-        limited(train, args.max_train_samples),
-        limited(evaluation, args.max_eval_samples or MAX_STREAMED_EVAL_TEXTS),
-    )
+    evaluation = limited(evaluation, args.max_eval_samples or MAX_STREAMED_EVAL_TEXTS)
     eval_documents = _documents(evaluation, args, f"{name} ({eval_name})")
     if tokenizer is None:
-        documents = _documents(train.take(TOKENIZER_TEXTS), args, f"{name} ({args.train_split})")
+        count = min(TOKENIZER_TEXTS, args.max_train_samples or TOKENIZER_TEXTS)
+        documents = _documents(train.take(count), args, f"{name} ({args.train_split})")
         tokenizer = build_character_tokenizer(documents, model_max_length=context)
     packer = Packer(tokenizer, args.text_column, context)
-    feed = StreamFeed(train, packer, seed, args.shuffle_buffer_size, args.dataloader_num_workers)
+    workers = args.dataloader_num_workers or 0
+    feed = StreamFeed(train, packer, seed, args.shuffle_buffer_size, workers, args.max_train_samples)
     return _text_data(feed, eval_documents, tokenizer, context, name, eval_name, args)
 
 
@@ -170,32 +170,36 @@ class Packer:
     def __init__(self, tokenizer: Any, column: str, context: int):
         self.tokenizer, self.column, self.context = tokenizer, column, context
 
-    def __call__(self, examples: Iterator[dict], batch_size: int, first: int) -> Iterator[Batch]:
-        """Batches from the one numbered `first` on."""
+    def __call__(self, examples: ShuffledExamples, batch_size: int, state: State) -> Iterator[tuple[Batch, State]]:
+        """Batches, each with the state after it: where the chunk begins in which the next batch does, and how many of
+        that chunk's tokens come before it. So the same documents are tokenized together when a run is resumed."""
         step = batch_size * self.context
         tokens = np.empty(0, np.int64)
-        number = 0
-        for documents in self._chunks(examples):
-            tokens = np.concatenate([tokens, encode_corpus(self.tokenizer, documents).astype(np.int64)])
+        chunks: list[tuple[State, int]] = []  # of the tokens at hand: the examples' position before it, and its start
+        used = state.get("tokens", 0)
+        for position, documents in self._chunks(examples):
+            chunks.append((position, len(tokens) - used))
+            read = encode_corpus(self.tokenizer, documents).astype(np.int64)
+            tokens, used = np.concatenate([tokens, read[used:]]), 0
             while len(tokens) > step:
-                if number >= first:
-                    windows = torch.from_numpy(tokens[: step + 1])
-                    inputs, labels = windows[:-1].view(batch_size, -1), windows[1:].view(batch_size, -1)
-                    yield {"input_ids": inputs.clone(), "labels": labels.clone()}
+                windows = torch.from_numpy(tokens[: step + 1])
+                inputs, labels = windows[:-1].view(batch_size, -1), windows[1:].view(batch_size, -1)
                 tokens = tokens[step:]
-                number += 1
+                chunks = [(position, start - step) for position, start in chunks]
+                chunks = chunks[sum(start <= 0 for _, start in chunks) - 1 :]
+                position, start = chunks[0]
+                yield {"input_ids": inputs.clone(), "labels": labels.clone()}, {**position, "tokens": -start}
 
-    def _chunks(self, examples: Iterator[dict]) -> Iterator[list[str]]:
-        """Documents, some at a time."""
-        documents: list[str] = []
-        size = 0
+    def _chunks(self, examples: ShuffledExamples) -> Iterator[tuple[State, list[str]]]:
+        """Documents, some at a time, and the examples' position before them."""
+        position, documents, size = examples.position, [], 0
         for example in examples:
             if example[self.column]:
                 documents.append(example[self.column])
                 size += len(documents[-1])
             if size >= CHUNK_CHARACTERS:
-                yield documents
-                documents, size = [], 0
+                yield position, documents
+                position, documents, size = examples.position, [], 0
 
 
 def _documents(dataset: Any, args: DataArguments, name: str) -> list[str]:

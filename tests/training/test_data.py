@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,10 +28,10 @@ from training.data import (
     Feed,
     ImageData,
     Share,
-    StreamFeed,
     TensorFeed,
     TextData,
     TokenFeed,
+    spare_workers,
 )
 from training.images import DecodedPixels, load_images
 from training.text import load_text
@@ -46,8 +45,6 @@ ROOT = Path(__file__).resolve().parents[2]
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     datasets.disable_progress_bars()
-    # After each pass over streamed parquet files `datasets` waits 5 s, for fear of a crash at the interpreter's exit.
-    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.01, raising=False)
 
 
 def images_of(name: str | Path, image_size: list[int] | None = None, num_channels: int | None = None, **args: Any
@@ -152,7 +149,9 @@ def feeds(tmp_path: Path) -> dict[str, Feed]:
 def test_starting_at_a_step_equals_skipping_the_steps_before(tmp_path: Path) -> None:
     share = Share(4, accumulation=3, rank=1, processes=2)
     for feed in feeds(tmp_path).values():
-        assert_same(some(feed, 4, share, first_step=7), some(feed, 25, share)[21:])
+        some(feed, 21, share)
+        state = feed.state()
+        assert_same(list(islice(feed.batches(7, share, CPU, state), 4)), some(feed, 25, share)[21:])
 
 
 def test_memory_and_workers_give_identical_batches() -> None:
@@ -161,6 +160,16 @@ def test_memory_and_workers_give_identical_batches() -> None:
         data = images_of("digits", max_train_samples=100, in_memory=False, dataloader_num_workers=workers)
         assert isinstance(data.train, DatasetFeed)
         assert_same(some(data.train, 6, Share(40)), expected)
+
+
+def test_by_default_there_are_as_many_workers_as_cores_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)), raising=False)
+    assert spare_workers() == 4
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert spare_workers() == 3
+    data = images_of("digits", in_memory=False, max_train_samples=20, max_eval_samples=2)
+    assert isinstance(data.train, DatasetFeed) and data.train.num_workers == 3
+    assert getattr(images_of("digits", streaming=True, max_eval_samples=2).train, "num_workers", None) == 0
 
 
 def test_making_a_feed_leaves_the_global_generator_alone(tmp_path: Path) -> None:
@@ -379,7 +388,7 @@ def test_image_at_fault_is_named_by_its_position(
 ) -> None:
     write_parquet(tmp_path, [*[picture(i) for i in range(13)], odd, *[picture(i) for i in range(5)]])
     write_parquet(tmp_path, [picture(1)], "test")
-    position = r"\d+" if "streaming" in where else "13"  # shuffled within a shard
+    position = "13 of shard 0" if "streaming" in where else "13"
     with pytest.raises(ValueError, match=rf"\(train\), example {position}: {message}") as caught:
         some(images_of(tmp_path, **where).train, 10, Share(4))
     assert "Traceback" not in str(caught.value) and "\n" not in str(caught.value)
@@ -421,98 +430,6 @@ def test_sample_limits(tmp_path: Path) -> None:
     assert len(streamed.eval_pixels) == 2
     counts = Counter(values(torch.cat([b["pixel_values"] for b in some(streamed.train, 3, Share(7))])))
     assert len(counts) == 7 and set(counts.values()) == {3}
-
-
-# -------------------------------------------------------------------------------------------------------- streaming
-
-
-def sharded(count: int, shards: int) -> Any:
-    return datasets.Dataset.from_dict({"number": list(range(count))}).to_iterable_dataset(num_shards=shards)
-
-
-def numbers(examples: Iterator[dict], batch_size: int, first: int) -> Iterator[Batch]:
-    examples = islice(examples, first * batch_size, None)
-    while chunk := list(islice(examples, batch_size)):
-        yield {"number": torch.tensor([row["number"] for row in chunk])}
-
-
-@pytest.mark.parametrize("workers", [0, 2, 5])
-@pytest.mark.parametrize(("shards", "processes"), [(1, 2), (4, 2), (6, 3), (3, 2), (1, 1), (4, 1)])
-def test_processes_and_workers_share_a_stream(shards: int, processes: int, workers: int) -> None:
-    if workers and shards == 1:
-        pytest.skip("one shard, one reader")
-    seen: list[int] = []
-    for rank in range(processes):
-        feed = StreamFeed(sharded(24, shards), numbers, 0, buffer=5, num_workers=workers)
-        batches = some(feed, 24 // processes, Share(1, rank=rank, processes=processes))
-        seen += [int(batch["number"]) for batch in batches]
-    if workers and shards == 3:
-        assert len(set(seen)) >= 20  # three workers' turns are equal, their parts of an epoch are not
-    else:
-        assert sorted(seen) == list(range(24))
-
-
-def test_stream_is_shuffled_within_its_buffer_and_anew_each_epoch() -> None:
-    feed = StreamFeed(sharded(40, 1), numbers, 0, buffer=10)
-    epochs = torch.stack([batch["number"] for batch in some(feed, 3, Share(40))])
-    assert torch.equal(epochs.sort().values, torch.arange(40).expand(3, -1))
-    assert not torch.equal(epochs[0], epochs[1])
-    assert not torch.equal(epochs[0], torch.arange(40))
-    assert (epochs[0] - torch.arange(40)).max() <= 10  # none comes before the buffer reached it
-    other = StreamFeed(sharded(40, 1), numbers, 1, buffer=10)
-    assert not torch.equal(some(other, 1, Share(40))[0]["number"], epochs[0])
-
-
-def test_stream_with_less_than_a_process_needs_says_so() -> None:
-    feed = StreamFeed(sharded(1, 1), numbers, 0, buffer=10)
-    with pytest.raises(ValueError, match=r"Process 1 found no example in the stream.*Use fewer processes"):
-        some(feed, 1, Share(1, rank=1, processes=2))
-
-
-def test_stream_is_not_read_ahead_of_its_buffer() -> None:
-    """Memory stays flat: what was read and not used yet is a buffer and a batch, however long the stream is."""
-    read = 0
-
-    def rows() -> Iterator[dict]:
-        nonlocal read
-        for number in range(10**9):
-            read += 1
-            yield {"number": number}
-
-    feed = StreamFeed(datasets.IterableDataset.from_generator(rows), numbers, 0, buffer=100)
-    used = sum(len(batch["number"]) for batch in some(feed, 50, Share(10)))
-    assert read <= used + 200
-
-
-def test_streamed_text_predicts_every_token_once(tmp_path: Path) -> None:
-    documents = [f"Document {i} has its own text, {'x' * (i % 11 + 100)}." for i in range(100)]
-    datasets.Dataset.from_dict({"text": documents}).to_parquet(tmp_path / "train.parquet")
-    data = text_of(tmp_path, context=8, streaming=True, shuffle_buffer_size=1000)
-    assert isinstance(data.train, StreamFeed) and data.eval_split == "10 % of train"
-    end = data.tokenizer.eos_token
-    evaluated = [part for part in data.tokenizer.decode(data.eval_tokens.tolist()).split(end) if part]
-    assert 0 < len(evaluated) < 30
-    trained = set(documents) - set(evaluated)
-    batches = some(data.train, 400, Share(5))
-    inputs = torch.cat([batch["input_ids"].flatten() for batch in batches])
-    labels = torch.cat([batch["labels"].flatten() for batch in batches])
-    assert torch.equal(inputs[1:], labels[:-1])  # one run of tokens, batch after batch
-    read = data.tokenizer.decode(inputs.tolist()).split(end)[: len(trained)]
-    assert sorted(read) == sorted(trained)  # one epoch
-
-
-def test_streamed_text_file_comes_in_paragraphs(tmp_path: Path) -> None:
-    paragraphs = [f"Paragraph {i}\nof two lines." + "x" * i for i in range(200)]
-    data = text_of(write_text(tmp_path / "a.txt", "\n\n".join(paragraphs)), streaming=True)
-    text = data.tokenizer.decode(
-        torch.cat([b["input_ids"].flatten() for b in some(data.train, 90, Share(2))]).tolist()
-    )
-    assert set(text.split(data.tokenizer.eos_token)[:-1]) <= set(paragraphs)
-
-
-def test_built_ins_can_be_streamed() -> None:
-    assert len(some(load_images(DataArguments(streaming=True), 0).train, 2, Share(4))) == 2
-    assert len(some(load_text(DataArguments(streaming=True), 0, 16).train, 2, Share(4))) == 2
 
 
 def test_image_of_a_remote_path_is_fetched(tmp_path: Path) -> None:

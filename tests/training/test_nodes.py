@@ -24,10 +24,7 @@ from tests.training.tiny_runs import COMMON, OWN, ROOT, differences, everything,
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
           "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
-# torch's agent hands restarted workers a store that still holds the addresses of the dead ones, unless told not to:
-# they can then wait for each other until gloo gives up, after half an hour (torch 2.13).
-RESTARTS = ["--rdzv_backend", "c10d", "--max_restarts", "5"]
-FRESH_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+RESTARTS = ["--max_restarts", "5"]
 FLAGS = [*COMMON, *OWN["vae"], "--gradient_accumulation_steps", "1", "--cpu_threads", "1"]
 # Faults, each in the middle of the seventh step of one process; there are checkpoints after steps 4 and 8.
 WORKER_DIES = "os.kill(os.getpid(), signal.SIGKILL)"
@@ -237,7 +234,7 @@ def test_restarted_workers_end_with_the_weights_of_an_uninterrupted_run(
         folder = tmp_path / str(number)
         folder.mkdir()
         command = with_fault(folder, WORKER_DIES, script(folder / "run"))
-        launchers.start(*LAUNCH, "--main_process_port", free_port(), *RESTARTS, *command, env=FRESH_STORE)
+        launchers.start(*LAUNCH, "--main_process_port", free_port(), *RESTARTS, *command)
         assert launchers.codes() == [0], launchers.output
         assert (folder / "first-life-is-over").exists() and "Going on after step 4" in launchers.output
         assert differences(uninterrupted, everything(folder / "run")) == []

@@ -66,20 +66,65 @@ def test_recomputed_activations_change_nothing(whole: dict[str, Path], tmp_path:
     assert differences(everything(whole["gpt"]), everything(tmp_path / "run")) == []
 
 
-@pytest.mark.parametrize("family", ["vae", "gpt"])
-def test_streamed_run_is_resumed_to_the_bit(family: str, tmp_path: Path) -> None:
-    flags = [
-        "--dataset_name",
-        str(write_dataset(family, tmp_path / "data")),
-        "--streaming",
-        "--shuffle_buffer_size",
-        9,
-    ]
-    assert train(family, tmp_path / "whole", *flags).code == 0
-    stopped = train(family, tmp_path / "run", *flags, fault=Fault(signal.SIGTERM, at_step=6))
+@pytest.mark.parametrize(("family", "processes"), [*((family, 1) for family in FAMILIES), ("gpt", 2), ("vae", 2)])
+def test_streamed_run_is_resumed_to_the_bit(family: str, processes: int, tmp_path: Path) -> None:
+    flags = streamed(family, tmp_path)
+    assert train(family, tmp_path / "whole", *flags, processes=processes).code == 0
+    fault = Fault(signal.SIGTERM, at_step=6)
+    stopped = train(family, tmp_path / "run", *flags, fault=fault, processes=processes)
     assert stopped.code == 0, stopped.output
-    assert train(family, tmp_path / "run", *flags).code == 0
+    assert train(family, tmp_path / "run", *flags, processes=processes).code == 0
     assert differences(everything(tmp_path / "whole"), everything(tmp_path / "run")) == []
+
+
+def streamed(family: str, folder: Path) -> list[object]:
+    return ["--dataset_name", write_dataset(family, folder / "data"), "--streaming", "--shuffle_buffer_size", 9]
+
+
+def test_stream_is_refused_to_other_readers(tmp_path: Path) -> None:
+    """Other workers would get other examples, as would other processes at the same global batch."""
+    flags = streamed("vae", tmp_path)
+    assert train("vae", tmp_path / "run", *flags, fault=Fault(signal.SIGTERM, at_step=2)).code == 0
+    workers = train("vae", tmp_path / "run", *flags, "--dataloader_num_workers", 1)
+    assert workers.code == 1 and "1 process(es) with 0 dataloader worker(s) each, and now there are 1 with 1" in (
+        workers.output
+    )
+    two = ["--per_device_train_batch_size", 2]
+    processes = train("vae", tmp_path / "run", *flags, *two, processes=2)
+    assert processes.code == 1 and "now there are 2 with 0" in processes.output and "Traceback" not in processes.output
+    checkpoint = next((tmp_path / "run" / "checkpoints").glob("step-*"))
+    content = json.loads((checkpoint / "state.json").read_text())
+    assert [len(state["readers"]) for state in content["feed"]] == [1]
+
+
+def test_streamed_run_with_workers_is_resumed_and_tells_of_one_that_was_killed(tmp_path: Path) -> None:
+    flags = [*streamed("vae", tmp_path), "--dataloader_num_workers", 2]
+    assert train("vae", tmp_path / "whole", *flags, fault=Fault(code=WITH_WORKERS)).code == 0
+    killed = train("vae", tmp_path / "run", *flags, fault=Fault(code=WITH_WORKERS + KILL_A_WORKER))
+    assert killed.code == 1 and "Traceback" not in killed.output
+    assert "a process that reads the data is gone" in killed.output and "run the same command again" in killed.output
+    assert train("vae", tmp_path / "run", *flags, fault=Fault(code=WITH_WORKERS)).code == 0
+    assert differences(everything(tmp_path / "whole"), everything(tmp_path / "run")) == []
+
+
+# Workers of a tiny run would import everything again unless forked.
+WITH_WORKERS = """
+import multiprocessing
+multiprocessing.set_start_method("fork", force=True)
+"""
+KILL_A_WORKER = """
+import time
+from training import phases
+accumulate, steps = phases.PhaseTrainer._accumulate, 0
+def patched(self, batches, draws):
+    global steps
+    steps += 1
+    if steps == 7:
+        multiprocessing.active_children()[0].kill()
+        time.sleep(1)
+    return accumulate(self, batches, draws)
+phases.PhaseTrainer._accumulate = patched
+"""
 
 
 def write_dataset(family: str, folder: Path) -> Path:
