@@ -54,6 +54,7 @@ from training.randomness import derive_seed
 from training.report import describe_results, plot_losses
 from training.resume import check_same_run, feed_state, find_checkpoint, read_tensors, restore, training_tensors
 from training.sharding import gather_model, is_sharded, shard, sharding_asked_for
+from training.sources import one_line
 from training.status import MetricsLog, RunningMeans, end_trackers, json_numbers, progress_bar, start_trackers
 
 
@@ -471,9 +472,9 @@ def describe_loss(error: RuntimeError) -> str | None:
         )
     if "DataLoader worker" in str(error):  # the signal of a worker's death raises it wherever the training is
         return (
-            f"a process that loads data has died: {' '.join(str(error).split())} If it was killed, memory may have run "
-            "out: use fewer --dataloader_num_workers or a smaller --shuffle_buffer_size, then run the same command "
-            "again to go on from the last checkpoint."
+            f"a process that loads data has died: {one_line(error)} If it was killed, memory may have run out: use "
+            "fewer --dataloader_num_workers or a smaller --shuffle_buffer_size, then run the same command again to go "
+            "on from the last checkpoint."
         )
     return None
 
