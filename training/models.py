@@ -63,6 +63,10 @@ def load_model(model_class: type[Model], arguments: Arguments) -> Model | None:
         raise ValueError(f"--model_name_or_path {name} cannot be used: {error}") from error
     model, report = loaded
     _check_every_weight_was_loaded(report, name, arguments.model)
+    for tensor in (*model.parameters(), *model.buffers()):
+        # In memory of torch's own, which is aligned: where weights read from a file begin is chance, and with it, on
+        # some processors, the last bit of a matrix product. A run could then not be repeated.
+        tensor.data = tensor.data.clone()
     return model
 
 

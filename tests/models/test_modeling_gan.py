@@ -33,6 +33,16 @@ def tiny_model(**fields: object) -> GANModel:
     return model
 
 
+def aligned(model: GANModel) -> GANModel:
+    """The model with its weights in memory of torch's own, which begins at multiples of 64 bytes.
+
+    Those that were read from a file begin anywhere, and there some processors add up a dot product in another order.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
+    return model
+
+
 def random_images(model: GANModel, batch: int = 4, seed: int = 1) -> Tensor:
     shape = (batch, model.config.num_channels, *model.config.image_size)
     return torch.rand(shape, generator=seeded(seed))
@@ -599,7 +609,7 @@ def test_a_saved_model_gives_the_same_outputs_and_holds_both_networks(tmp_path: 
     images = model(latents, labels)
     model.save_pretrained(tmp_path)
 
-    loaded = GANModel.from_pretrained(tmp_path)
+    loaded = aligned(GANModel.from_pretrained(tmp_path))
 
     assert not loaded.training
     assert torch.equal(loaded(latents, labels), images)
@@ -612,7 +622,8 @@ def test_a_saved_model_gives_the_same_outputs_and_holds_both_networks(tmp_path: 
 def test_training_goes_on_from_a_saved_model_as_if_it_had_not_been_saved(tmp_path: Path, norm: str) -> None:
     model = trained(discriminator_norm=norm)
     model.save_pretrained(tmp_path)
-    loaded, images, labels = GANModel.from_pretrained(tmp_path), random_images(model), torch.tensor([0, 1, 1, 0])
+    loaded = aligned(GANModel.from_pretrained(tmp_path))
+    images, labels = random_images(model), torch.tensor([0, 1, 1, 0])
 
     for _ in range(2):  # the first step of power iteration shows in the second call
         expected = model.train().discriminate(images, labels)

@@ -140,6 +140,8 @@ def test_model_decides_size_and_channels_of_the_data(tmp_path: Path) -> None:
 def test_weights_published_in_half_precision_are_trained_in_full(tmp_path: Path) -> None:
     path = saved(small_vae().to(torch.bfloat16), tmp_path)
     loaded = load_model(VAEModel, told(VAEConfig, "--model_name_or_path", path))
+    # Or a run that starts from it could not be repeated to the bit: products depend on it on some processors.
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in loaded.state_dict().values() if tensor.numel())
     assert loaded is not None and {p.dtype for p in loaded.parameters()} == {torch.float32}
 
 

@@ -102,7 +102,7 @@ def test_streamed_run_with_workers_is_resumed_and_tells_of_one_that_was_killed(t
     assert train("vae", tmp_path / "whole", *flags, fault=Fault(code=WITH_WORKERS)).code == 0
     killed = train("vae", tmp_path / "run", *flags, fault=Fault(code=WITH_WORKERS + KILL_A_WORKER))
     assert killed.code == 1 and "Traceback" not in killed.output
-    assert "a process that reads the data is gone" in killed.output and "run the same command again" in killed.output
+    assert "a process that loads data has died" in killed.output and "run the same command again" in killed.output
     assert train("vae", tmp_path / "run", *flags, fault=Fault(code=WITH_WORKERS)).code == 0
     assert differences(everything(tmp_path / "whole"), everything(tmp_path / "run")) == []
 

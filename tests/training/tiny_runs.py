@@ -187,7 +187,8 @@ def _run(family: str, argv: list[str], fault: Fault | None, env: dict[str, str],
     os.dup2(descriptor, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     os.environ.update(env)
-    # It ends with the tests, and may have workers for its data all the same.
+    # It ends with the tests, and may have workers for its data all the same, forked as those of a script are.
+    multiprocessing.set_start_method("fork", force=True)
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     import torch
 
