@@ -180,7 +180,7 @@ def _on_host(tensor: Tensor) -> Tensor:
 
 def _write_file(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None) -> dict[str, Any]:
     save_file(tensors, path, metadata)
-    _fsync(path)
+    flush(path)
     return {path.name: _entry(path)}
 
 
@@ -198,11 +198,11 @@ def _complete(temporary: Path, target: Path, state: dict[str, Any], files: dict[
     write_json(temporary / STATE, state)
     entries = {**files, STATE: _entry(temporary / STATE)}
     write_json(temporary / MANIFEST, {"format": FORMAT, "files": dict(sorted(entries.items()))})
-    _fsync(temporary)
+    flush(temporary)
     if target.exists():  # set aside, where `latest` finds it should the next line not be reached
         os.rename(target, target.with_suffix(REPLACED))
     os.rename(temporary, target)
-    _fsync(target.parent)
+    flush(target.parent)
 
 
 def _prune(folder: Path, step: int, keep: int | None) -> None:
@@ -424,7 +424,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fsync(path: Path) -> None:
+def flush(path: Path) -> None:
     """Flushes a file's content, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -262,12 +262,6 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
     return image_batch(batch["pixels"], batch.get("labels")) if "pixels" in batch else batch
 
 
-def spare_workers() -> int:
-    """Workers that this process may start where their number changes nothing but the speed: a core each, at most 4."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(4, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
 def image_batch(pixels: Tensor, labels: Tensor | None) -> Batch:
     """uint8 pixels -> pixel_values in [0, 1], the contract of every model."""
     batch = {"pixel_values": pixels.float().div_(255)}

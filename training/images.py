@@ -14,7 +14,8 @@ from torch import Tensor
 
 from hfgen.image_processing import to_pixel_values
 from training.arguments import DataArguments
-from training.data import Batch, DatasetFeed, Feed, ImageData, TensorFeed, fits_in_memory, spare_workers
+from training.data import Batch, DatasetFeed, Feed, ImageData, TensorFeed, fits_in_memory
+from training.devices import spare_workers
 from training.sources import find_eval_split, find_split, first_example, hold_out, limited, load_splits
 from training.streams import ShuffledExamples, State, StreamFeed
 

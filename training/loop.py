@@ -4,6 +4,7 @@ An entry point describes what is its own in an [`Objective`]; everything else ha
 lines of [`train`], with a room for each part:
 
     objective.py    what an entry point provides
+    devices.py      devices, threads, precision
     processes.py    what the processes of a run tell each other
     sharding.py     a model spread over them
     output.py       the output folder
@@ -24,16 +25,13 @@ import logging
 import os
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
-from accelerate.utils import ProjectConfiguration
+from accelerate import Accelerator
 from safetensors import SafetensorError
-from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -42,6 +40,7 @@ from training import checkpoint as checkpoints
 from training.arguments import Arguments, RunArguments, as_recipe
 from training.checkpoint import Checkpoint, StoredTensors
 from training.data import Share
+from training.devices import build_accelerator, prepare_model, prepare_sharded
 from training.measure import draw_samples, evaluate, evaluation_mode
 from training.objective import Objective, Phase
 from training.optim import MovingAverage, learning_rate_schedule
@@ -53,7 +52,7 @@ from training.pusher import HubPusher
 from training.randomness import derive_seed
 from training.report import describe_results, plot_losses
 from training.resume import check_same_run, feed_state, find_checkpoint, read_tensors, restore, training_tensors
-from training.sharding import gather_model, is_sharded, shard, sharding_asked_for
+from training.sharding import gather_model, is_sharded, sharding_asked_for
 from training.sources import one_line
 from training.status import MetricsLog, RunningMeans, end_trackers, json_numbers, progress_bar, start_trackers
 
@@ -96,12 +95,14 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
     # Build
     torch.manual_seed(derive_seed(run.seed, "initial weights"))
     objective = make_objective(arguments)
-    model_class = type(objective.model)
+    model, model_class = objective.model, type(objective.model)
+    copied = copy.deepcopy(model) if run.ema_decay else None
     if sharding is None or processes.count == 1:
-        model = prepare_model(objective.model, run, accelerator.device)
-        average = MovingAverage(model, run.ema_decay, objective.averaged) if run.ema_decay else None
+        prepare_model(model, run, accelerator.device)
+        if copied is not None:
+            prepare_model(copied, run, accelerator.device)
     else:
-        model, average = prepare_sharded(objective, run, accelerator, sharding)
+        prepare_sharded(model, copied, run, accelerator, sharding)
     share = Share(run.per_device_train_batch_size, accumulation_steps(run, found, processes), processes.rank,
                   processes.count)  # fmt: skip
     limits = find_limits(run, objective.feed, share)
@@ -112,6 +113,8 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
             for network in phase.loss.children():
                 network.compile()
     trainers = [PhaseTrainer(phase, model, accelerator, arguments) for phase in objective.phases]
+    # After the phases were prepared: accelerate puts other buffers in the place of a model's when there are processes.
+    average = None if copied is None else MovingAverage(model, copied, run.ema_decay, objective.averaged)
     schedule = learning_rate_schedule(run.lr_scheduler_type, run.warmup_ratio)
 
     # Load
@@ -252,93 +255,6 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
     # Without the other processes, which would wait for the Hub at a barrier that does not wait forever.
     if pusher is not None and accelerator.is_main_process:
         pusher.cancel() if stopped else finish_push(pusher)
-
-
-def build_accelerator(run: RunArguments) -> Accelerator:
-    """accelerate, set up as the flags say.
-
-    Raises:
-        ValueError: the device cannot compute in the precision that was asked for, or a tracker has no such name.
-    """
-    if run.cpu_threads or was_left_one_thread():
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(run.cpu_threads or max(1, available_cores() // processes))
-    precision = run.mixed_precision
-    if precision == "auto":
-        precision = "bf16" if multiplies_bf16() else "no"
-    if precision == "fp16" and not torch.cuda.is_available():
-        raise ValueError("--mixed_precision fp16 needs a GPU, and there is none. Use bf16 or no.")
-    if torch.cuda.is_available():
-        # TF32 products where fp32 is left: the tensor cores' speed, with the range of fp32.
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.benchmark = not run.full_determinism
-    if run.full_determinism:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-        torch.use_deterministic_algorithms(True)
-    trackers = [name for name in run.report_to if name != "none"]
-    # accelerate passes the option by the name that it has had before torch 2.13.
-    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
-    # Every process has the same buffers, except batch normalisation's, whose running averages may differ a little:
-    # sending them around in each forward pass would also break a second forward pass before the backward one.
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-    return Accelerator(
-        mixed_precision=precision,
-        log_with="all" if "all" in trackers else trackers or None,
-        project_config=ProjectConfiguration(run.output_dir, logging_dir=os.path.join(run.output_dir or "", "logs")),
-        kwargs_handlers=[ddp],
-    )
-
-
-def was_left_one_thread() -> bool:
-    """Whether `accelerate launch` set a single thread, as it does unless told otherwise: half of a laptop or less."""
-    return "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def multiplies_bf16() -> bool:
-    """Whether the device has instructions for bf16 matrix products; emulated ones would be slower than fp32."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if torch.backends.mps.is_available():
-        return False
-    has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(has_tiles and has_tiles())
-
-
-def prepare_model(model: PreTrainedModel, run: RunArguments, device: torch.device) -> PreTrainedModel:
-    """The model on its device, laid out and set up as the flags say.
-
-    Raises:
-        ValueError: the architecture cannot recompute activations.
-    """
-    network: nn.Module = model  # transformers wraps `to` in a way that hides its signature
-    if run.channels_last and model.main_input_name != "input_ids":
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if run.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-    network.to(device).train()
-    return model
-
-
-def prepare_sharded(
-    objective: Objective[Any], run: RunArguments, accelerator: Accelerator, sharding: FullyShardedDataParallelPlugin
-) -> tuple[PreTrainedModel, MovingAverage | None]:
-    """The model spread over the processes, and its moving average likewise.
-
-    Raises:
-        ValueError: the model or the precision will not do.
-    """
-    model = prepare_model(objective.model, run, torch.device("cpu"))
-    copied = copy.deepcopy(model) if run.ema_decay else None
-    shard(model, sharding, accelerator.device, accelerator.mixed_precision)
-    if copied is None:
-        return model, None
-    shard(copied, sharding, accelerator.device, accelerator.mixed_precision)
-    return model, MovingAverage(model, run.ema_decay, objective.averaged, copied)
 
 
 def accumulation_steps(run: RunArguments, found: Checkpoint | None, processes: Processes) -> int:

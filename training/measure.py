@@ -36,6 +36,10 @@ def evaluate(
         the metrics, the same in every process; None if a signal came, and then the evaluation was not completed.
     """
     sums: dict[str, Tensor] = {}
+    if accelerator.num_processes > 1:
+        # Batch normalisation's averages differ a little from process to process, and those of the main one are saved.
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, src=0)
     with torch.no_grad(), evaluation_mode(model):
         for index, weight, batch in _own_batches(objective, accelerator, run.per_device_eval_batch_size):
             if stop.agree()[0]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -111,17 +110,16 @@ class MovingAverage:
     """The exponential moving average of a model's weights, and of its buffers.
 
     Args:
-        model: followed by `update`.
+        model: followed by `update`; its parameters and buffers must stay the same tensors from now on.
+        copied: a copy of it that is to hold the average, spread over processes if the model is.
         decay: share of the average that stays in each update; smaller during the first ones, which would otherwise
             keep the initial weights alive.
         prefixes: names of what is averaged begin with one of these; everything else is copied.
-        copied: the copy that is to hold the average, where one cannot be made of the model: a sharded one.
     """
 
-    def __init__(self, model: PreTrainedModel, decay: float, prefixes: Iterable[str] = ("",),
-                 copied: PreTrainedModel | None = None):  # fmt: skip
+    def __init__(self, model: PreTrainedModel, copied: PreTrainedModel, decay: float, prefixes: Iterable[str] = ("",)):
         self.decay = decay
-        self.model = (copied or copy.deepcopy(model)).eval().requires_grad_(False)
+        self.model = copied.eval().requires_grad_(False)
         pairs = list(zip(self._tensors(self.model).items(), self._tensors(model).values()))
         averaged = [
             (mean, value)

@@ -6,13 +6,13 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from training import checkpoint as checkpoints
 from training.arguments import Arguments, as_recipe
-from training.checkpoint import write_json
+from training.checkpoint import flush, write_json
 
 
 FOLDERS_OF_A_RUN = ("checkpoints", "samples", "plots", "logs", ".staging")
@@ -78,6 +78,10 @@ def prepare_output_dir(output_dir: Path, overwrite: bool) -> None:
         for path in (*(output_dir / name for name in FILES_OF_A_RUN), *shards_and_code):
             path.unlink(missing_ok=True)
     (output_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    # A checkpoint is as safe from a power cut as the names of the folders that lead to it.
+    with suppress(OSError):
+        flush(output_dir)
+        flush(output_dir.resolve().parent)
 
 
 @contextmanager

@@ -68,7 +68,7 @@ class PhaseTrainer:
         self.phase, self.accelerator, self.run = phase, accelerator, arguments.run
         self.learning_rate = phase.learning_rate or arguments.run.learning_rate
         self.names = {id(parameter): name for name, parameter in phase.loss.named_parameters()}
-        self.buffers = list(model.buffers()) if arguments.run.on_nonfinite == "skip" else []
+        self.model = model
         self.bare_optimizer = build_optimizer(phase.loss, arguments.run, self.learning_rate)
         self.sharded_model = model if isinstance(model, FSDPModule) else None
         if self.sharded_model is None:
@@ -98,7 +98,9 @@ class PhaseTrainer:
         for repeat in range(self.phase.repeats):
             key = (self.run.seed, "draw", step, self.phase.name, repeat)
             draws = [Draw(key, share.total, share.rows(i), self.accelerator.device) for i in range(len(micro_batches))]
-            buffers = [buffer.clone() for buffer in self.buffers]
+            # Asked for each time: preparing a phase can put other tensors in their place.
+            buffers = list(self.model.buffers()) if self.run.on_nonfinite == "skip" else []
+            before = [buffer.clone() for buffer in buffers]
             values = self._accumulate(micro_batches, draws)
             self.settle()
             update = Update(step, share, values, micro_batches, draws, self._update(factor, values))
@@ -111,8 +113,8 @@ class PhaseTrainer:
                 raise NonFiniteError(self._explain(update))
             else:
                 skipped += 1
-                for buffer, before in zip(self.buffers, buffers):
-                    buffer.copy_(before)
+                for buffer, content in zip(buffers, before):
+                    buffer.copy_(content)
         return skipped
 
     def settle(self) -> None:

@@ -31,8 +31,8 @@ from training.data import (
     TensorFeed,
     TextData,
     TokenFeed,
-    spare_workers,
 )
+from training.devices import spare_workers
 from training.images import DecodedPixels, load_images
 from training.text import load_text
 

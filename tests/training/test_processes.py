@@ -115,6 +115,30 @@ phases.PhaseTrainer._accumulate = patched
     assert all(value is not None for line in metrics(tmp_path) for value in line.values())
 
 
+TELL_BUFFERS = """
+import json, os
+from pathlib import Path
+from training import loop
+evaluate = loop.evaluate
+def patched(objective, model, *args, **kwargs):
+    found = evaluate(objective, model, *args, **kwargs)
+    sums = {name: buffer.double().sum().item() for name, buffer in model.named_buffers()}
+    with open(f"FOLDER/buffers-{os.environ['RANK']}", "a") as file:
+        file.write(json.dumps(sums) + "\\n")
+    return found
+loop.evaluate = patched
+"""
+
+
+def test_all_processes_measure_with_the_running_averages_of_the_main_one(tmp_path: Path) -> None:
+    """Each has its own of batch normalisation; only the main process's are saved, and a resumed run has no others."""
+    fault = Fault(code=TELL_BUFFERS.replace("FOLDER", str(tmp_path)))
+    run = train("gan", tmp_path / "run", *TWO, fault=fault, processes=2)
+    assert run.code == 0, run.output
+    one, other = ((tmp_path / f"buffers-{rank}").read_text().splitlines() for rank in range(2))
+    assert one == other and len(one) == 4 and len(set(one)) == 4 and "running_mean" in one[0]
+
+
 FULL_DISK = """
 import torch
 from training import checkpoint

@@ -243,7 +243,7 @@ def watch_file_operations(checkpoint: Any, is_time: Any, before: Any, strike: An
     tear("save_file", lambda args: args[1])
     tear("write_json", lambda args: args[0])
     for owner, name in (
-        (checkpoint, "save_file"), (checkpoint, "_fsync"), (checkpoint, "write_json"), (checkpoint.os, "fsync"),
+        (checkpoint, "save_file"), (checkpoint, "flush"), (checkpoint, "write_json"), (checkpoint.os, "fsync"),
         (checkpoint.os, "rename"), (checkpoint.os, "unlink"), (checkpoint.os, "rmdir"), (checkpoint.os, "mkdir"),
     ):  # fmt: skip
         before(owner, name, is_time)
