@@ -167,6 +167,8 @@ def _write_tensors(folder: Path, tensors: dict[str, dict[str, Tensor]], processe
             files |= _write_file(folder / f"{heading}.safetensors", whole, None)
         spread = {name: value for name, value in group.items() if isinstance(value, DTensor)}
         if spread:
+            if not folder.is_dir():
+                raise OSError(f"process {processes.rank} does not see this folder; sharded runs need one disk for all")
             name = f"{heading}.shard-{processes.rank:05d}-of-{processes.count:05d}.safetensors"
             rows = {name: [rows_held(value)[0], *value.shape] for name, value in spread.items()}
             parts = {name: _on_host(value.to_local()) for name, value in spread.items()}

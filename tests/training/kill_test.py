@@ -3,7 +3,8 @@
     python -m tests.training.kill_test --kills 30 --every_operation
 
 Each family is killed at so many random moments, and once before every write, fsync, rename and deletion of its saves
-and in the middle of every write; at random moments with two processes too.
+and in the middle of every write; at random moments with two processes too, and a GPT whose weights are spread over two
+before every fifth operation.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from tests.training.tiny_runs import FAMILIES, Fault, differences, everything, start, train
+from tests.training.tiny_runs import FAMILIES, SHARDED, Fault, differences, everything, start, train
 
 
 def kill_at_random(family: str, folder: Path, kills: int, seed: int, processes: int = 1) -> list[str]:
@@ -47,21 +49,29 @@ def kill_at_random(family: str, folder: Path, kills: int, seed: int, processes: 
     return differences(everything(folder / "whole"), everything(folder / "run"))
 
 
-def kill_at_every_file_operation(family: str, folder: Path, every: int = 1) -> list[str]:
+def kill_at_every_file_operation(family: str, folder: Path, every: int = 1, sharded: bool = False) -> list[str]:
     """Kills a run once before every (or every so-manieth) operation by which its saves change the disk, and compares.
+
+    Args:
+        family: which training.
+        folder: to work in.
+        every: 1 for every operation.
+        sharded: spread over two processes, of which the main one is killed.
 
     Returns:
         names of what differs from the uninterrupted run.
     """
-    assert train(family, folder / "whole").code == 0
+    how: dict[str, Any] = {"processes": 2, "environment": SHARDED} if sharded else {}
+    assert train(family, folder / "whole", **how).code == 0
     operation, found = 1, []
     while True:
-        run = train(family, folder / "run", fault=Fault(at_file_operation=operation))
+        run = train(family, folder / "run", fault=Fault(at_file_operation=operation, rank=0), **how)
         if run.code == 0:
-            print(f"{family}: killed at {(operation - 1) // every} file operations", flush=True)
+            kills = len(range(1, operation, every))
+            print(f"{family}{', sharded' if sharded else ''}: killed at {kills} file operations", flush=True)
             return found
         assert run.code == -signal.SIGKILL, run.output
-        run = train(family, folder / "run")
+        run = train(family, folder / "run", **how)
         assert run.code == 0, run.output
         found += differences(everything(folder / "whole"), everything(folder / "run"))
         shutil.rmtree(folder / "run")
@@ -75,6 +85,8 @@ def kill(family: str, kills: int, every_operation: bool, seed: int) -> list[str]
         found += kill_at_random(family, Path(folder) / "two", kills, seed + 1, processes=2)
         if every_operation:
             found += kill_at_every_file_operation(family, Path(folder) / "operations")
+        if every_operation and family == "gpt":
+            found += kill_at_every_file_operation(family, Path(folder) / "sharded", every=5, sharded=True)
     return found
 
 

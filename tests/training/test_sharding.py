@@ -14,12 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.training.tiny_runs import Fault, Run, differences, everything, metrics, train
+from tests.training.tiny_runs import SHARDED, Fault, Run, differences, everything, metrics, train
 from training import checkpoint
 from training.checkpoint import CheckpointError, load
 
 
-SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 # Without dropout, which draws from the generator of each process; 8 examples a step, as with one process.
 TWO = ["--attention_dropout", 0, "--hidden_dropout", 0, "--embedding_dropout", 0, "--per_device_train_batch_size", 2]
 # Numbers of rows that two processes cannot share evenly; a gradient that is clipped; AdamW, which computes in fp32.
@@ -103,6 +102,18 @@ checkpoint._write_tensors = patched
     assert "step 8 could not be written" in run.output and "No space left" in run.output
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000004"]
     assert sharded(tmp_path).code == 0
+
+
+def test_disk_that_a_process_does_not_see_is_told(tmp_path: Path) -> None:
+    elsewhere = """
+from pathlib import Path
+from training import checkpoint
+write = checkpoint._write_tensors
+checkpoint._write_tensors = lambda folder, *args: write(Path("/nowhere") / folder.name, *args)
+"""
+    run = sharded(tmp_path, fault=Fault(code=elsewhere, rank=1))
+    assert run.code == 1 and "process 1 does not see this folder" in run.output and "Traceback" not in run.output
+    assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 def test_gradient_that_is_not_finite_is_left_out_by_the_kernels_of_sharded_weights(tmp_path: Path) -> None:

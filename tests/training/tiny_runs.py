@@ -43,6 +43,8 @@ OWN = {
         "--attention_dropout 0.1 --hidden_dropout 0.1 --embedding_dropout 0.1 --sample_length 20 --ema_decay 0.9"
     ),
 }
+# What `accelerate launch --use_fsdp --fsdp_version 2` sets.
+SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 # Lines of metrics.jsonl are compared without these.
 TIMES = ("seconds", "examples_per_second")
 
