@@ -468,6 +468,8 @@ def plot_data(panel: Any, part: dict[str, Any]) -> None:
                        fontsize=8, ha="right" if variant == "pass" else "left",
                        va="bottom" if variant == "pass" else "top")  # fmt: skip
     panel.margins(y=0.15)
+    bottom, top = panel.get_ylim()
+    panel.set_ylim(bottom / 3, top * 2)  # room for the labels
     panel.set_xlabel("examples")
     panel.set_ylabel("seconds")
 
