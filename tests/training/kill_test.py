@@ -103,7 +103,11 @@ def main() -> int:
     with ThreadPoolExecutor(args.jobs) as pool:
         jobs = {family: pool.submit(kill, family, args.kills, args.every_operation, args.seed)
                 for family in args.families}  # fmt: skip
-        results = {family: job.result() for family, job in jobs.items()}
+        # What one family fails with does not hide the others.
+        results = {
+            family: [f"a run failed: {job.exception()}"] if job.exception() else job.result()
+            for family, job in jobs.items()
+        }
     for family, found in results.items():
         print(f"{family}: {'identical to the uninterrupted run' if not found else f'DIFFERENT in {found[:5]}'}")
     return int(any(results.values()))
