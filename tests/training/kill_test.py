@@ -47,7 +47,7 @@ def kill_at_random(family: str, folder: Path, kills: int, seed: int, processes: 
             duration = min(duration, time.monotonic() - started)  # the first one waited for the server as well
         done += run.code == -signal.SIGKILL
     run = train(family, folder / "run", *flags, processes=processes)
-    assert run.code == 0, run.output
+    assert run.code == 0, f"exit status {run.code}: {run.output}"
     return differences(everything(folder / "whole"), everything(folder / "run"))
 
 
@@ -72,9 +72,9 @@ def kill_at_every_file_operation(family: str, folder: Path, every: int = 1, shar
             kills = len(range(1, operation, every))
             print(f"{family}{', sharded' if sharded else ''}: killed at {kills} file operations", flush=True)
             return found
-        assert run.code == -signal.SIGKILL, run.output
+        assert run.code == -signal.SIGKILL, f"exit status {run.code}: {run.output}"
         run = train(family, folder / "run", **how)
-        assert run.code == 0, run.output
+        assert run.code == 0, f"exit status {run.code}: {run.output}"
         found += differences(everything(folder / "whole"), everything(folder / "run"))
         shutil.rmtree(folder / "run")
         operation += every
