@@ -260,7 +260,8 @@ def _index(file: Path, stored: StoredTensors) -> None:
 def _read_tensor(file: Path, name: str) -> Tensor:
     try:
         with safe_open(file, framework="pt") as content:
-            return content.get_tensor(name)
+            # A copy: the tensor itself lies in the mapped file, which is soon pruned, and an optimizer writes to it.
+            return content.get_tensor(name).clone()
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
 

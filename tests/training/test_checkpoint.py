@@ -36,6 +36,15 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert all(torch.equal(found.tensors["model"][name], value) for name, value in tensors(3)["model"].items())
 
 
+def test_what_is_loaded_is_not_tied_to_the_file(tmp_path: Path) -> None:
+    """safetensors gives views of the mapped file; an optimizer's state is written to for as long as the run lasts."""
+    path = write(tmp_path, 3)
+    loaded = load(path).tensors["model"]["weight"]
+    with open(path / "model.safetensors", "r+b") as file:
+        file.write(bytes(path.joinpath("model.safetensors").stat().st_size))
+    assert torch.equal(loaded, tensors(3)["model"]["weight"])
+
+
 def test_only_safetensors_and_json_are_written(tmp_path: Path) -> None:
     assert {file.suffix for file in write(tmp_path, 1).iterdir()} == {".json", ".safetensors"}
 
