@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, get_scheduler
 
 from training.arguments import RunArguments
+from training.sharding import named_tensors
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -120,7 +121,7 @@ class MovingAverage:
     def __init__(self, model: PreTrainedModel, copied: PreTrainedModel, decay: float, prefixes: Iterable[str] = ("",)):
         self.decay = decay
         self.model = copied.eval().requires_grad_(False)
-        pairs = list(zip(self._tensors(self.model).items(), self._tensors(model).values()))
+        pairs = list(zip(named_tensors(self.model).items(), named_tensors(model).values()))
         averaged = [
             (mean, value)
             for (name, mean), value in pairs
@@ -144,7 +145,3 @@ class MovingAverage:
         for copied, value in self._copied:
             copied.copy_(value)
         return self.model
-
-    @staticmethod
-    def _tensors(model: nn.Module) -> dict[str, Tensor]:
-        return dict([*model.named_parameters(), *model.named_buffers()])

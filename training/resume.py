@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfgen.hub import fetch_checkpoint
@@ -23,7 +23,7 @@ from training.optim import MovingAverage
 from training.phases import PhaseTrainer
 from training.processes import Processes
 from training.progress import Progress
-from training.sharding import laid_out_like
+from training.sharding import laid_out_like, named_tensors
 
 
 logger = logging.getLogger(__name__)
@@ -149,11 +149,6 @@ def training_tensors(model: PreTrainedModel, average: MovingAverage | None, trai
         state = checkpoints.optimizer_tensors(trainer.bare_optimizer, trainer.names)
         tensors[f"optimizer-{trainer.phase.name}"] = state
     return tensors
-
-
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, each once: safetensors has no shared tensors."""
-    return dict([*model.named_parameters(), *model.named_buffers()])
 
 
 def restore(found: Checkpoint, model: PreTrainedModel, average: MovingAverage | None, trainers: list[PhaseTrainer],

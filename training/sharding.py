@@ -95,9 +95,9 @@ def gather_model(model: Model, model_class: type[Model], processes: Processes) -
         whole.to_empty(device=model.device)
         whole.tie_weights()
         whole.generation_config = model.generation_config
-    targets = _tensors(whole) if whole is not None else {}
+    targets = named_tensors(whole) if whole is not None else {}
     with torch.no_grad():
-        for name, tensor in _tensors(model).items():
+        for name, tensor in named_tensors(model).items():
             full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
             if whole is not None:
                 targets[name].copy_(full)
@@ -125,5 +125,6 @@ def laid_out_like(value: Tensor, like: Tensor) -> Tensor:
     return torch.empty_like(like, dtype=value.dtype).copy_(value)
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, each once: safetensors has no shared tensors. Shards where a model is spread."""
     return dict([*model.named_parameters(), *model.named_buffers()])
