@@ -40,7 +40,7 @@ from hfgen.loading import INDEX, PICKLED_SUFFIXES, WEIGHTS, LoadError, check_fol
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-Checkpoints: TypeAlias = Literal["none", "last", "all"]
+CheckpointUpload: TypeAlias = Literal["none", "last", "all"]
 
 # Folders of training state and of trackers.
 FOREIGN_FOLDERS = {"checkpoints", "logs", "runs", "wandb", "mlruns", "trackio", "__pycache__"}
@@ -86,7 +86,7 @@ def push_folder(
     private: bool = False,
     revision: str | None = None,
     message: str = "Upload with hfgen",
-    checkpoints: Checkpoints = "none",
+    checkpoints: CheckpointUpload = "none",
     attempts: int = ATTEMPTS,
 ) -> Pushed:
     """Publishes a folder as one commit, or makes none if the repository holds it already.
@@ -176,7 +176,7 @@ def push_files(
         ) from None
 
 
-def select_files(folder: Path, checkpoints: Checkpoints = "none") -> tuple[dict[str, Path], list[str]]:
+def select_files(folder: Path, checkpoints: CheckpointUpload = "none") -> tuple[dict[str, Path], list[str]]:
     """What of a folder belongs into its repository: path there -> file; and the names of what does not."""
     files: dict[str, Path] = {}
     left_out: list[str] = []
@@ -207,7 +207,11 @@ def select_files(folder: Path, checkpoints: Checkpoints = "none") -> tuple[dict[
 
 
 def push_command(
-    folder: Path, repo_id: str, private: bool = False, revision: str | None = None, checkpoints: Checkpoints = "none"
+    folder: Path,
+    repo_id: str,
+    private: bool = False,
+    revision: str | None = None,
+    checkpoints: CheckpointUpload = "none",
 ) -> str:
     """The command line of a push, as a shell reads it."""
     words = ["hfgen", "push", str(folder), repo_id]

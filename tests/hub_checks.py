@@ -30,7 +30,7 @@ from hfgen import hub as hub_module
 from hfgen.cli import main as command_line
 from hfgen.hub import HubError, download, fetch_checkpoint, pull, push_folder, redact
 from hfgen.loading import LoadError, check_folder, fetch_model
-from training.pusher import HubPusher
+from training.output.hub_push import HubPusher
 
 from .hub.fixture import HubProcess
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -31,34 +30,44 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from hfgen.cards import write_card
-from training import checkpoint as checkpoints
-from training.arguments import Arguments, RunArguments, as_recipe
-from training.checkpoint import Checkpoint, StoredTensors
-from training.data import Share
-from training.devices import build_accelerator, prepare_model, prepare_sharded
-from training.measure import draw_samples, evaluate, evaluation_mode
-from training.objective import Objective, Phase
-from training.optim import MovingAverage, learning_rate_schedule
-from training.output import check_output_dir, is_finished, prepare_output_dir, read_results, save_staged, write_results
-from training.phases import NonFiniteError, PhaseTrainer
-from training.processes import Processes, join_after_restart, lost_a_process
-from training.progress import Clock, Pace, Progress, StopRequest, find_limits
-from training.pusher import HubPusher
-from training.randomness import derive_seed
-from training.report import describe_results, plot_losses
-from training.resume import check_same_run, feed_state, find_checkpoint, read_tensors, restore, training_tensors
-from training.sharding import gather_model, is_sharded, sharding_asked_for
-from training.sources import one_line
-from training.status import MetricsLog, RunningMeans, end_trackers, json_numbers, progress_bar, start_trackers
+
+from .checkpoint import storage
+from .checkpoint.resume import check_same_run, feed_state, find_checkpoint, read_tensors, restore, training_tensors
+from .checkpoint.storage import Checkpoint, StoredTensors
+from .config.flags import Arguments, RunArguments, as_recipe
+from .config.parser import command_to_resume
+from .data.batches import GlobalBatch
+from .distributed.devices import build_accelerator, prepare_model, prepare_sharded
+from .distributed.fsdp import gather_model, is_sharded, sharding_asked_for
+from .distributed.processes import Processes, join_after_restart
+from .distributed.signals import StopRequest
+from .evaluation.evaluate import draw_samples, evaluate, evaluation_mode
+from .evaluation.means import RunningMeans
+from .objective import Objective, Phase
+from .optim import EMA, learning_rate_schedule
+from .output.hub_push import HubPusher
+from .output.metrics_log import MetricsLog, end_trackers, json_numbers, start_trackers
+from .output.plots import plot_losses
+from .output.progress_bar import progress_bar
+from .output.results import describe_results
+from .output.run_folder import (
+    check_output_dir,
+    is_finished,
+    prepare_output_dir,
+    read_results,
+    save_staged,
+    write_results,
+)
+from .progress import Clock, Pace, Progress, run_length
+from .randomness import derive_seed
+from .run_script import run_script
+from .step import NonFiniteError, PhaseTrainer
 
 
 __all__ = ["NonFiniteError", "Objective", "Phase", "run_script", "train"]
-
 logger = logging.getLogger(__name__)
 
 
@@ -86,7 +95,7 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
     if run.push_to_hub:
         pusher = HubPusher(output_dir, run.hub_model_id, run.hub_private_repo, run.hub_strategy)
     if processes.on_main(lambda: not run.overwrite_output_dir and is_finished(output_dir, arguments)):
-        return tell_finished(output_dir, accelerator, processes, pusher)
+        return report_finished(output_dir, accelerator, processes, pusher)
     processes.on_main(lambda: check_output_dir(output_dir, run.overwrite_output_dir))
     found = processes.on_main(
         lambda: None if run.overwrite_output_dir else find_checkpoint(output_dir, run.resume_from_checkpoint)
@@ -103,39 +112,39 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
             prepare_model(copied, run, accelerator.device)
     else:
         prepare_sharded(model, copied, run, accelerator, sharding)
-    share = Share(run.per_device_train_batch_size, accumulation_steps(run, found, processes), processes.rank,
-                  processes.count)  # fmt: skip
-    limits = find_limits(run, objective.feed, share)
+    accumulation = accumulation_steps(run, found, processes)
+    global_batch = GlobalBatch(run.per_device_train_batch_size, accumulation, processes.rank, processes.count)
+    length = run_length(run, objective.feed, global_batch)
     if found is not None:
-        check_same_run(found, model.config.to_dict(), arguments, share.total)
+        check_same_run(found, model.config.to_dict(), arguments, global_batch.size)
     if run.torch_compile:
         for phase in objective.phases:
             for network in phase.loss.children():
                 network.compile()
     trainers = [PhaseTrainer(phase, model, accelerator, arguments) for phase in objective.phases]
     # After the phases were prepared: accelerate puts other buffers in the place of a model's when there are processes.
-    average = None if copied is None else MovingAverage(model, copied, run.ema_decay, objective.averaged)
+    average = None if copied is None else EMA(model, copied, run.ema_decay, objective.ema_prefixes)
     schedule = learning_rate_schedule(run.lr_scheduler_type, run.warmup_ratio)
 
     # Load
     progress, means, lines, position = Progress(), RunningMeans(accelerator), "", None
     if found is not None:
-        position = feed_state(found, arguments, share)
+        position = feed_state(found, arguments, global_batch)
         progress = restore(found, model, average, trainers, processes)
         means.restore(dict(read_tensors(found.tensors.get("means", StoredTensors()), processes)))
         if accelerator.scaler is not None and "scaler" in found.state:
             accelerator.scaler.load_state_dict(found.state["scaler"])
         lines = found.state["metrics"]
         logger.info("Going on after step %d, from %s", progress.step, found.path)
-    fraction = limits.share(progress.step, progress.seconds)
+    fraction = length.fraction_done(progress.step, progress.seconds)
     if fraction >= 1 and processes.on_main(lambda: read_results(output_dir).get("steps")) == progress.step:
-        return tell_finished(output_dir, accelerator, processes, pusher)
+        return report_finished(output_dir, accelerator, processes, pusher)
 
     # Write, from here on
     processes.on_main(lambda: prepare_output_dir(output_dir, run.overwrite_output_dir))
     processes.on_main(lambda: start_trackers(accelerator, arguments))
     log = MetricsLog(output_dir / "metrics.jsonl", lines, accelerator)
-    feed = objective.feed.batches(progress.step, share, accelerator.device, position)
+    feed = objective.feed.batches(progress.step, global_batch, accelerator.device, position)
     clock, pace = Clock(progress.seconds), Pace()
     pace.mark(clock.seconds, progress.step, fraction)
 
@@ -155,13 +164,11 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
         progress.seconds = clock.seconds
         tensors = {**training_tensors(model, average, trainers), "means": means.state()}
         state = {"progress": vars(progress), "arguments": as_recipe(arguments), "config": model.config.to_dict(),
-                 "examples_a_step": share.total, "processes": processes.count, "metrics": log.text(),
+                 "examples_a_step": global_batch.size, "processes": processes.count, "metrics": log.text(),
                  "feed": processes.gather(objective.feed.state())}  # fmt: skip
         if accelerator.scaler is not None:
             state["scaler"] = accelerator.scaler.state_dict()
-        checkpoints.save(
-            output_dir / "checkpoints", progress.step, state, tensors, run.checkpoints_total_limit, processes
-        )
+        storage.save(output_dir / "checkpoints", progress.step, state, tensors, run.checkpoints_total_limit, processes)
 
     def push() -> None:
         """Has the model as it is now published in the background, if the run is to be published while it goes on."""
@@ -170,7 +177,7 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
         whole = published()
         if whole is not None:
             fill_folder(objective, whole, output_dir)
-            results = describe_run(objective, whole, latest, progress, share, 0.0, arguments, accelerator)
+            results = describe_run(objective, whole, latest, progress, global_batch, 0.0, arguments, accelerator)
             write_card(output_dir, run.hub_model_id, {**results, "finished": False})
             pusher.push(progress.step)
 
@@ -182,7 +189,7 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
                 return False
             latest.update(metrics)
             log.write({"step": progress.step, **{f"eval_{name}": value for name, value in metrics.items()}})
-            bar.headline = f"eval {objective.headline} {metrics[objective.headline]:.4g}"
+            bar.primary_metric = f"eval {objective.primary_metric} {metrics[objective.primary_metric]:.4g}"
         if "samples" in progress.due:
             whole = published()
             if whole is not None:
@@ -196,11 +203,11 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
             while fraction < 1 and not stopped:
                 # One step: every phase on the same examples
                 torch.manual_seed(derive_seed(run.seed, "step", progress.step, accelerator.process_index))
-                micro_batches = [next(feed) for _ in range(share.accumulation)]
+                micro_batches = [next(feed) for _ in range(global_batch.accumulation)]
                 factor = schedule(fraction)
                 started = time.perf_counter()
                 for trainer in trainers:
-                    progress.skipped_steps += trainer.step(micro_batches, share, progress.step, factor, means)
+                    progress.skipped_steps += trainer.step(micro_batches, global_batch, progress.step, factor, means)
                 progress.step += 1
                 if average is not None:
                     average.update(progress.step)
@@ -208,7 +215,7 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
 
                 # How far all processes are: their clocks and signals differ
                 stopped, seconds = stop.agree(clock.seconds)
-                before, fraction = fraction, limits.share(progress.step, seconds)
+                before, fraction = fraction, length.fraction_done(progress.step, seconds)
 
                 # Before anything is written: was the update one to write about?
                 is_logged = progress.step % run.logging_steps == 0 or fraction >= 1
@@ -222,9 +229,9 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
                 if is_logged:
                     averages = means.take()
                     pace.mark(seconds, progress.step, fraction)
+                    rate = round(pace.steps_per_second * global_batch.size, 1)
                     log.write({"step": progress.step, "seconds": round(seconds, 3), **averages,
-                               "learning_rate": run.learning_rate * factor,
-                               "examples_per_second": round(pace.steps_per_second * share.total, 1)})  # fmt: skip
+                               "learning_rate": run.learning_rate * factor, "examples_per_second": rate})  # fmt: skip
                     bar.show(progress.step, fraction, averages, pace)
 
                 # Evaluation and samples, off the clock
@@ -247,7 +254,7 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
             stopped = metrics is None
             whole = None if stopped else published()
             if metrics is not None and whole is not None:
-                publish(objective, whole, metrics, progress, share, started, arguments, accelerator, log)
+                publish(objective, whole, metrics, progress, global_batch, started, arguments, accelerator, log)
     if stopped:
         accelerator.print(f"\nStopped after step {progress.step}. To go on:\n\n    {command_to_resume(arguments)}\n")
     trainers.clear()
@@ -292,7 +299,7 @@ def publish(
     model: PreTrainedModel,
     metrics: dict[str, float],
     progress: Progress,
-    share: Share,
+    global_batch: GlobalBatch,
     started: float,
     arguments: Arguments,
     accelerator: Accelerator,
@@ -306,13 +313,14 @@ def publish(
             metrics = metrics | objective.final_metrics(model)
     fill_folder(objective, model, output_dir)
     log.write({"step": progress.step, **{f"eval_{name}": value for name, value in metrics.items()}})
-    plot_losses(log.path, output_dir / "plots" / "loss.png", objective.headline)
+    plot_losses(log.path, output_dir / "plots" / "loss.png", objective.primary_metric)
     seconds = time.perf_counter() - started
-    results = describe_run(objective, model, metrics, progress, share, seconds, arguments, accelerator)
+    results = describe_run(objective, model, metrics, progress, global_batch, seconds, arguments, accelerator)
     write_card(output_dir, arguments.run.hub_model_id, results)
     write_results(output_dir, results)
     shown = ", ".join(f"{name} {value:.5g}" for name, value in metrics.items())
-    print(f"\n{output_dir}: {shown}\nTrained {progress.seconds:.0f} s on {progress.step * share.total} examples. "
+    examples = progress.step * global_batch.size
+    print(f"\n{output_dir}: {shown}\nTrained {progress.seconds:.0f} s on {examples} examples. "
           f"Load it with AutoModel.from_pretrained({str(output_dir)!r}, trust_remote_code=True).")  # fmt: skip
 
 
@@ -328,7 +336,7 @@ def describe_run(
     model: PreTrainedModel,
     metrics: dict[str, float],
     progress: Progress,
-    share: Share,
+    global_batch: GlobalBatch,
     seconds_evaluated: float,
     arguments: Arguments,
     accelerator: Accelerator,
@@ -339,7 +347,7 @@ def describe_run(
         **objective.dataset,
         "metrics": json_numbers(metrics),
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        **describe_results(progress, share, seconds_evaluated, accelerator),
+        **describe_results(progress, global_batch, seconds_evaluated, accelerator),
         "command": arguments.command,
         "arguments": as_recipe(arguments),
     }
@@ -351,7 +359,9 @@ def finish_push(pusher: HubPusher) -> None:
         sys.exit(1)
 
 
-def tell_finished(output_dir: Path, accelerator: Accelerator, processes: Processes, pusher: HubPusher | None) -> None:
+def report_finished(
+    output_dir: Path, accelerator: Accelerator, processes: Processes, pusher: HubPusher | None
+) -> None:
     """Says that there is nothing to do, but for a push that is outstanding."""
     accelerator.print(
         f"{output_dir} holds this finished run. Give another --output_dir, a longer run, or --overwrite_output_dir."
@@ -361,61 +371,9 @@ def tell_finished(output_dir: Path, accelerator: Accelerator, processes: Process
         finish_push(pusher)
 
 
-def command_to_resume(arguments: Arguments) -> str:
-    """The run's own command, without what would make it start anew or go back to an earlier checkpoint."""
-    command = arguments.command
-    if arguments.run.overwrite_output_dir:
-        command += " --overwrite_output_dir false"
-    if arguments.run.resume_from_checkpoint not in (None, "latest") or arguments.run.overwrite_output_dir:
-        command += " --resume_from_checkpoint latest"
-    return command
-
-
 def close(accelerator: Accelerator, processes: Processes) -> None:
     """Ends trackers, models and the process group in this order; gloo can abort at exit otherwise."""
     end_trackers(accelerator)
     accelerator.free_memory()
     processes.wait()
     accelerator.state.destroy_process_group()
-
-
-def describe_loss(error: RuntimeError) -> str | None:
-    """What to tell if a process that the run needs is gone; None for any other error."""
-    if lost_a_process(error):
-        return (
-            "another process of this run has died, and this one ends. Run the same command again to go on from the "
-            "last checkpoint, or have the launcher do it: accelerate launch --max_restarts 5."
-        )
-    if "DataLoader worker" in str(error):  # the signal of a worker's death raises it wherever the training is
-        return (
-            f"a process that loads data has died: {one_line(error)} If it was killed, memory may have run out: use "
-            "fewer --dataloader_num_workers or a smaller --shuffle_buffer_size, then run the same command again to go "
-            "on from the last checkpoint."
-        )
-    return None
-
-
-def run_script(main: Callable[[], None]) -> None:
-    """Runs an entry point; what a user can mend is told in one paragraph, without a traceback, with exit status 1."""
-    rank = os.environ.get("RANK", "0")
-    logging.basicConfig(level=logging.INFO if rank == "0" else logging.ERROR, format="%(message)s")
-    for noisy in ("httpx", "datasets", "matplotlib", "fsspec", "urllib3"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    transformers_logging.disable_progress_bar()
-    script = Path(sys.argv[0]).name + (f" (process {rank})" if rank != "0" else "")
-    try:
-        main()
-    except (ValueError, OSError, SafetensorError) as error:
-        if os.environ.get("HFGEN_DEBUG"):
-            raise
-        print(f"\n{script}: {error}", file=sys.stderr)
-        sys.exit(1)
-    except RuntimeError as error:
-        reason = describe_loss(error)
-        if reason is None:
-            raise
-        print(f"\n{script}: {reason}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print(f"\n{script}: interrupted. The last checkpoint, if there is one, is whole.", file=sys.stderr)
-        sys.exit(130)

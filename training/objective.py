@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from training.data import Batch, Feed
-from training.randomness import Draw
+from .data.batches import Batch, Feed
+from .randomness import BatchRNG
 
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -24,7 +24,7 @@ class Phase:
 
     Attributes:
         name: unique within the objective.
-        loss: module that is called with (batch, draw) and returns the loss and the values to log. Its parameters are
+        loss: module that is called with (batch, rng) and returns the loss and the values to log. Its parameters are
             the ones that are optimized; networks that only take part are not registered in it.
         learning_rate: None for the run's.
         repeats: how often the phase is run in a step, on the same examples with fresh random numbers.
@@ -45,26 +45,26 @@ class Objective(Generic[Model]):
         phases: run in order in every step.
         feed: training examples.
         eval_batches: (batch size, device) -> every evaluation example once.
-        evaluate: (model, batch, draw, is_final) -> metric name -> one value an item; the loop averages over all items
+        evaluate: (model, batch, rng, is_final) -> metric name -> one value an item; the loop averages over all items
             of all processes.
         summarize: averages -> all metrics, with those that derive from averages.
-        headline: the metric that the progress bar and the plot show.
+        primary_metric: the metric that the progress bar and the plot show.
         dataset: what results.json says of the data: name, revision, split.
         draw_samples: (model, path without suffix) -> writes one file of samples.
         final_metrics: model -> metrics that need all samples at once, at the end, in the main process.
         save_extras: (folder) -> writes image processor or tokenizer beside the model.
-        averaged: prefixes of the weights whose moving average is published.
+        ema_prefixes: prefixes of the weights whose moving average is published.
     """
 
     model: Model
     phases: list[Phase]
     feed: Feed
     eval_batches: Callable[[int, torch.device], Iterator[Batch]]
-    evaluate: Callable[[Model, Batch, Draw, bool], dict[str, Tensor]]
+    evaluate: Callable[[Model, Batch, BatchRNG, bool], dict[str, Tensor]]
     summarize: Callable[[dict[str, float]], dict[str, float]]
-    headline: str
+    primary_metric: str
     dataset: dict[str, Any]
     draw_samples: Callable[[Model, Path], None]
     save_extras: Callable[[Path], None]
     final_metrics: Callable[[Model], dict[str, float]] | None = None
-    averaged: tuple[str, ...] = ("",)
+    ema_prefixes: tuple[str, ...] = ("",)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, get_scheduler
 
-from training.arguments import RunArguments
-from training.sharding import named_tensors
+from .config.flags import RunArguments
+from .distributed.fsdp import named_tensors
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -107,7 +107,7 @@ def learning_rate_schedule(name: str, warmup_ratio: float) -> Callable[[float], 
     return lambda progress: float(factor(progress * resolution))
 
 
-class MovingAverage:
+class EMA:
     """The exponential moving average of a model's weights, and of its buffers.
 
     Args:

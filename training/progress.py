@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
-from training.arguments import RunArguments
-from training.data import Feed, Share
-from training.processes import Processes
+from .config.flags import RunArguments
+from .data.batches import Feed, GlobalBatch
 
 
 @dataclass
@@ -37,20 +33,20 @@ class Progress:
 
 
 @dataclass
-class Limits:
+class RunLength:
     """The lengths of a run; the first one that is reached ends it."""
 
     max_steps: int | None
     max_seconds: float | None
 
-    def share(self, step: int, seconds: float) -> float:
+    def fraction_done(self, step: int, seconds: float) -> float:
         """Progress in [0, 1]."""
         by_steps = step / self.max_steps if self.max_steps is not None else 0.0
         by_seconds = seconds / self.max_seconds if self.max_seconds is not None else 0.0
         return min(1.0, max(by_steps, by_seconds))
 
 
-def find_limits(run: RunArguments, feed: Feed, share: Share) -> Limits:
+def run_length(run: RunArguments, feed: Feed, global_batch: GlobalBatch) -> RunLength:
     """The run's length in steps and seconds.
 
     Raises:
@@ -63,8 +59,8 @@ def find_limits(run: RunArguments, feed: Feed, share: Share) -> Limits:
                 "--num_train_epochs needs the number of examples, which a streamed dataset does not tell: use "
                 "--max_train_steps or --max_train_seconds."
             )
-        steps.append(max(1, math.ceil(run.num_train_epochs * feed.num_examples / share.total)))
-    return Limits(min(steps) if steps else None, run.max_train_seconds)
+        steps.append(max(1, math.ceil(run.num_train_epochs * feed.num_examples / global_batch.size)))
+    return RunLength(min(steps) if steps else None, run.max_train_seconds)
 
 
 @dataclass
@@ -114,40 +110,3 @@ class Pace:
     def _differences(self) -> tuple[float, int, float]:
         first, last = self._marks[0], self._marks[-1]
         return last[0] - first[0], last[1] - first[1], last[2] - first[2]
-
-
-class StopRequest:
-    """SIGTERM and SIGINT ask for a checkpoint and an end after the step; a second SIGINT ends at once.
-
-    So does the death of `accelerate launch`, which does not pass SIGTERM on to the one process it started.
-    """
-
-    def __init__(self, processes: Processes) -> None:
-        self._signalled = False
-        self._launcher = os.getppid() if "ACCELERATE_MIXED_PRECISION" in os.environ else None
-        self._processes = processes
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    @property
-    def requested(self) -> bool:
-        """Whether this process was asked to stop."""
-        return self._signalled or (self._launcher is not None and os.getppid() != self._launcher)
-
-    def _handle(self, number: int, _: object) -> None:
-        self._signalled = True
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def agree(self, seconds: float = 0.0) -> tuple[bool, float]:
-        """Whether any process was asked to stop, and the latest of their clocks: the same answer in all of them."""
-        requested, seconds = self._processes.largest([float(self.requested), seconds])
-        return bool(requested), seconds

@@ -20,7 +20,7 @@ def derive_seed(*parts: int | str) -> int:
 
 
 @dataclass
-class Draw:
+class BatchRNG:
     """The random numbers of some rows of a global batch.
 
     Attributes:

@@ -4,24 +4,34 @@ accelerate launch training/train_autoencoder.py --output_dir autoencoder-digits
 accelerate launch training/train_autoencoder.py training/recipes/autoencoder-mnist.yaml
 """
 
+import runpy
 import sys
+from pathlib import Path
+
+
+if __name__ == "__main__" and not __package__:  # started as a file: run it again as a module of its package
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    runpy.run_module(f"training.{Path(__file__).stem}", run_name="__main__", alter_sys=True)
+    sys.exit()
+
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from hfgen import AutoencoderConfig, AutoencoderModel
 from hfgen.image_processing import build_image_processor, image_grid
 from hfgen.metrics import psnr
-from training.arguments import Arguments, parse
-from training.data import Batch
-from training.loop import Objective, Phase, run_script, train
-from training.models import load_image_model
-from training.randomness import Draw
+
+from .build_model import load_image_model
+from .config.flags import Arguments
+from .config.parser import parse
+from .data.batches import Batch
+from .loop import train
+from .objective import Objective, Phase
+from .randomness import BatchRNG
+from .run_script import run_script
 
 
 class ReconstructionLoss(nn.Module):
@@ -31,14 +41,14 @@ class ReconstructionLoss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch, draw: Draw) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch, rng: BatchRNG) -> tuple[Tensor, dict[str, Tensor]]:
         pixels = batch["pixel_values"]
-        noise = draw.normal(*pixels.shape[1:]) if self.model.config.noise_std > 0 else None
+        noise = rng.normal(*pixels.shape[1:]) if self.model.config.noise_std > 0 else None
         output = self.model(pixels, noise=noise)
         return output.loss, {"loss": output.loss}
 
 
-def evaluate(model: AutoencoderModel, batch: Batch, draw: Draw, is_final: bool) -> dict[str, Tensor]:
+def evaluate(model: AutoencoderModel, batch: Batch, rng: BatchRNG, is_final: bool) -> dict[str, Tensor]:
     """Errors of every image: the mean over its pixels."""
     pixels = batch["pixel_values"]
     reconstruction = model.decode(model.encode(pixels))
@@ -70,7 +80,7 @@ def make_objective(arguments: Arguments) -> Objective[AutoencoderModel]:
         eval_batches=data.eval_batches,
         evaluate=evaluate,
         summarize=lambda means: means,
-        headline="mse",
+        primary_metric="mse",
         dataset={"dataset": data.name, "dataset_revision": data.revision, "split": data.eval_split},
         draw_samples=draw_samples,
         save_extras=build_image_processor(data.num_channels, data.image_size).save_pretrained,

@@ -7,7 +7,16 @@ The discriminator's accuracy on real and generated images is logged with the los
 apart, at 50 %, the two networks have converged.
 """
 
+import runpy
 import sys
+from pathlib import Path
+
+
+if __name__ == "__main__" and not __package__:  # started as a file: run it again as a module of its package
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    runpy.run_module(f"training.{Path(__file__).stem}", run_name="__main__", alter_sys=True)
+    sys.exit()
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,18 +24,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from hfgen import GANConfig, GANModel
 from hfgen.image_processing import build_image_processor, image_grid
 from hfgen.models.modeling_gan import discriminator_loss, generator_loss, gradient_penalty
-from training.arguments import Arguments, flag, parse
-from training.data import Batch
-from training.evaluate import sample_quality
-from training.loop import Objective, Phase, run_script, train
-from training.models import load_image_model
-from training.randomness import Draw
+
+from .build_model import load_image_model
+from .config.flags import Arguments, flag
+from .config.parser import parse
+from .data.batches import Batch
+from .evaluation.sample_quality import sample_quality
+from .loop import train
+from .objective import Objective, Phase
+from .randomness import BatchRNG
+from .run_script import run_script
 
 
 @dataclass
@@ -58,19 +68,19 @@ class DiscriminatorLoss(nn.Module):
         self.discriminator = model.discriminator
         self._model = (model,)
 
-    def forward(self, batch: Batch, draw: Draw) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch, rng: BatchRNG) -> tuple[Tensor, dict[str, Tensor]]:
         (model,) = self._model
         config, real = model.config, batch["pixel_values"]
         labels = batch["labels"] if config.num_labels else None
         with torch.no_grad():
-            fake = model.generator(draw.normal(config.latent_dim), labels)
+            fake = model.generator(rng.normal(config.latent_dim), labels)
         # One pass over both halves: two would cost more, and batch normalisation in the discriminator would tell the
         # halves apart by their statistics.
         both = self.discriminator(torch.cat([real, fake]), None if labels is None else torch.cat([labels, labels]))
         real_logits, fake_logits = both.chunk(2)
         loss = discriminator_loss(real_logits, fake_logits, config.loss_type)
         if config.loss_type == "wasserstein" and config.gradient_penalty_weight > 0:
-            penalty = gradient_penalty(self.discriminator, real, fake, labels, draw.uniform())
+            penalty = gradient_penalty(self.discriminator, real, fake, labels, rng.uniform())
             loss = loss + config.gradient_penalty_weight * penalty
         # A Wasserstein critic has no threshold of its own; the middle between both means is the fair one.
         threshold = both.mean() if config.loss_type == "wasserstein" else 0.0
@@ -94,22 +104,22 @@ class GeneratorLoss(nn.Module):
         self.generator = model.generator
         self._model = (model,)
 
-    def forward(self, batch: Batch, draw: Draw) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch, rng: BatchRNG) -> tuple[Tensor, dict[str, Tensor]]:
         (model,) = self._model
         config = model.config
         labels = batch["labels"] if config.num_labels else None
-        fake = self.generator(draw.normal(config.latent_dim), labels)
+        fake = self.generator(rng.normal(config.latent_dim), labels)
         model.discriminator.requires_grad_(False)
         loss = generator_loss(model.discriminator(fake, labels), config.loss_type)
         model.discriminator.requires_grad_(True)
         return loss, {"generator_loss": loss}
 
 
-def evaluate(model: GANModel, batch: Batch, draw: Draw, is_final: bool) -> dict[str, Tensor]:
+def evaluate(model: GANModel, batch: Batch, rng: BatchRNG, is_final: bool) -> dict[str, Tensor]:
     """Whether the discriminator is right on held-out images and on as many generated ones."""
     labels = batch["labels"] if model.config.num_labels else None
     real_logits = model.discriminate(batch["pixel_values"], labels)
-    fake_logits = model.discriminate(model(draw.normal(model.config.latent_dim), labels), labels)
+    fake_logits = model.discriminate(model(rng.normal(model.config.latent_dim), labels), labels)
     threshold = torch.cat([real_logits, fake_logits]).mean() if model.config.loss_type == "wasserstein" else 0.0
     real, fake = (real_logits > threshold).double(), (fake_logits <= threshold).double()
     return {
@@ -146,12 +156,12 @@ def make_objective(arguments: Arguments) -> Objective[GANModel]:
         eval_batches=data.eval_batches,
         evaluate=evaluate,
         summarize=lambda means: means,
-        headline="discriminator_accuracy",
+        primary_metric="discriminator_accuracy",
         dataset={"dataset": data.name, "dataset_revision": data.revision, "split": data.eval_split},
         draw_samples=draw_samples,
         save_extras=build_image_processor(data.num_channels, data.image_size).save_pretrained,
         final_metrics=final_metrics,
-        averaged=("generator.",),
+        ema_prefixes=("generator.",),
     )
 
 

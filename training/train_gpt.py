@@ -4,8 +4,17 @@ accelerate launch training/train_gpt.py --output_dir gpt-python-docs
 accelerate launch training/train_gpt.py training/recipes/gpt-tiny-shakespeare.yaml
 """
 
-import math
+import runpy
 import sys
+from pathlib import Path
+
+
+if __name__ == "__main__" and not __package__:  # started as a file: run it again as a module of its package
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    runpy.run_module(f"training.{Path(__file__).stem}", run_name="__main__", alter_sys=True)
+    sys.exit()
+
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +24,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from hfgen import GPTConfig, GPTForCausalLM
-from training.arguments import Arguments, flag, parse
-from training.data import Batch
-from training.loop import Objective, Phase, run_script, train
-from training.models import build_config, load_model
-from training.randomness import Draw
-from training.text import load_text
+
+from .build_model import build_config, load_model
+from .config.flags import Arguments, flag
+from .config.parser import parse
+from .data.batches import Batch
+from .data.text import load_text
+from .loop import train
+from .objective import Objective, Phase
+from .randomness import BatchRNG
+from .run_script import run_script
 
 
 @dataclass
@@ -49,13 +59,13 @@ class NextTokenLoss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch, draw: Draw) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch, rng: BatchRNG) -> tuple[Tensor, dict[str, Tensor]]:
         # The labels are already those of the next token: shift_labels keeps the model from shifting them again.
         output = self.model(batch["input_ids"], labels=batch["labels"], shift_labels=batch["labels"], use_cache=False)
         return output.loss, {"loss": output.loss}
 
 
-def evaluate(model: GPTForCausalLM, batch: Batch, draw: Draw, is_final: bool) -> dict[str, Tensor]:
+def evaluate(model: GPTForCausalLM, batch: Batch, rng: BatchRNG, is_final: bool) -> dict[str, Tensor]:
     """Cross-entropy of every token of the batch, in nats."""
     logits = model(batch["input_ids"], use_cache=False).logits.float()
     losses = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="none", ignore_index=-100)
@@ -111,7 +121,7 @@ def make_objective(arguments: Arguments) -> Objective[GPTForCausalLM]:
         eval_batches=data.eval_batches,
         evaluate=evaluate,
         summarize=summarize,
-        headline="loss",
+        primary_metric="loss",
         dataset={"dataset": data.name, "dataset_revision": data.revision, "split": data.eval_split},
         draw_samples=draw_samples,
         save_extras=tokenizer.save_pretrained,

@@ -4,7 +4,16 @@ accelerate launch training/train_vae.py --output_dir vae-digits
 accelerate launch training/train_vae.py training/recipes/vae-binarized-mnist.yaml
 """
 
+import runpy
 import sys
+from pathlib import Path
+
+
+if __name__ == "__main__" and not __package__:  # started as a file: run it again as a module of its package
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    runpy.run_module(f"training.{Path(__file__).stem}", run_name="__main__", alter_sys=True)
+    sys.exit()
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,17 +21,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from hfgen import VAEConfig, VAEModel
 from hfgen.image_processing import build_image_processor, image_grid
 from hfgen.metrics import bits_per_dim
-from training.arguments import Arguments, flag, parse
-from training.data import Batch
-from training.loop import Objective, Phase, run_script, train
-from training.models import load_image_model
-from training.randomness import Draw
+
+from .build_model import load_image_model
+from .config.flags import Arguments, flag
+from .config.parser import parse
+from .data.batches import Batch
+from .loop import train
+from .objective import Objective, Phase
+from .randomness import BatchRNG
+from .run_script import run_script
 
 
 @dataclass
@@ -44,9 +54,9 @@ class EvidenceLowerBound(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch, draw: Draw) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch, rng: BatchRNG) -> tuple[Tensor, dict[str, Tensor]]:
         labels = batch["labels"] if self.model.config.num_labels else None
-        output = self.model(batch["pixel_values"], labels, noise=draw.normal(*self.model.config.latent_shape))
+        output = self.model(batch["pixel_values"], labels, noise=rng.normal(*self.model.config.latent_shape))
         parts = {"reconstruction_loss": output.reconstruction_loss, "kl_loss": output.kl_loss}
         return output.loss, {"loss": output.loss, **parts}
 
@@ -61,15 +71,15 @@ def make_objective(arguments: Arguments) -> Objective[VAEModel]:
         model.config.likelihood == "bernoulli" and is_binary
     )
 
-    def evaluate(model: VAEModel, batch: Batch, draw: Draw, is_final: bool) -> dict[str, Tensor]:
+    def evaluate(model: VAEModel, batch: Batch, rng: BatchRNG, is_final: bool) -> dict[str, Tensor]:
         """Both terms of the bound for every image, in nats; at the end the importance-weighted likelihood too."""
         pixels = batch["pixel_values"]
         labels = batch["labels"] if model.config.num_labels else None
-        noise = draw.normal(*model.config.latent_shape)
+        noise = rng.normal(*model.config.latent_shape)
         reconstruction, kl = model.evidence_terms(pixels, labels, noise=noise)
         values = {"elbo": -reconstruction - kl, "reconstruction_loss": reconstruction, "kl_loss": kl}
         if is_final and arguments.extra.nll_samples:
-            generator = torch.Generator(pixels.device).manual_seed(int(draw.integers(2**62)[0]))
+            generator = torch.Generator(pixels.device).manual_seed(int(rng.integers(2**62)[0]))
             values["nll"] = -model.log_likelihood(pixels, arguments.extra.nll_samples, labels, generator)
         return values
 
@@ -90,7 +100,7 @@ def make_objective(arguments: Arguments) -> Objective[VAEModel]:
         eval_batches=data.eval_batches,
         evaluate=evaluate,
         summarize=summarize,
-        headline="elbo",
+        primary_metric="elbo",
         dataset={"dataset": data.name, "dataset_revision": data.revision, "split": data.eval_split},
         draw_samples=draw_samples,
         save_extras=build_image_processor(data.num_channels, data.image_size).save_pretrained,

@@ -41,8 +41,8 @@ def test_folder_holds_what_the_design_promises(family: str, finished: dict[str, 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_results_tell_metrics_data_and_time(family: str, finished: dict[str, Path]) -> None:
     results = json.loads((finished[family] / "results.json").read_text())
-    headline = {"autoencoder": "mse", "vae": "nll", "gan": "discriminator_accuracy", "gpt": "bits_per_char"}[family]
-    assert math.isfinite(results["metrics"][headline])
+    name = {"autoencoder": "mse", "vae": "nll", "gan": "discriminator_accuracy", "gpt": "bits_per_char"}[family]
+    assert math.isfinite(results["metrics"][name])
     assert results["model_type"] == f"hfgen_{family}"
     assert results["steps"] == 12 and results["examples_seen"] == 96 and results["skipped_steps"] == 0
     assert {"dataset", "split", "seconds_trained", "seconds_evaluated", "share_outside_compute", "num_parameters",
@@ -86,7 +86,7 @@ def test_bad_input_is_told_in_one_paragraph_and_leaves_nothing(
     flags: list[object], named: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     if "--streaming" in flags:
-        from tests.training.test_resume import write_dataset
+        from tests.training.checkpoint.test_resume import write_dataset
 
         flags = [*flags, "--dataset_name", write_dataset("vae", tmp_path_factory.mktemp("data") / "images")]
     run = train("vae", tmp_path / "run", *flags)
@@ -117,7 +117,7 @@ def test_overwriting_deletes_files_of_the_run_alone(tmp_path: Path) -> None:
 
 NAN_IN_STEP = """
 import torch
-from training import phases
+from training import step as phases
 accumulate, calls = phases.PhaseTrainer._accumulate, 0
 def patched(self, batches, draws):
     global calls
@@ -130,7 +130,7 @@ phases.PhaseTrainer._accumulate = patched
 """
 INFINITE_WEIGHT = """
 import torch
-from training import phases
+from training import step as phases
 accumulate, calls = phases.PhaseTrainer._accumulate, 0
 def patched(self, batches, draws):
     global calls
@@ -153,7 +153,7 @@ def test_nonfinite_loss_stops_before_the_update_and_names_its_place(tmp_path: Pa
 
 
 LOOKS_LATER = """
-from training import phases
+from training import step as phases
 phases.looks_later = lambda *_: True
 """
 
@@ -225,14 +225,14 @@ def test_full_disk_stops_with_a_readable_error_and_the_previous_checkpoint(tmp_p
     full = """
 import resource, signal
 from training import loop
-save, calls = loop.checkpoints.save, 0
+save, calls = loop.storage.save, 0
 def patched(*args):
     global calls
     calls += 1
     if calls == 2:
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
     return save(*args)
-loop.checkpoints.save = patched
+loop.storage.save = patched
 """
     run = train("vae", tmp_path, fault=Fault(code=full))
     assert run.code == 1 and "Traceback" not in run.output, run.output

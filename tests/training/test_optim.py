@@ -21,8 +21,8 @@ from hfgen import (
     VAEConfig,
     VAEModel,
 )
-from training.arguments import RunArguments
-from training.optim import MovingAverage, MuonWithAdamW, build_optimizer, learning_rate_schedule
+from training.config.flags import RunArguments
+from training.optim import EMA, MuonWithAdamW, build_optimizer, learning_rate_schedule
 
 
 SMALL_GPT = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -185,7 +185,7 @@ def test_schedule_with_a_long_warmup_has_no_jump() -> None:
 def test_moving_average_is_its_closed_form() -> None:
     """With decays d_t = min(decay, t / (t + 9)): mean_T = sum_t w_t (1 - d_t) prod_{s > t} d_s + w_0 prod d."""
     model = models()["gpt"]
-    average = MovingAverage(model, copy.deepcopy(model), decay=0.3)  # reached at step 4
+    average = EMA(model, copy.deepcopy(model), decay=0.3)  # reached at step 4
     history = [model.model.norm.weight.detach().clone()]
     for step in range(1, 9):
         with torch.no_grad():
@@ -202,7 +202,7 @@ def test_moving_average_is_its_closed_form() -> None:
 
 def test_first_update_of_the_average_forgets_most_of_the_initial_weights() -> None:
     model = models()["vae"]
-    average = MovingAverage(model, copy.deepcopy(model), decay=0.999)
+    average = EMA(model, copy.deepcopy(model), decay=0.999)
     first = model.decoder.hidden.weight.detach().clone()
     with torch.no_grad():
         model.decoder.hidden.weight.add_(1.0)
@@ -212,7 +212,7 @@ def test_first_update_of_the_average_forgets_most_of_the_initial_weights() -> No
 
 def test_average_of_a_prefix_copies_the_rest_when_published() -> None:
     model = models()["gan"].train()
-    average = MovingAverage(model, copy.deepcopy(model), decay=0.5, prefixes=("generator.",))
+    average = EMA(model, copy.deepcopy(model), decay=0.5, prefixes=("generator.",))
     start = copy.deepcopy(model.state_dict())
     model(torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2]))  # moves running statistics, counts a batch
     with torch.no_grad():
@@ -237,7 +237,7 @@ def test_average_of_a_prefix_copies_the_rest_when_published() -> None:
 
 def test_average_keeps_tied_weights_tied() -> None:
     model = models()["gpt-tied"]
-    average = MovingAverage(model, copy.deepcopy(model), decay=0.5)
+    average = EMA(model, copy.deepcopy(model), decay=0.5)
     with torch.no_grad():
         model.get_input_embeddings().weight.add_(1.0)
     average.update(1)
@@ -247,7 +247,7 @@ def test_average_keeps_tied_weights_tied() -> None:
 
 def test_prefix_that_no_weight_has_is_refused() -> None:
     with pytest.raises(ValueError, match=r"prefixes: .*decoderr"):
-        MovingAverage(models()["vae"], models()["vae"], 0.5, prefixes=("decoderr.",))
+        EMA(models()["vae"], models()["vae"], 0.5, prefixes=("decoderr.",))
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

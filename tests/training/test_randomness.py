@@ -7,15 +7,15 @@ import math
 import pytest
 import torch
 
-from training.data import Share
-from training.randomness import Draw, derive_seed
+from training.data.batches import GlobalBatch
+from training.randomness import BatchRNG, derive_seed
 
 
 CPU = torch.device("cpu")
 
 
-def draw(*key: int | str, total: int = 24, rows: slice = slice(None)) -> Draw:
-    return Draw(key or (0, "draw", 7), total, rows, CPU)
+def draw(*key: int | str, total: int = 24, rows: slice = slice(None)) -> BatchRNG:
+    return BatchRNG(key or (0, "draw", 7), total, rows, CPU)
 
 
 def test_seeds_never_change_between_releases() -> None:
@@ -40,8 +40,8 @@ def test_rows_are_the_slice_of_the_whole_however_it_is_split(processes: int, acc
     parts: list[list[torch.Tensor]] = [[], [], []]
     for micro_step in range(accumulation):
         for rank in range(processes):
-            share = Share(24 // processes // accumulation, accumulation, rank, processes)
-            part = draw(total=share.total, rows=share.rows(micro_step))
+            global_batch = GlobalBatch(24 // processes // accumulation, accumulation, rank, processes)
+            part = draw(total=global_batch.size, rows=global_batch.rows(micro_step))
             for values, drawn in zip(parts, [part.normal(3), part.uniform(), part.integers(10, 2)]):
                 values.append(drawn)
     for values, reference in zip(parts, expected):

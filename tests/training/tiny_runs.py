@@ -203,7 +203,9 @@ def _run(family: str, argv: list[str], fault: Fault | None, env: dict[str, str],
 
 
 def _arrange(fault: Fault) -> None:
-    from training import checkpoint, loop, phases
+    from training import loop
+    from training import step as phases
+    from training.checkpoint import storage as checkpoint
 
     def strike() -> None:
         os.kill(os.getpid(), fault.signal)

@@ -1,0 +1,241 @@
+"""Checkpoints: whole or not there at all, and damage is always found."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import random
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from training.checkpoint import storage as checkpoint
+from training.checkpoint.storage import CheckpointError, latest, load, save
+from training.optim import MuonWithAdamW
+
+
+def tensors(step: int) -> dict[str, dict[str, Tensor]]:
+    return {"model": {"weight": torch.full((40, 40), float(step)), "bias": torch.arange(7)}, "optimizer-model": {}}
+
+
+def write(folder: Path, step: int, keep: int | None = 2) -> Path:
+    return save(folder, step, {"progress": {"step": step}}, tensors(step), keep)
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    found = load(write(tmp_path, 3))
+    assert found.state == {"format": 1, "step": 3, "progress": {"step": 3}}
+    assert set(found.tensors) == {"model", "optimizer-model"}
+    assert all(torch.equal(found.tensors["model"][name], value) for name, value in tensors(3)["model"].items())
+
+
+def test_what_is_loaded_is_not_tied_to_the_file(tmp_path: Path) -> None:
+    """safetensors gives views of the mapped file; an optimizer's state is written to for as long as the run lasts."""
+    path = write(tmp_path, 3)
+    loaded = load(path).tensors["model"]["weight"]
+    with open(path / "model.safetensors", "r+b") as file:
+        file.write(bytes(path.joinpath("model.safetensors").stat().st_size))
+    assert torch.equal(loaded, tensors(3)["model"]["weight"])
+
+
+def test_only_safetensors_and_json_are_written(tmp_path: Path) -> None:
+    assert {file.suffix for file in write(tmp_path, 1).iterdir()} == {".json", ".safetensors"}
+
+
+def test_newest_ones_are_kept_and_all_without_a_limit(tmp_path: Path) -> None:
+    for step in (5, 999_999, 1_000_000, 1_000_001):
+        write(tmp_path / "two", step)
+        write(tmp_path / "all", step, keep=None)
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["step-1000000", "step-1000001"]
+    assert len(list((tmp_path / "all").iterdir())) == 4
+    assert latest(tmp_path / "all").state["step"] == 1_000_001
+
+
+OPERATIONS = [("save_file", checkpoint), ("write_json", checkpoint), ("_sha256", checkpoint), ("fsync", os),
+              ("rename", os), ("mkdir", os), ("rmdir", os), ("unlink", os)]  # fmt: skip
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, call: int, error: BaseException) -> Callable[[], int]:
+    """Lets the so-manieth operation on the disk fail; tells how many there were."""
+    calls = 0
+
+    def patch(name: str, owner: Any) -> None:
+        original = getattr(owner, name)
+
+        def patched(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == call:
+                raise error
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, patched)
+
+    for name, owner in OPERATIONS:
+        patch(name, owner)
+    return lambda: calls
+
+
+class PowerCut(BaseException):
+    """Passes every `except` of the code that is tested."""
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), PowerCut()])
+@pytest.mark.parametrize("replaced", [False, True], ids=["new step", "same step again"])
+def test_save_that_fails_anywhere_keeps_the_previous_checkpoint(
+    error: BaseException, replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for call in count(1):
+        folder = tmp_path / str(call)
+        write(folder, 1), write(folder, 2)
+        step = 2 if replaced else 3
+        with monkeypatch.context() as patch:
+            operations = fail_at(patch, call, error)
+            try:
+                write(folder, step)
+            except CheckpointError as failure:
+                message = str(failure)
+                assert "No space left" in message and str(folder) in message and "step-000002" in message
+            except PowerCut:
+                pass
+        if operations() < call:  # all of them had their turn
+            break
+        found = latest(folder)
+        assert found is not None and found.state["step"] in (2, step), call
+        value = float(found.state["step"])
+        assert bool((found.tensors["model"]["weight"] == value).all())
+        write(folder, 4)  # and the next save works, and clears away what was left
+        assert {path.name for path in folder.iterdir()} <= {f"step-00000{n}" for n in (1, 2, 3, 4)}
+        assert latest(folder).state["step"] == 4
+    assert call > 20
+
+
+def test_old_checkpoints_are_deleted_only_when_the_new_one_is_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, 1, keep=1)
+    renamed: list[tuple[str, bool]] = []
+    original = os.rename
+    monkeypatch.setattr(
+        os,
+        "rename",
+        lambda a, b: (renamed.append((Path(a).name, (tmp_path / "step-000001").exists())), original(a, b)),
+    )
+    write(tmp_path, 2, keep=1)
+    assert renamed == [(".step-000002", True), ("step-000001", True)]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000002"]
+
+
+def test_checkpoint_truncated_anywhere_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, 1)
+    for file in path.iterdir():
+        whole = file.read_bytes()
+        for size in {*range(0, len(whole), 1024), *range(max(0, len(whole) - 9), len(whole))}:
+            file.write_bytes(whole[:size])
+            with pytest.raises(CheckpointError, match=file.name):
+                load(path)
+        file.write_bytes(whole)
+    load(path)
+
+
+def test_any_flipped_bit_is_found(tmp_path: Path) -> None:
+    path = write(tmp_path, 1)
+    rng = random.Random(0)
+    for file in path.iterdir():
+        whole = file.read_bytes()
+        bits = range(8 * len(whole))
+        for bit in bits if file.name == "manifest.json" else rng.sample(bits, min(300, len(bits))):
+            damaged = bytearray(whole)
+            damaged[bit // 8] ^= 1 << bit % 8
+            file.write_bytes(damaged)
+            with pytest.raises(CheckpointError, match=str(path)):
+                load(path)
+        file.write_bytes(whole)
+    load(path)
+
+
+def test_missing_and_added_files_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path, 1)
+    for file in list(path.iterdir()):
+        file.rename(tmp_path / "aside")
+        with pytest.raises(CheckpointError, match=file.name):
+            load(path)
+        (tmp_path / "aside").rename(file)
+    (path / "optimizer.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"optimizer\.pt"):
+        load(path)
+
+
+def test_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, 1)
+    manifest = json.loads((path / "manifest.json").read_text())
+    checkpoint.write_json(path / "manifest.json", {**manifest, "format": 2})
+    with pytest.raises(CheckpointError, match="release"):
+        load(path)
+
+
+def test_missing_checkpoint_is_told_with_those_that_exist(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    with pytest.raises(CheckpointError, match=r"no checkpoint .*step-000009.* step-000001"):
+        load(tmp_path / "step-000009")
+
+
+def test_latest_skips_damaged_ones_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, 1), write(tmp_path, 2)
+    (tmp_path / "step-000002" / "state.json").write_text("{}")
+    with caplog.at_level(logging.WARNING):
+        assert latest(tmp_path).state["step"] == 1
+    assert "step-000002" in caplog.text and "state.json" in caplog.text
+    assert latest(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_restored_optimizer_takes_the_same_steps_whatever_the_memory_layout(optimizer: str) -> None:
+    """Contiguous states beside weights with channels last would silently be applied to the wrong weights."""
+
+    def build() -> tuple[nn.Module, torch.optim.Optimizer, dict[int, str]]:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 5)).to(memory_format=torch.channels_last)
+        parameters = list(net.parameters())
+        if optimizer == "muon":
+            groups = [{"params": [*parameters[:2], parameters[3]]}]
+            built: torch.optim.Optimizer = MuonWithAdamW([parameters[2]], groups, 0.1, 0.0, (0.9, 0.99))
+        else:
+            built = torch.optim.AdamW(parameters, lr=0.1, fused=True)
+        return net, built, {id(parameter): name for name, parameter in net.named_parameters()}
+
+    def step(net: nn.Module, built: torch.optim.Optimizer, seed: int) -> None:
+        torch.manual_seed(seed)
+        net(torch.randn(2, 3, 3, 3)).square().sum().backward()
+        built.step()
+        built.zero_grad()
+
+    net, built, names = build()
+    for seed in range(3):
+        step(net, built, seed)
+    other, restored, other_names = build()
+    state = checkpoint.optimizer_tensors(built, names)
+    saved = {name: value.detach().contiguous().clone() for name, value in state.items()}
+    with torch.no_grad():
+        for ours, theirs in zip(other.parameters(), net.parameters()):
+            ours.copy_(theirs)
+    checkpoint.load_optimizer_tensors(restored, other_names, saved.items())
+    step(net, built, 7), step(other, restored, 7)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters()))
+
+
+def test_optimizer_state_that_does_not_fit_is_refused() -> None:
+    net = nn.Linear(2, 3)
+    optimizer = torch.optim.AdamW(net.parameters())
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    with pytest.raises(CheckpointError, match="gain"):
+        checkpoint.check_optimizer_tensors(optimizer, names, {"gain:exp_avg": (2,)})
+    with pytest.raises(CheckpointError, match=r"\(2, 2\).*\(3, 2\)"):
+        checkpoint.check_optimizer_tensors(optimizer, names, {"weight:exp_avg": (2, 2)})

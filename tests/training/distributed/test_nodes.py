@@ -1,0 +1,318 @@
+"""Several machines, each with its own `accelerate launch`; launchers that restart workers; signals to launchers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.training.distributed.test_processes import numbers, wait_until
+from tests.training.tiny_runs import COMMON, OWN, ROOT, differences, everything, resume_command, train
+
+
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+          "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
+RESTARTS = ["--max_restarts", "5"]
+FLAGS = [*COMMON, *OWN["vae"], "--gradient_accumulation_steps", "1", "--cpu_threads", "1"]
+# Faults, each in the middle of the seventh step of one process; there are checkpoints after steps 4 and 8.
+WORKER_DIES = "os.kill(os.getpid(), signal.SIGKILL)"
+NODE_DIES = "os.kill(os.getppid(), signal.SIGKILL); os.kill(os.getpid(), signal.SIGKILL)"
+WORKER_GETS_SIGTERM = "os.kill(os.getpid(), signal.SIGTERM)"
+
+
+@dataclass
+class Node:
+    """Where a launcher runs.
+
+    Attributes:
+        prefix: of the command that starts something there.
+        interface: that gloo has to be told, where the host name does not lead to it.
+    """
+
+    prefix: list[str] = field(default_factory=list)
+    interface: str | None = None
+
+
+class Launchers:
+    """Starts launchers with their output in files, and leaves no process behind."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.started: list[tuple[subprocess.Popen, Path]] = []
+
+    def start(self, *argv: object, node: Node | None = None, env: dict[str, str] | None = None) -> subprocess.Popen:
+        node = node or Node()
+        env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **(env or {})}
+        if node.interface:
+            env["GLOO_SOCKET_IFNAME"] = node.interface
+        log = self.folder / f"launcher-{len(self.started)}.log"
+        with open(log, "w") as file:
+            process = subprocess.Popen([*node.prefix, *map(str, argv)], cwd=ROOT, env=env, stdout=file, stderr=file)
+        self.started.append((process, log))
+        return process
+
+    def start_pair(
+        self, scripts: list[list[str]], address: str = "127.0.0.1", nodes: list[Node] | None = None
+    ) -> None:
+        """A launcher on each of two nodes."""
+        port = free_port()
+        for rank, script in enumerate(scripts):
+            self.start(*LAUNCH, "--num_machines", 2, "--machine_rank", rank, "--main_process_ip", address,
+                       "--main_process_port", port, *script, node=nodes[rank] if nodes else None)  # fmt: skip
+
+    def codes(self, timeout: float = 120) -> list[int]:
+        """Exit statuses of those started since the last call, in that order."""
+        return [process.wait(timeout) for process, _ in self.started if process.returncode is None]
+
+    @property
+    def output(self) -> str:
+        return "\n".join(log.read_text() for _, log in self.started)
+
+    def processes(self) -> list[psutil.Process]:
+        """All that work on this test's folder: launchers and workers, orphans too."""
+        return [process for process in psutil.process_iter() if str(self.folder) in " ".join(command_line(process))]
+
+    def end(self) -> None:
+        for process in self.processes():
+            process.kill()
+        for process, _ in self.started:
+            process.wait(30)
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+        return []
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def script(output_dir: Path, *flags: object) -> list[str]:
+    """The tiny training as a launcher is told it."""
+    return [str(ROOT / "training" / "train_vae.py"), *FLAGS, "--output_dir", str(output_dir), *map(str, flags)]
+
+
+def with_fault(folder: Path, fault: str, command: list[str]) -> list[str]:
+    """The same training, to whose second process a fault happens in its first life only."""
+    code = f"""
+import os, runpy, signal, sys
+from pathlib import Path
+sys.path.insert(0, {str(ROOT)!r})
+from training import step as phases
+update, marker, calls = phases.PhaseTrainer._update, Path({str(folder / "first-life-is-over")!r}), 0
+def patched(*args):
+    global calls
+    calls += 1
+    if calls == 7 and os.environ["RANK"] == "1" and not marker.exists():
+        marker.touch()
+        strike()
+    return update(*args)
+def strike():
+    {fault}
+phases.PhaseTrainer._update = patched
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    (folder / "faulty.py").write_text(code)
+    return [str(folder / "faulty.py"), *command]
+
+
+@pytest.fixture
+def launchers(tmp_path: Path) -> Iterator[Launchers]:
+    started = Launchers(tmp_path)
+    try:
+        yield started
+    finally:
+        started.end()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """All that two processes compute when nothing happens to them."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    assert train("vae", folder, *FLAGS, processes=2).code == 0
+    return everything(folder)
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The logged numbers of one process with the same global batch."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    assert train("vae", folder, *FLAGS, "--per_device_train_batch_size", 8).code == 0
+    return numbers(folder)
+
+
+@pytest.fixture
+def namespaces() -> Iterator[list[Node]]:
+    """Two networks that a cable joins: 10.213.0.1 and 10.213.0.2, with loopback interfaces of their own."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("network namespaces need root and the command ip of iproute2")
+    names = [f"hfgen-{os.getpid()}-{rank}" for rank in (0, 1)]
+    commands = [["netns", "add", name] for name in names]
+    commands.append(["link", "add", "cable", "netns", names[0], "type", "veth", "peer", "name", "cable", "netns",
+                     names[1]])  # fmt: skip
+    for rank, name in enumerate(names):
+        commands += [["-n", name, "address", "add", f"10.213.0.{rank + 1}/24", "dev", "cable"],
+                     ["-n", name, "link", "set", "cable", "up"], ["-n", name, "link", "set", "lo", "up"]]  # fmt: skip
+    try:
+        for command in commands:
+            done = subprocess.run(["ip", *command], capture_output=True, text=True)
+            if done.returncode:
+                pytest.skip(f"this machine makes no network namespaces: ip {' '.join(command)}: {done.stderr.strip()}")
+        yield [Node(["ip", "netns", "exec", name], "cable") for name in names]
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+def check_one_result(launchers: Launchers, folder: Path, one_process: list[dict[str, Any]]) -> None:
+    """Both launchers ended well, the numbers are those of one process, and one process alone has written them."""
+    assert launchers.codes() == [0, 0], launchers.output
+    assert json.loads((folder / "results.json").read_text())["processes"] == 2
+    assert launchers.output.count("Load it with") == 1
+    found = numbers(folder)
+    assert len(found) == len(one_process) == 7
+    for expected, line in zip(one_process, found):
+        assert line == pytest.approx(expected, rel=2e-4, abs=1e-6)
+
+
+def test_two_launchers_compute_what_one_process_computes(
+    launchers: Launchers, one_process: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    launchers.start_pair([script(tmp_path / "run")] * 2)
+    check_one_result(launchers, tmp_path / "run", one_process)
+
+
+def test_two_networks_compute_what_one_process_computes(
+    namespaces: list[Node], launchers: Launchers, one_process: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """Launchers with addresses of their own: nothing but the disk is shared, and not even the loopback interface."""
+    launchers.start_pair([script(tmp_path / "run")] * 2, "10.213.0.1", namespaces)
+    check_one_result(launchers, tmp_path / "run", one_process)
+
+
+def test_nodes_without_a_shared_disk_resume_to_the_bit(
+    launchers: Launchers, uninterrupted: dict[str, Any], tmp_path: Path
+) -> None:
+    """The first node has the checkpoints; the other one finds none in its own folder and is sent the state."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    launchers.start_pair([with_fault(tmp_path, WORKER_GETS_SIGTERM, script(path)) for path in (here, there)])
+    assert launchers.codes() == [0, 0], launchers.output
+    assert "Stopped after step 7. To go on" in launchers.output
+    assert not (there / "results.json").exists()
+    launchers.start_pair([script(here), script(there)])
+    assert launchers.codes() == [0, 0], launchers.output
+    assert differences(uninterrupted, everything(here)) == []
+    assert "Going on after step 7" in launchers.output
+
+
+def test_restarted_workers_end_with_the_weights_of_an_uninterrupted_run(
+    launchers: Launchers, uninterrupted: dict[str, Any], tmp_path: Path
+) -> None:
+    """A worker dies in the middle of a step; the launcher starts all anew, and they find the checkpoint by themselves.
+
+    In full: HFGEN_LAUNCHES=20.
+    """
+    for number in range(int(os.environ.get("HFGEN_LAUNCHES", "1"))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        command = with_fault(folder, WORKER_DIES, script(folder / "run"))
+        launchers.start(*LAUNCH, "--main_process_port", free_port(), *RESTARTS, *command)
+        assert launchers.codes() == [0], launchers.output
+        assert (folder / "first-life-is-over").exists() and "Going on after step 4" in launchers.output
+        assert differences(uninterrupted, everything(folder / "run")) == []
+
+
+def test_a_node_that_died_is_replaced_by_the_same_commands(
+    launchers: Launchers, uninterrupted: dict[str, Any], tmp_path: Path
+) -> None:
+    """The other node's launcher ends by itself, with its worker: it neither hangs nor trains on alone."""
+    commands = [with_fault(tmp_path, NODE_DIES, script(tmp_path / "run"))] * 2
+    launchers.start_pair(commands)
+    assert launchers.codes() == [1, -signal.SIGKILL], launchers.output
+    assert launchers.processes() == []
+    launchers.start_pair(commands)
+    assert launchers.codes() == [0, 0], launchers.output
+    assert differences(uninterrupted, everything(tmp_path / "run")) == []
+
+
+def test_signal_to_a_launcher_of_two_processes_saves_and_leaves_no_orphan(
+    launchers: Launchers, tmp_path: Path
+) -> None:
+    """The launcher passes SIGTERM on and waits; its own exit status is 1 although the workers ended with 0."""
+    launcher = launchers.start(*LAUNCH, "--main_process_port", free_port(),
+                               *script(tmp_path / "run", "--max_train_steps", 1_000_000))  # fmt: skip
+    wait_until(lambda: len(lines(tmp_path / "run" / "metrics.jsonl")) > 3)
+    launcher.terminate()
+    assert launchers.codes() == [1]
+    assert launchers.processes() == []
+    assert "--output_dir" in resume_command(launchers.output)
+    steps = [json.loads(line)["step"] for line in lines(tmp_path / "run" / "metrics.jsonl")]
+    saved = max(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert int(saved.removeprefix("step-")) >= steps[-1]
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+# Stand-ins for SLURM's commands: srun starts the tasks, scancel signals them and nothing else, as the real ones do.
+SRUN = """
+tasks=()
+for node in $(seq 0 $((SLURM_NNODES - 1))); do
+    SLURM_NODEID=$node "$@" &
+    tasks+=($!)
+done
+echo "${tasks[@]}" > "$FOLDER/tasks"
+status=0
+for task in "${tasks[@]}"; do wait "$task" || status=$?; done
+exit $status
+"""
+SCANCEL = 'echo "scancel $*" >> "$FOLDER/calls"; kill -TERM $(cat "$FOLDER/tasks")'
+SCONTROL = 'if [ "$1" = show ]; then echo localhost; echo other; else echo "scontrol $*" >> "$FOLDER/calls"; fi'
+
+
+def write_commands(folder: Path) -> None:
+    """SLURM's commands and `accelerate`, in a folder that goes first on the path."""
+    folder.mkdir()
+    accelerate = f'exec {sys.executable} -m accelerate.commands.launch "${{@:2}}"'
+    for name, text in {"srun": SRUN, "scancel": SCANCEL, "scontrol": SCONTROL, "accelerate": accelerate}.items():
+        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / name).chmod(stat.S_IRWXU)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="the batch script is one for bash")
+def test_slurm_job_saves_before_its_time_limit_and_queues_again(launchers: Launchers, tmp_path: Path) -> None:
+    """The batch script with stand-ins for SLURM's commands, on two nodes: the signal comes to the script alone."""
+    write_commands(tmp_path / "bin")
+    slurm = {"SLURM_JOB_ID": 40000 + os.getpid() % 9999, "SLURM_NNODES": 2, "SLURM_GPUS_ON_NODE": 1,
+             "SLURM_JOB_NODELIST": "node[1-2]", "FOLDER": tmp_path}  # fmt: skip
+    path = f"PATH={tmp_path / 'bin'}:{os.environ['PATH']}"
+    command = script(tmp_path / "run", "--max_train_steps", 1_000_000)
+    batch = launchers.start("env", path, *(f"{name}={value}" for name, value in slurm.items()), "bash",
+                            ROOT / "training" / "slurm.sbatch", *command)  # fmt: skip
+    wait_until(lambda: len(lines(tmp_path / "run" / "metrics.jsonl")) > 3)
+    batch.terminate()
+    launchers.codes()
+    wait_until(lambda: launchers.processes() == [])
+    job = slurm["SLURM_JOB_ID"]
+    assert lines(tmp_path / "calls") == [f"scancel --signal=TERM {job}", f"scontrol requeue {job}"], launchers.output
+    assert "To go on" in launchers.output
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*"))

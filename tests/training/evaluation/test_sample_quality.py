@@ -1,0 +1,85 @@
+"""Quality of generated images, judged on samplers whose quality is known."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from training.config.flags import DataArguments
+from training.data.images import ImageData, load_images
+from training.evaluation.sample_quality import sample_quality, train_classifier
+
+
+class Sampler(nn.Module):
+    """Draws from given images, of the right class or of any; in place of a model."""
+
+    def __init__(self, data: ImageData, kind: str):
+        super().__init__()
+        self.config = SimpleNamespace(num_labels=10)
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.kind = kind
+        self.pixels, self.labels = data.train.pixels.float() / 255, data.train.labels  # type: ignore[attr-defined]
+
+    def sample(self, n: int, labels: Tensor, generator: torch.Generator) -> Tensor:
+        if self.kind == "noise":
+            return torch.rand(n, *self.pixels.shape[1:], generator=generator)
+        if self.kind == "wrong class":
+            labels = (labels + 1) % 10
+        rows = [torch.nonzero(self.labels == label).flatten() for label in labels]
+        if self.kind == "one image a class":
+            return torch.stack([self.pixels[row[0]] for row in rows])
+        return torch.stack([self.pixels[row[torch.randint(len(row), (), generator=generator)]] for row in rows])
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return load_images(DataArguments(dataset_name="digits"), seed=0)
+
+
+@pytest.fixture(scope="module")
+def quality(data: ImageData) -> dict[str, dict[str, float]]:
+    kinds = ("real", "noise", "wrong class", "one image a class")
+    samplers: dict[str, Any] = {kind: Sampler(data, kind) for kind in kinds}
+    return {kind: sample_quality(sampler, data, 10_000) for kind, sampler in samplers.items()}
+
+
+def test_real_images_of_the_training_split_score_best(quality: dict[str, dict[str, float]]) -> None:
+    real = quality["real"]
+    assert all(real["classifier_fid"] < other["classifier_fid"] for kind, other in quality.items()
+               if kind not in ("real", "wrong class"))  # fmt: skip
+    assert real["precision"] > 0.7 and real["recall"] > 0.7 and real["coverage"] > 0.7
+
+
+def test_noise_lies_nowhere_near_real_images(quality: dict[str, dict[str, float]]) -> None:
+    assert quality["noise"]["precision"] < 0.2
+    assert quality["noise"]["label_accuracy"] < 0.3
+
+
+def test_lost_variety_costs_recall_and_coverage_but_not_precision(quality: dict[str, dict[str, float]]) -> None:
+    collapsed = quality["one image a class"]
+    assert collapsed["precision"] > 0.7
+    assert collapsed["coverage"] < 0.3 and collapsed["recall"] < 0.3
+
+
+def test_images_of_the_wrong_class_are_found_out(quality: dict[str, dict[str, float]]) -> None:
+    assert quality["real"]["label_accuracy"] > 0.9
+    assert quality["wrong class"]["label_accuracy"] < 0.1
+
+
+def test_the_classifier_is_the_same_for_every_run_on_a_dataset(data: ImageData) -> None:
+    torch.manual_seed(1)
+    first = train_classifier(data, torch.device("cpu"), steps=5)
+    torch.manual_seed(2)
+    second = train_classifier(data, torch.device("cpu"), steps=5)
+    assert first is not None and second is not None
+    for a, b in zip(first.parameters(), second.parameters()):
+        assert torch.equal(a, b)
+
+
+def test_a_dataset_without_classes_has_no_classifier(data: ImageData) -> None:
+    unnamed = ImageData(**{**vars(data), "label_names": []})
+    assert sample_quality(Sampler(data, "real"), unnamed, 100) == {}  # type: ignore[arg-type]

@@ -1,0 +1,88 @@
+"""One phase at a time: what fp16's scaler changes about an update. Whole runs are in test_loop.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from torch import Tensor, nn
+
+from training.config.flags import Arguments, DataArguments, RunArguments
+from training.data.batches import Batch, GlobalBatch
+from training.evaluation.means import RunningMeans
+from training.objective import Phase
+from training.randomness import BatchRNG
+from training.step import NonFiniteError, PhaseTrainer
+
+
+class Square(nn.Module):
+    """weight^2 * x + bias, whose gradient is known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def forward(self, batch: Batch, rng: BatchRNG) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = (self.weight.square() * batch["x"] + self.bias).mean()
+        return loss, {"loss": loss}
+
+
+@pytest.fixture
+def fp16() -> Iterator[Accelerator]:
+    """accelerate as it is on a GPU under fp16, with the scaler that torch has for CPUs."""
+    accelerator = Accelerator(cpu=True)
+    accelerator.native_amp = True
+    accelerator.state._mixed_precision = "fp16"
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=2)
+    yield accelerator
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+
+
+def train_on(accelerator: Accelerator, inputs: list[float], on_nonfinite: str = "stop") -> tuple[Square, int]:
+    """A step for each input; the module and how many were skipped."""
+    module = Square()
+    run = RunArguments(on_nonfinite=on_nonfinite, learning_rate=0.1)  # type: ignore[arg-type]
+    arguments = Arguments(run, DataArguments(), {}, None, "")
+    trainer = PhaseTrainer(Phase("model", module), module, accelerator, arguments)
+    means = RunningMeans(accelerator)
+    batches = [[{"x": torch.tensor([value])}] for value in inputs]
+    skipped = sum(trainer.step(batch, GlobalBatch(1), step, 1.0, means) for step, batch in enumerate(batches))
+    assert all(math.isfinite(value) for value in means.take().values())
+    return module, skipped
+
+
+def test_scaled_updates_equal_those_without_scaling(fp16: Accelerator) -> None:
+    scaled, _ = train_on(fp16, [1.0, 2.0, 0.5])
+    fp16.scaler, fp16.native_amp = None, False
+    plain, _ = train_on(fp16, [1.0, 2.0, 0.5])
+    torch.testing.assert_close(scaled.weight, plain.weight, rtol=1e-6, atol=0)
+
+
+def test_gradient_that_overflows_scaled_is_left_out_and_the_scale_reduced(fp16: Accelerator) -> None:
+    # 2^16 * 2 * 1e34 is beyond float32, and 1e34 is not.
+    module, skipped = train_on(fp16, [1e34])
+    assert module.weight.item() == 1.0 and skipped == 0
+    assert fp16.scaler.get_scale() == 2.0**15
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_loss_that_is_not_finite_stops_under_fp16_too(value: float, fp16: Accelerator) -> None:
+    with pytest.raises(NonFiniteError, match=r"Step 2, phase 'model'.*the batch itself, 'x'"):
+        train_on(fp16, [1.0, value])
+
+
+def test_loss_that_is_not_finite_is_skipped_and_counted_under_fp16(fp16: Accelerator) -> None:
+    module, skipped = train_on(fp16, [1.0, math.nan, 1.0], on_nonfinite="skip")
+    assert skipped == 1 and math.isfinite(module.weight.item())
+
+
+def test_gradient_that_overflows_without_any_scale_is_not_finite(fp16: Accelerator) -> None:
+    fp16.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    with pytest.raises(NonFiniteError, match="in the backward pass"):
+        train_on(fp16, [3e38])  # the loss is finite, its gradient 2 * 3e38 is not

@@ -1,0 +1,67 @@
+"""README's table is what was measured."""
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from hfgen import AutoencoderConfig, GANConfig, GPTConfig, VAEConfig
+from training.config.parser import parse
+from training.tools.collect import ROOT, collect, results_table, with_table
+
+
+def test_readme_shows_the_numbers_of_the_collected_results() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+
+    assert with_table(readme, results_table(ROOT / "model_cards")) == readme
+
+
+def test_every_file_of_readmes_map_exists_and_every_module_is_on_it() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    file_map = readme.split("## Where things are", 1)[1]
+    modules = [path for folder in ("hfgen", "training") for path in (ROOT / folder).rglob("*.py")]
+    assert modules
+
+    missing = {path.name for path in modules if path.name not in file_map}
+    assert not missing
+    named = {word for line in file_map.splitlines() for word in line.split() if word.endswith(".py")}
+    assert named <= {path.name for path in modules}
+
+
+def test_every_test_that_readme_names_exists() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)`", readme))
+    assert named
+
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
+    written = {name for text in texts for name in re.findall(r"^def (test_\w+)", text, flags=re.MULTILINE)}
+    assert named <= written
+
+
+def test_collect_takes_the_newest_samples_and_refuses_an_unfinished_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "samples").mkdir(parents=True)
+    for step in ("000010", "000200"):
+        (run / "samples" / f"step-{step}.txt").write_text(step, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"no results\.json"):
+        collect(run, tmp_path / "cards")
+    (run / "results.json").write_text(json.dumps({"metrics": {}}), encoding="utf-8")
+
+    target = collect(run, tmp_path / "cards")
+
+    assert [path.name for path in (target / "samples").iterdir()] == ["step-000200.txt"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "training" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_understood_by_its_script(path: Path) -> None:
+    family = path.stem.partition("-")[0]
+    script = importlib.import_module(f"training.train_{family}")
+    config_class = {"autoencoder": AutoencoderConfig, "vae": VAEConfig, "gan": GANConfig, "gpt": GPTConfig}[family]
+    extra = {"vae": "VAEArguments", "gan": "GANArguments", "gpt": "GPTArguments"}.get(family)
+
+    arguments = parse(config_class, "", script.DEFAULTS, extra and getattr(script, extra), [str(path)])
+
+    assert arguments.run.output_dir == f"runs/{path.stem}"
+    assert arguments.run.max_train_seconds <= 300

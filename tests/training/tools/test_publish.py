@@ -1,0 +1,122 @@
+"""The collection of the recipes' models, and runs that publish themselves, against the test Hub."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hub.fixture import HubProcess, running_hub
+from tests.trained_runs import FAMILIES, ROOT, copy_run, train, trained_runs, training_command
+from training.tools.collect import collect
+from training.tools.publish import find_finished, find_problems
+
+
+PUBLISH = (
+    "import json, sys; from training.tools.publish import main; sys.exit(max(map(main, json.loads(sys.argv[1]))))"
+)
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubProcess]:
+    with running_hub(tmp_path_factory.mktemp("hub")) as process:
+        process.env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        yield process
+
+
+def publish(hub: HubProcess, *commands: list[str], cwd: Path, check: bool = True):
+    return hub.run([sys.executable, "-c", PUBLISH, json.dumps(commands)], cwd=cwd, check=check)
+
+
+def commits(hub: HubProcess, *repo_ids: str) -> list[list[str]]:
+    """Titles of the commits of each repository, the newest first."""
+    code = "import json, sys; from huggingface_hub import HfApi; print(json.dumps([[c.title for c in "
+    code += "HfApi().list_repo_commits(name)] for name in sys.argv[1:]]))"
+    return json.loads(hub.run_python(code, *repo_ids).stdout)
+
+
+def test_the_collection_is_published_once(hub: HubProcess, tmp_path: Path) -> None:
+    shutil.copytree(trained_runs(), tmp_path / "runs")
+    (tmp_path / "runs" / "unfinished").mkdir()
+    said = publish(hub, ["--namespace", "acme"], ["--namespace", "acme"], cwd=tmp_path).stdout
+    assert said.count("is published") == said.count("has not changed") == 4 and "4 of 4 are published." in said
+    assert commits(hub, *(f"acme/{family}" for family in FAMILIES)) == [["Upload with hfgen", "initial commit"]] * 4
+    code = (
+        "import sys; from huggingface_hub import hf_hub_download; print(open(hf_hub_download('acme/vae', 'README.md'"
+    )
+    card = hub.run_python(code + ")).read())").stdout
+    assert 'repo = "acme/vae"' in card and "name: vae\n" in card
+
+
+def test_one_that_fails_does_not_stop_the_others(hub: HubProcess, tmp_path: Path) -> None:
+    runs = [copy_run("vae", tmp_path / "one"), copy_run("vae", tmp_path / "two")]
+    hub.inject("status", path="/acme/one/commit/", status=403, times=None)
+    result = publish(hub, ["--namespace", "acme", *map(str, runs)], cwd=tmp_path, check=False)
+    hub.clear_faults()
+    assert result.returncode == 1
+    assert (
+        "1 of 2 are published. Not: acme/one." in result.stdout and f"hfgen push {runs[0]} acme/one" in result.stderr
+    )
+    assert commits(hub, "acme/one", "acme/two") == [["initial commit"], ["Upload with hfgen", "initial commit"]]
+
+
+def test_nothing_is_published_if_one_folder_will_not_do(tmp_path: Path) -> None:
+    good, bad, unmeasured = (copy_run("vae", tmp_path / name) for name in ("good", "bad", "unmeasured"))
+    same = copy_run("vae", tmp_path / "other" / "good")
+    (bad / "model.safetensors").write_bytes(b"")
+    (unmeasured / "results.json").unlink()
+    damaged, missing, double = find_problems([good, bad, unmeasured, same])
+    assert "damaged" in damaged and "results.json is missing" in missing and "two folders are named good" in double
+    assert find_finished(tmp_path) == [bad, good]
+
+
+def test_cards_are_collected_with_their_pictures(tmp_path: Path) -> None:
+    for family in FAMILIES:
+        card = collect(trained_runs() / family, tmp_path / "cards") / "README.md"
+        pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", card.read_text())
+        assert pictures and all((card.parent / picture).is_file() for picture in pictures)
+
+
+def test_a_run_publishes_itself_and_goes_on_from_the_hub(hub: HubProcess, tmp_path: Path) -> None:
+    """With the training state in the repository, another machine makes the next steps, as if it had never stopped."""
+    flags = ["--push_to_hub", "--hub_model_id", "alice/run", "--hub_strategy", "checkpoint"]
+    said = train([training_command("vae", tmp_path / "run", *flags)], hub.env)
+    assert "alice/run" in said
+    (titles,) = commits(hub, "alice/run")
+    assert titles[0] == "End of training" and titles[-1] == "initial commit"
+    longer = ["--max_train_steps", "3"]
+    resume = ["--resume_from_checkpoint", "alice/run", *longer]
+    start = ["--model_name_or_path", "alice/run", *longer]
+    commands = {"resumed": resume, "run": longer, "tuned": start}
+    train([training_command("vae", tmp_path / name, *flags) for name, flags in commands.items()], hub.env)
+    expected = (tmp_path / "run" / "model.safetensors").read_bytes()
+    assert (tmp_path / "resumed" / "model.safetensors").read_bytes() == expected
+    assert (tmp_path / "tuned" / "results.json").is_file()
+
+
+def test_a_training_publishes_through_passing_faults(hub: HubProcess, tmp_path: Path) -> None:
+    flags = ["--push_to_hub", "--hub_model_id", "alice/faults", "--hub_strategy", "every_save"]
+    hub.inject("status", path="/repos/create", status=503)
+    hub.inject("status", path="/commit/", status=429, retry_after=1)
+    hub.inject("parent_moved", path="/commit/")
+    hub.inject("drop_upload", method="PUT", body_bytes=1000)
+    hub.run([sys.executable, *training_command("vae", tmp_path / "run", *flags)], cwd=ROOT)
+    hub.clear_faults()
+    (titles,) = commits(hub, "alice/faults")
+    assert titles[0] == "End of training" and "Foreign commit" in titles
+
+
+def test_a_training_ends_well_without_the_hub(hub: HubProcess, tmp_path: Path) -> None:
+    flags = ["--push_to_hub", "--hub_model_id", "alice/expired", "--hub_strategy", "every_save"]
+    command = training_command("vae", tmp_path / "run", *flags)
+    hub.inject("expired_token", path="/repos/create", times=None)
+    result = hub.run([sys.executable, *command], cwd=ROOT, check=False)
+    hub.clear_faults()
+    assert (tmp_path / "run" / "results.json").is_file() and (tmp_path / "run" / "model.safetensors").is_file()
+    assert result.returncode == 1 and f"hfgen push {tmp_path / 'run'} alice/expired" in result.stderr
+    assert "Traceback" not in result.stderr and hub.token not in result.stdout + result.stderr

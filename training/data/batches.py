@@ -1,0 +1,120 @@
+"""."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..randomness import derive_seed
+
+
+Batch = dict[str, Tensor]
+Decode = Callable[[dict[str, list], Sequence[object]], Batch]
+IN_MEMORY_BYTES = 2 * 10**9
+
+
+def fits_in_memory(needed: int, in_memory: bool | None) -> bool:
+    """Whether a dataset of so many bytes is to be held in memory: what --in_memory says, else if it is small."""
+    return needed < IN_MEMORY_BYTES if in_memory is None else in_memory
+
+
+@dataclass(frozen=True)
+class GlobalBatch:
+    """Which part of a global batch this process works on.
+
+    A global batch of `batch_size * accumulation * processes` examples is laid out micro-step by micro-step, and within
+    a micro-step process by process.
+    """
+
+    batch_size: int
+    accumulation: int = 1
+    rank: int = 0
+    processes: int = 1
+
+    @property
+    def size(self) -> int:
+        """Examples in the global batch."""
+        return self.batch_size * self.accumulation * self.processes
+
+    def rows(self, micro_step: int) -> slice:
+        """This process's rows of the global batch in a micro-step."""
+        start = (micro_step * self.processes + self.rank) * self.batch_size
+        return slice(start, start + self.batch_size)
+
+
+class Feed(Protocol):
+    """Training examples without end.
+
+    Attributes:
+        num_examples: examples in an epoch, None where a stream does not tell.
+    """
+
+    num_examples: int | None
+
+    def batches(
+        self, first_step: int, global_batch: GlobalBatch, device: torch.device, state: dict[str, Any] | None = None
+    ) -> Iterator[Batch]:
+        """Micro-batches from a step on: this process's rows, on the device. `state` is what `state` told before it."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What must be known, besides the step, to go on after the last batch that was handed out; fits JSON."""
+        ...
+
+
+class EpochOrder:
+    """The order of examples: permutations without end, one an epoch, cut into global batches.
+
+    A batch may span two epochs, so that every example is used equally often whatever the batch size.
+    """
+
+    def __init__(self, num_examples: int, seed: int):
+        self.num_examples = num_examples
+        self.seed = seed
+        self._epoch = -1
+        self._permutation = torch.empty(0, dtype=torch.long)
+
+    def epoch(self, number: int) -> Tensor:
+        """The permutation of an epoch, (num_examples,)."""
+        if number != self._epoch:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", number))
+            # Half the memory of the usual int64, and the same permutation.
+            narrow = torch.int32 if self.num_examples < 2**31 else torch.int64
+            self._permutation = torch.randperm(self.num_examples, generator=generator, dtype=narrow)
+            self._epoch = number
+        return self._permutation
+
+    def positions(self, start: int, stop: int) -> Iterator[tuple[int, Tensor]]:
+        """(epoch, examples) for positions start to stop of the endless sequence: one part, or one for each epoch."""
+        while start < stop:
+            epoch, offset = divmod(start, self.num_examples)
+            part = self.epoch(epoch)[offset : offset + stop - start]
+            yield epoch, part.long()
+            start += len(part)
+
+    def micro_batches(self, first_step: int, global_batch: GlobalBatch) -> Iterator[list[tuple[int, Tensor]]]:
+        """This process's part of every micro-step from a step on."""
+        step = first_step
+        while True:
+            for micro_step in range(global_batch.accumulation):
+                rows = global_batch.rows(micro_step)
+                yield list(self.positions(step * global_batch.size + rows.start, step * global_batch.size + rows.stop))
+            step += 1
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch on the device, its images scaled."""
+    batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    return image_batch(batch["pixels"], batch.get("labels")) if "pixels" in batch else batch
+
+
+def image_batch(pixels: Tensor, labels: Tensor | None) -> Batch:
+    """uint8 pixels -> pixel_values in [0, 1], the contract of every model."""
+    batch = {"pixel_values": pixels.float().div_(255)}
+    if labels is not None:
+        batch["labels"] = labels
+    return batch

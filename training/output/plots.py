@@ -1,0 +1,52 @@
+"""The plot of the losses."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+
+def plot_losses(metrics: Path, target: Path, primary_metric: str) -> None:
+    """The losses of training, and beside them the primary_metric metric of evaluation, over the steps, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    training = [line for line in lines if "learning_rate" in line]
+    losses = [name for name in (training[-1] if training else {}) if name.endswith("loss")]
+    evaluations = [line for line in lines if f"eval_{primary_metric}" in line]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), dpi=120)
+    for name in losses:
+        left.plot(*_curve(training, name), label=name.replace("_", " "), linewidth=1.3)
+    # A logarithmic scale for a loss that falls by orders of magnitude; the steep first lines would decide alone.
+    values = [line[name] for line in training for name in losses if line.get(name) is not None]
+    tail = [line[losses[0]] for line in training[len(training) // 10 :] if line.get(losses[0]) is not None]
+    if tail and min(values) > 0 and max(tail) > 20 * min(tail):
+        left.set_yscale("log")
+    left.set_title("Training", loc="left", fontsize=10)
+    if len(losses) > 1:
+        left.legend(frameon=False, fontsize=9)
+    elif losses:
+        left.set_ylabel(losses[0].replace("_", " "))
+    right.plot(*_curve(evaluations, f"eval_{primary_metric}"), "o-", color="#333333", markersize=4, linewidth=1.3)
+    right.set_ylabel(primary_metric.replace("_", " "))
+    right.set_title("Evaluation", loc="left", fontsize=10)
+    for axes in (left, right):
+        axes.set_xlabel("step")
+        axes.set_xlim(left=0)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    target.parent.mkdir(exist_ok=True)
+    figure.savefig(target)
+    plt.close(figure)
+
+
+def _curve(lines: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    """Steps and values; null, which stands for a value that is not finite, leaves a gap."""
+    values = [math.nan if line.get(name) is None else line[name] for line in lines]
+    return [line["step"] for line in lines], values

@@ -1,0 +1,100 @@
+"""Takes runs of recipes into the repository: cards and pictures into model_cards/, numbers into README.
+
+    python -m training.tools.collect runs/vae-binarized-mnist runs/gpt-tiny-shakespeare ...
+
+No number in README's table is typed by hand: all of them come from the results.json beside the cards, and a test
+compares the two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+
+ROOT = Path(__file__).resolve().parents[2]
+BEGIN, END = "<!-- results:", "<!-- /results -->"
+# What is shown of each architecture, with its unit: the one number people compare, then what explains it.
+SHOWN = {
+    "hfgen_autoencoder": [("mse", "test MSE", ".4f"), ("psnr", "PSNR, dB", ".1f")],
+    "hfgen_vae": [("nll", "test NLL (100 samples), nats", ".2f"), ("elbo", "ELBO", ".2f"), ("kl_loss", "KL", ".1f")],
+    "hfgen_gan": [
+        ("classifier_fid", "classifier FID", ".2f"),
+        ("label_accuracy", "samples taken for their class", ".1%"),
+        ("coverage", "coverage", ".2f"),
+    ],
+    "hfgen_gpt": [("loss", "validation loss, nats per character", ".3f"), ("bits_per_char", "bits", ".3f")],
+}
+
+
+def collect(run: Path, model_cards: Path) -> Path:
+    """Copies what the repository shows of a run: the card, the results, the newest samples and the plot.
+
+    Raises:
+        ValueError: the folder is not a finished run.
+    """
+    if not (run / "results.json").is_file():
+        raise ValueError(f"{run} has no results.json: expected the output folder of a finished run.")
+    target = model_cards / run.name
+    shutil.rmtree(target, ignore_errors=True)
+    (target / "samples").mkdir(parents=True)
+    newest = max((run / "samples").iterdir(), key=lambda path: path.name)
+    shutil.copy(newest, target / "samples" / newest.name)
+    if (run / "plots").is_dir():
+        shutil.copytree(run / "plots", target / "plots")
+    for name in ("README.md", "results.json"):
+        if (run / name).is_file():
+            shutil.copy(run / name, target / name)
+    return target
+
+
+def results_table(model_cards: Path) -> str:
+    """The Markdown table of every collected run."""
+    rows = ["| recipe | data | measured | parameters | trained |", "|---|---|---|---|---|"]
+    for path in sorted(model_cards.glob("*/results.json")):
+        results = json.loads(path.read_text(encoding="utf-8"))
+        rows.append(_row(path.parent.name, results))
+    return "\n".join(rows)
+
+
+def _row(name: str, results: dict[str, Any]) -> str:
+    metrics = results["metrics"]
+    shown = ", ".join(
+        f"{label} **{metrics[key]:{form}}**" if i == 0 else f"{label} {metrics[key]:{form}}"
+        for i, (key, label, form) in enumerate(SHOWN[results["model_type"]])
+        if key in metrics
+    )
+    dataset = Path(results["dataset"]).name if "/" in results["dataset"] else results["dataset"]
+    parameters = f"{results['num_parameters'] / 1e6:.1f} M"
+    trained = f"{results['seconds_trained']:.0f} s, {results['steps']:,} steps"
+    link = f"[{name}](model_cards/{name}/README.md)"
+    return f"| {link} | {dataset} ({results['split']}) | {shown} | {parameters} | {trained} |"
+
+
+def with_table(readme: str, table: str) -> str:
+    """README with the text between its two markers replaced."""
+    head, rest = readme.split(BEGIN, 1)
+    comment, rest = rest.split("\n", 1)
+    _, tail = rest.split(END, 1)
+    return f"{head}{BEGIN}{comment}\n{table}\n{END}{tail}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", type=Path, help="output folders of finished runs")
+    args = parser.parse_args()
+    try:
+        for run in args.runs:
+            print(collect(run, ROOT / "model_cards"))
+    except ValueError as error:
+        sys.exit(str(error))
+    readme = ROOT / "README.md"
+    readme.write_text(with_table(readme.read_text(encoding="utf-8"), results_table(ROOT / "model_cards")), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Publishes the models of the recipes as a collection of repositories.
+
+    python -m training.tools.publish --namespace ME                    every finished run in runs/
+    python -m training.tools.publish --namespace ME runs/vae-mnist     these folders
+
+A folder that is published already and has not changed gets no new commit, so that the command can be repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hfgen.cards import render_card, write_card
+from hfgen.hub import HubError, push_folder
+from hfgen.loading import LoadError, check_folder
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="publish.py", description="Publishes finished runs, each as a repository of its folder's name."
+    )
+    parser.add_argument(
+        "folders", metavar="FOLDER", nargs="*", type=Path, help="finished runs (default: all in runs/)"
+    )
+    parser.add_argument("--namespace", metavar="ME", required=True, help="user or organization on the Hub")
+    parser.add_argument("--private", action="store_true", help="make the repositories private")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for noisy in ("httpx", "httpx2", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").propagate = False
+    folders = arguments.folders or find_finished(Path("runs"))
+    if not folders:
+        parser.error("there is no finished run in runs/: run the recipes first, or name folders")
+    problems = find_problems(folders)
+    if problems:
+        print("Nothing was published:\n- " + "\n- ".join(problems), file=sys.stderr)
+        return 1
+    return publish(folders, arguments.namespace, arguments.private)
+
+
+def find_finished(home: Path) -> list[Path]:
+    """Folders of finished runs, by name."""
+    return sorted(path.parent for path in home.glob("*/results.json"))
+
+
+def find_problems(folders: list[Path]) -> list[str]:
+    """Why folders could not be published: everything at once, before anything is."""
+    problems = []
+    for folder in folders:
+        try:
+            check_folder(folder)
+            render_card(folder)
+        except ValueError as error:
+            problems.append(str(error))
+    names = [folder.resolve().name for folder in folders]
+    problems += [f"two folders are named {name}" for name in sorted(set(names)) if names.count(name) > 1]
+    return problems
+
+
+def publish(folders: list[Path], namespace: str, private: bool = False) -> int:
+    """Pushes each folder; one that fails does not stop the others. Returns the exit status."""
+    published, failed = [], []
+    for folder in folders:
+        repo_id = f"{namespace}/{folder.resolve().name}"
+        try:
+            write_card(folder, repo_id)
+            pushed = push_folder(folder, repo_id, private=private)
+        except (HubError, LoadError) as error:
+            failed.append(repo_id)
+            print(f"{repo_id}: {error}", file=sys.stderr)
+            continue
+        published.append(pushed.repo_id)
+        print(f"{pushed.url} {'is published' if pushed.is_new else 'has not changed'}.", flush=True)
+    print(f"{len(published)} of {len(folders)} are published." + (f" Not: {', '.join(failed)}." if failed else ""))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
