@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from hfgen.cards import CardError, name_repository, render_card, write_card
 
 from .hub.card_metadata import check_card
-from .trained_runs import FAMILIES, conditional_colour_models, copy_run, trained_runs
+from .runs import FAMILIES, conditional_color_models, copy_run, trained_runs
 
 
 PIPELINE_TAGS = {
@@ -92,7 +92,7 @@ def test_pictures_are_in_the_repository(family):
 def test_the_code_works_where_hfgen_is_not_installed(tmp_path):
     """All cards in one interpreter; what it loads from is the folder, in the place of a repository."""
     scripts = []
-    for run in [*(trained_runs() / name for name in FAMILIES), *conditional_colour_models(tmp_path)]:
+    for run in [*(trained_runs() / name for name in FAMILIES), *conditional_color_models(tmp_path)]:
         script = tmp_path / f"{run.name}.py"
         script.write_text("".join(CODE.findall(render_card(run, repo_id=str(run)))))
         assert "from_pretrained(repo" in script.read_text()

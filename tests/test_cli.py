@@ -10,7 +10,7 @@ from PIL import Image
 
 from hfgen.cli import main
 
-from .trained_runs import copy_run, trained_runs
+from .runs import copy_run, trained_runs
 
 
 @pytest.mark.parametrize("command", ["push", "pull", "card", "check", "sample"])

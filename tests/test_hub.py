@@ -16,7 +16,7 @@ import pytest
 
 from .hub.fixture import HubProcess, running_hub
 from .hub_checks import CHECKS
-from .trained_runs import FAMILIES, ROOT, copy_run, trained_runs
+from .runs import FAMILIES, ROOT, copy_run, trained_runs
 
 
 # Loads models where hfgen cannot be imported, and saves what they answer to fixed inputs.

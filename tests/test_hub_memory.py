@@ -17,7 +17,7 @@ import torch
 import hfgen
 
 from .hub.fixture import running_hub
-from .trained_runs import ROOT
+from .runs import ROOT
 
 
 MEGABYTE = 2**20

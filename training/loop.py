@@ -221,9 +221,6 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
                 is_logged = progress.step % run.logging_steps == 0 or fraction >= 1
                 is_saved = progress.step % run.checkpointing_steps == 0 or fraction >= 1 or stopped
                 due = what_is_due(run, progress.step, before, fraction) if fraction < 1 else []
-                if is_logged or is_saved or due:
-                    for trainer in trainers:
-                        trainer.settle()
 
                 # Status
                 if is_logged:

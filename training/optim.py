@@ -35,25 +35,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
         # Loading a state replaces both attributes, so they are handed down anew each time.
         self._muon.state = self._adamw.state = self.state
         self._muon.param_groups, self._adamw.param_groups = self.param_groups[:1], self.param_groups[1:]
-        found_inf: Tensor | None = getattr(self, "found_inf", None)
-        if found_inf is None:
-            self._muon.step()
-        else:
-            self._step_muon_unless(found_inf.bool())
-            self._adamw.found_inf = found_inf  # type: ignore[attr-defined]
-        self._adamw.step()
-
-    def _step_muon_unless(self, skipped: Tensor) -> None:
-        """A step of Muon, undone if `skipped`, (), is true; nobody waits to learn whether it is."""
-        matrices = [p for p in self.param_groups[0]["params"] if p.grad is not None]
-        states = [self.state.get(p, {}).get("momentum_buffer") for p in matrices]
-        before = [p.clone() for p in matrices]
-        momenta = [torch.zeros_like(p) if state is None else state.clone() for p, state in zip(matrices, states)]
         self._muon.step()
-        for matrix, old, momentum in zip(matrices, before, momenta):
-            matrix.copy_(torch.where(skipped, old, matrix))
-            buffer = self.state[matrix]["momentum_buffer"]
-            buffer.copy_(torch.where(skipped, momentum, buffer))
+        self._adamw.step()
 
 
 def build_optimizer(

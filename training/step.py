@@ -34,7 +34,7 @@ class Update:
         global_batch: which rows of the global batch this process had.
         values: the losses, averaged over them.
         micro_batches, rngs: what they were computed from.
-        is_finite: whether loss and gradient were; on the device where nobody has waited for it yet.
+        is_finite: whether loss and gradient were.
     """
 
     step: int
@@ -42,16 +42,7 @@ class Update:
     values: dict[str, Tensor]
     micro_batches: list[Batch]
     rngs: list[BatchRNG]
-    is_finite: bool | Tensor
-
-
-def looks_later(accelerator: Accelerator, on_nonfinite: str) -> bool:
-    """Whether an update is looked at only when the next one is due, so that a GPU never runs out of work.
-
-    What is not finite is then left out on the device itself. Not where such steps are counted and skipped, as all that
-    they touch has to be put back; and not under fp16, whose scaler waits anyway.
-    """
-    return accelerator.device.type != "cpu" and on_nonfinite == "stop" and accelerator.scaler is None
+    is_finite: bool
 
 
 class PhaseTrainer:
@@ -75,8 +66,6 @@ class PhaseTrainer:
             self.module, self.optimizer = accelerator.prepare(phase.loss, self.bare_optimizer)
         else:
             self.module, self.optimizer = phase.loss, accelerator.prepare(self.bare_optimizer)
-        self.looks_later = looks_later(accelerator, arguments.run.on_nonfinite)
-        self._unseen: Update | None = None
 
     def step(
         self, micro_batches: list[Batch], global_batch: GlobalBatch, step: int, factor: float, means: RunningMeans
@@ -106,13 +95,9 @@ class PhaseTrainer:
             # Asked for each time: preparing a phase can put other tensors in their place.
             buffers = list(self.model.buffers()) if self.run.on_nonfinite == "skip" else []
             before = [buffer.clone() for buffer in buffers]
-            values = self._accumulate(micro_batches, rngs)
-            self.settle()
-            update = Update(step, global_batch, values, micro_batches, rngs, self._update(factor, values))
-            if self.looks_later:
-                self._unseen = update
-                means.add(values)
-            elif bool(update.is_finite):
+            values = self.accumulate(micro_batches, rngs)
+            update = Update(step, global_batch, values, micro_batches, rngs, self.update(factor, values))
+            if update.is_finite:
                 means.add(values)
             elif self.run.on_nonfinite == "stop":
                 raise NonFiniteError(self._explain(update))
@@ -122,17 +107,7 @@ class PhaseTrainer:
                     buffer.copy_(content)
         return skipped
 
-    def settle(self) -> None:
-        """Looks at the last update, if nobody has yet: before the next one, and before anything is written.
-
-        Raises:
-            NonFiniteError: its loss or gradient was not finite; the weights were left as they were before it.
-        """
-        update, self._unseen = self._unseen, None
-        if update is not None and not bool(update.is_finite):
-            raise NonFiniteError(self._explain(update))
-
-    def _accumulate(self, micro_batches: list[Batch], rngs: list[BatchRNG]) -> dict[str, Tensor]:
+    def accumulate(self, micro_batches: list[Batch], rngs: list[BatchRNG]) -> dict[str, Tensor]:
         """Gradients of the mean loss; the values to log, averaged over this process's examples."""
         values: dict[str, Tensor] = {}
         for position, (batch, rng) in enumerate(zip(micro_batches, rngs)):
@@ -154,22 +129,17 @@ class PhaseTrainer:
             return self.accelerator.autocast()
         return nullcontext() if is_last else self.accelerator.no_sync(self.module)
 
-    def _update(self, factor: float, values: dict[str, Tensor]) -> bool | Tensor:
+    def update(self, lr_factor: float, values: dict[str, Tensor]) -> bool:
         """Changes the weights unless the gradient is not finite.
 
         Returns:
-            whether it is finite: a tensor on the device where nobody is to wait for it now.
+            whether it is finite.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * factor
+            group["lr"] = self.learning_rate * lr_factor
         norm = self._clip()
         if self.accelerator.scaler is not None:
-            is_finite: bool | Tensor = self._scaled_update(values)
-        elif self.looks_later:
-            is_finite = norm.isfinite()
-            # The optimizer's own kernels read this on the device, and then leave everything as it is.
-            self.bare_optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
-            self.optimizer.step()
+            is_finite = self._scaled_update(values)
         else:
             is_finite = math.isfinite(float(norm))
             if is_finite:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.training.tiny_runs import FAMILIES, Fault, differences, everything, metrics, train
+from tests.runs import FAMILIES, Fault, differences, everything, metrics, train
 
 
 @pytest.fixture(scope="module")

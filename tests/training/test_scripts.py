@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.tiny_runs import COMMON, FAMILIES, OWN, ROOT, as_recipe, start_script, text_file
+from tests.runs import COMMON, FAMILIES, OWN, ROOT, as_recipe, start_script, text_file
 
 
 LOAD_WITHOUT_HFGEN = """

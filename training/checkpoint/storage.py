@@ -26,9 +26,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from .. import durable_files
 from ..distributed.fsdp import laid_out_like, rows_held
 from ..distributed.processes import Processes
-from ..durable_files import _to_json, flush, write_json
+from ..durable_files import _to_json
 
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,39 @@ FORMAT = 1
 
 class CheckpointError(ValueError):
     """A checkpoint is missing, damaged, or of another run; the message names the file and what is wrong with it."""
+
+
+class Disk:
+    """Every operation by which a save changes the disk. Tests replace `disk` to let an operation fail."""
+
+    def make_folder(self, path: Path) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+
+    def save_tensors(self, tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None) -> None:
+        save_file(tensors, path, metadata)
+
+    def write_json(self, path: Path, content: Any) -> None:
+        durable_files.write_json(path, content)
+
+    def flush(self, path: Path) -> None:
+        durable_files.flush(path)
+
+    def rename(self, source: Path, target: Path) -> None:
+        os.rename(source, target)
+
+    def delete_file(self, path: Path) -> None:
+        path.unlink()
+
+    def delete_folder(self, path: Path) -> None:
+        for entry in path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                self.delete_folder(entry)
+            else:
+                self.delete_file(entry)
+        path.rmdir()
+
+
+disk = Disk()
 
 
 @dataclass
@@ -125,7 +159,7 @@ def save(
         processes.on_main(lambda: _make_room(folder, temporary))
         files: dict[str, Any] = {}
         for part in processes.gather(_write_part(temporary, tensors, processes)):
-            if isinstance(part, OSError):
+            if isinstance(part, Exception):
                 raise part
             files |= part
         processes.on_main(lambda: _complete(temporary, target, {"format": FORMAT, "step": step, **state}, files))
@@ -141,13 +175,15 @@ def save(
 
 
 def _make_room(folder: Path, temporary: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    disk.make_folder(folder)
     for left_over in folder.glob(".step-*"):
-        shutil.rmtree(left_over)
-    temporary.mkdir()
+        disk.delete_folder(left_over)
+    disk.make_folder(temporary)
 
 
-def _write_part(folder: Path, tensors: dict[str, dict[str, Tensor]], processes: Processes) -> dict[str, Any] | OSError:
+def _write_part(
+    folder: Path, tensors: dict[str, dict[str, Tensor]], processes: Processes
+) -> dict[str, Any] | Exception:
     """Writes this process's part of the tensors.
 
     Returns:
@@ -155,8 +191,8 @@ def _write_part(folder: Path, tensors: dict[str, dict[str, Tensor]], processes: 
     """
     try:
         return _write_tensors(folder, tensors, processes)
-    except (OSError, SafetensorError) as error:
-        return OSError(str(error))
+    except Exception as error:
+        return OSError(str(error)) if isinstance(error, SafetensorError) else error
 
 
 def _write_tensors(folder: Path, tensors: dict[str, dict[str, Tensor]], processes: Processes) -> dict[str, Any]:
@@ -181,8 +217,8 @@ def _on_host(tensor: Tensor) -> Tensor:
 
 
 def _write_file(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None) -> dict[str, Any]:
-    save_file(tensors, path, metadata)
-    flush(path)
+    disk.save_tensors(tensors, path, metadata)
+    disk.flush(path)
     return {path.name: _entry(path)}
 
 
@@ -197,14 +233,14 @@ def _complete(temporary: Path, target: Path, state: dict[str, Any], files: dict[
             raise OSError(
                 f"the main process does not see {name} as it was written; sharded runs need one disk for all"
             )
-    write_json(temporary / STATE, state)
+    disk.write_json(temporary / STATE, state)
     entries = {**files, STATE: _entry(temporary / STATE)}
-    write_json(temporary / MANIFEST, {"format": FORMAT, "files": dict(sorted(entries.items()))})
-    flush(temporary)
+    disk.write_json(temporary / MANIFEST, {"format": FORMAT, "files": dict(sorted(entries.items()))})
+    disk.flush(temporary)
     if target.exists():  # set aside, where `latest` finds it should the next line not be reached
-        os.rename(target, target.with_suffix(REPLACED))
-    os.rename(temporary, target)
-    flush(target.parent)
+        disk.rename(target, target.with_suffix(REPLACED))
+    disk.rename(temporary, target)
+    disk.flush(target.parent)
 
 
 def _prune(folder: Path, step: int, keep: int | None) -> None:
@@ -218,8 +254,8 @@ def _delete(path: Path) -> None:
     hidden = path.with_name(f".{path.name}")
     shutil.rmtree(hidden, ignore_errors=True)
     try:
-        os.rename(path, hidden)
-        shutil.rmtree(hidden)
+        disk.rename(path, hidden)
+        disk.delete_folder(hidden)
     except OSError as error:
         logger.warning("The old checkpoint %s could not be deleted: %s", path, error)
 

@@ -63,7 +63,7 @@ class Processes:
         """What the function gives on the main process, which alone calls it.
 
         Raises:
-            ValueError, OSError: what the function raised there, in every process: none is left waiting.
+            Exception: what the function raised there, in every process: none is left waiting.
         """
         if self.count == 1:
             return function()
@@ -71,7 +71,7 @@ class Processes:
         if self.is_main:
             try:
                 outcome[0] = function()
-            except (ValueError, OSError) as error:
+            except Exception as error:
                 outcome[1] = error
         dist.broadcast_object_list(outcome, src=0, group=self._group)
         if outcome[1] is not None:

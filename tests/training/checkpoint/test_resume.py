@@ -1,27 +1,38 @@
-"""A run that was stopped, by whatever, and started again by the same command equals one that was never stopped."""
+"""A run that was stopped in any way and started again by the same command equals one that was never stopped."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import signal
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.runs import (
+    FAMILIES,
+    Fault,
+    before_calls,
+    differences,
+    everything,
+    metrics,
+    resume_command,
+    shared_run,
+    start,
+    streamed,
+    train,
+)
 from tests.training.kill_test import kill_at_every_file_operation, kill_at_random
-from tests.training.tiny_runs import FAMILIES, Fault, differences, everything, metrics, resume_command, train
+from training.progress import Pace
+from training.step import PhaseTrainer
 
 
 @pytest.fixture(scope="session")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def whole() -> dict[str, Path]:
     """A run of each family that nothing interrupted."""
-    folders = {}
-    for family in FAMILIES:
-        folders[family] = tmp_path_factory.mktemp("whole") / family
-        run = train(family, folders[family])
-        assert run.code == 0, run.output
-    return folders
+    runs = {family: shared_run(family, "--report_to", "tensorboard") for family in FAMILIES}
+    return {family: run.folder for family, run in runs.items()}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -43,7 +54,7 @@ def test_interrupted_run_equals_uninterrupted_to_the_bit(family: str, whole: dic
     [
         ("vae", ["--mixed_precision", "bf16"], 1),
         ("gpt", ["--mixed_precision", "bf16", "--gradient_checkpointing"], 1),
-        ("gpt", ["--optimizer", "muon", "--gradient_checkpointing"], 2),  # dropout of its own in each process
+        ("gpt", ["--optimizer", "muon", "--gradient_checkpointing"], 2),  # each process has its own dropout
         ("gan", ["--on_nonfinite", "skip", "--ema_decay", 0], 1),
         ("autoencoder", ["--in_memory", "false", "--dataloader_num_workers", 2], 1),
         ("gpt", ["--in_memory", "false"], 2),
@@ -52,100 +63,61 @@ def test_interrupted_run_equals_uninterrupted_to_the_bit(family: str, whole: dic
 def test_interrupted_run_equals_uninterrupted_to_the_bit_under_other_settings(
     family: str, flags: list[object], processes: int, tmp_path: Path
 ) -> None:
-    assert train(family, tmp_path / "whole", *flags, processes=processes).code == 0
+    whole = start(family, tmp_path / "whole", *flags, processes=processes)
     stopped = train(family, tmp_path / "run", *flags, processes=processes, fault=Fault(signal.SIGTERM, at_step=6))
     assert stopped.code == 0, stopped.output
     finished = train(family, tmp_path / "run", *flags, processes=processes)
-    assert finished.code == 0, finished.output
+    assert finished.code == 0 and whole.wait().code == 0, finished.output
     assert differences(everything(tmp_path / "whole"), everything(tmp_path / "run")) == []
 
 
-def test_recomputed_activations_change_nothing(whole: dict[str, Path], tmp_path: Path) -> None:
-    """Dropout included: the backward pass meets the same random numbers as the forward one."""
+def test_gradient_checkpointing_changes_nothing(whole: dict[str, Path], tmp_path: Path) -> None:
+    """Including dropout: the backward pass sees the same random numbers as the forward pass."""
     assert train("gpt", tmp_path / "run", "--gradient_checkpointing").code == 0
     assert differences(everything(whole["gpt"]), everything(tmp_path / "run")) == []
 
 
 @pytest.mark.parametrize(("family", "processes"), [*((family, 1) for family in FAMILIES), ("gpt", 2), ("vae", 2)])
 def test_streamed_run_is_resumed_to_the_bit(family: str, processes: int, tmp_path: Path) -> None:
-    flags = streamed(family, tmp_path)
-    assert train(family, tmp_path / "whole", *flags, processes=processes).code == 0
+    flags = streamed(family)
+    whole = shared_run(family, *flags, processes=processes)
     fault = Fault(signal.SIGTERM, at_step=6)
     stopped = train(family, tmp_path / "run", *flags, fault=fault, processes=processes)
     assert stopped.code == 0, stopped.output
     assert train(family, tmp_path / "run", *flags, processes=processes).code == 0
-    assert differences(everything(tmp_path / "whole"), everything(tmp_path / "run")) == []
-
-
-def streamed(family: str, folder: Path) -> list[object]:
-    return ["--dataset_name", write_dataset(family, folder / "data"), "--streaming", "--shuffle_buffer_size", 9]
+    assert differences(everything(whole.folder), everything(tmp_path / "run")) == []
 
 
 def test_stream_is_refused_to_other_readers(tmp_path: Path) -> None:
-    """Other workers would get other examples, as would other processes at the same global batch."""
-    flags = streamed("vae", tmp_path)
+    """Another number of workers, or of processes at the same global batch, would get other examples."""
+    flags = streamed("vae")
     assert train("vae", tmp_path / "run", *flags, fault=Fault(signal.SIGTERM, at_step=2)).code == 0
     workers = train("vae", tmp_path / "run", *flags, "--dataloader_num_workers", 1)
-    assert workers.code == 1 and "1 process(es) with 0 dataloader worker(s) each, and now there are 1 with 1" in (
-        workers.output
-    )
+    assert workers.code == 1 and "1 process(es) with 0 " in workers.output and "1 with 1" in workers.output
     two = ["--per_device_train_batch_size", 2]
     processes = train("vae", tmp_path / "run", *flags, *two, processes=2)
-    assert processes.code == 1 and "now there are 2 with 0" in processes.output and "Traceback" not in processes.output
+    assert processes.code == 1 and "2 with 0" in processes.output and "Traceback" not in processes.output
     checkpoint = next((tmp_path / "run" / "checkpoints").glob("step-*"))
     content = json.loads((checkpoint / "state.json").read_text())
     assert [len(state["readers"]) for state in content["feed"]] == [1]
 
 
 def test_streamed_run_with_workers_is_resumed_and_tells_of_one_that_was_killed(tmp_path: Path) -> None:
-    flags = [*streamed("vae", tmp_path), "--dataloader_num_workers", 2]
-    assert train("vae", tmp_path / "whole", *flags, fault=Fault(code=WITH_WORKERS)).code == 0
-    killed = train("vae", tmp_path / "run", *flags, fault=Fault(code=WITH_WORKERS + KILL_A_WORKER))
+    flags = [*streamed("vae"), "--dataloader_num_workers", 2]
+    whole = shared_run("vae", *flags)
+    killed = train("vae", tmp_path / "run", *flags, fault=Fault(patch=kill_a_worker))
     assert killed.code == 1 and "Traceback" not in killed.output
-    assert "a process that loads data has died" in killed.output and "run the same command again" in killed.output
-    assert train("vae", tmp_path / "run", *flags, fault=Fault(code=WITH_WORKERS)).code == 0
-    assert differences(everything(tmp_path / "whole"), everything(tmp_path / "run")) == []
+    assert "a process that loads data has died" in killed.output and "same command again" in killed.output
+    assert train("vae", tmp_path / "run", *flags).code == 0
+    assert differences(everything(whole.folder), everything(tmp_path / "run")) == []
 
 
-# Workers of a tiny run would import everything again unless forked.
-WITH_WORKERS = """
-import multiprocessing
-multiprocessing.set_start_method("fork", force=True)
-"""
-KILL_A_WORKER = """
-import time
-from training import step as phases
-accumulate, steps = phases.PhaseTrainer._accumulate, 0
-def patched(self, batches, draws):
-    global steps
-    steps += 1
-    if steps == 7:
+def kill_a_worker() -> None:
+    def strike(*_: object) -> None:
         multiprocessing.active_children()[0].kill()
         time.sleep(1)
-    return accumulate(self, batches, draws)
-phases.PhaseTrainer._accumulate = patched
-"""
 
-
-def write_dataset(family: str, folder: Path) -> Path:
-    """Two shards of images or of documents."""
-    import datasets
-    from sklearn.datasets import load_digits
-
-    folder.mkdir()
-    digits = load_digits()
-    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=list("0123456789"))}
-    for shard in range(2):
-        rows = range(30 * shard, 30 * shard + 30)
-        if family == "gpt":
-            table = datasets.Dataset.from_dict({"text": [f"This is the document number {row}." for row in rows]})
-        else:
-            images = [(digits.images[row] * 15).astype("uint8") for row in rows]
-            columns = {"image": images, "label": digits.target[list(rows)].tolist()}
-            table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
-        table.to_parquet(folder / f"train-{shard:05d}-of-00002.parquet")
-    table.to_parquet(folder / "test-00000-of-00001.parquet")
-    return folder
+    before_calls(PhaseTrainer, "accumulate", [7], strike)
 
 
 @pytest.mark.parametrize("evaluation", [2, 4])
@@ -154,13 +126,15 @@ def test_signal_during_an_evaluation_stops_at_once_and_loses_nothing(
 ) -> None:
     folder = tmp_path / "run"
     stopped = train("vae", folder, fault=Fault(signal.SIGTERM, at_evaluation=evaluation))
-    assert stopped.code == 0 and "To go on" in stopped.output, stopped.output
+    assert stopped.code == 0 and resume_command(stopped.output), stopped.output
     assert sum("eval_elbo" in line for line in metrics(folder)) == evaluation - 1
     assert train("vae", folder).code == 0
     assert differences(everything(whole["vae"]), everything(folder)) == []
 
 
-def test_evaluations_samples_and_checkpoints_do_not_touch_the_training(whole: dict[str, Path], tmp_path: Path) -> None:
+def test_evaluations_samples_and_checkpoints_do_not_affect_the_training(
+    whole: dict[str, Path], tmp_path: Path
+) -> None:
     often = ["--eval_steps", 1, "--sample_steps", 1, "--checkpointing_steps", 1, "--checkpoints_total_limit", 1]
     assert train("gpt", tmp_path / "often", *often).code == 0
     weights = {k for k, v in everything(whole["gpt"]).items() if isinstance(v, bytes)}
@@ -168,7 +142,7 @@ def test_evaluations_samples_and_checkpoints_do_not_touch_the_training(whole: di
     assert not weights & set(changed)
 
 
-def test_going_back_to_an_earlier_checkpoint_leaves_the_later_branch(whole: dict[str, Path], tmp_path: Path) -> None:
+def test_going_back_to_an_earlier_checkpoint_abandons_the_later_branch(whole: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     train("vae", folder, "--checkpoints_total_limit", 9, fault=Fault(signal.SIGTERM, at_step=10))
     stopped = train("vae", folder, "--resume_from_checkpoint", folder / "checkpoints" / "step-000004",
@@ -179,14 +153,14 @@ def test_going_back_to_an_earlier_checkpoint_leaves_the_later_branch(whole: dict
     assert differences(everything(whole["vae"]), everything(folder)) == []
 
 
-def test_another_folder_takes_over_a_run_with_its_metrics(whole: dict[str, Path], tmp_path: Path) -> None:
+def test_another_folder_continues_a_run_with_its_metrics(whole: dict[str, Path], tmp_path: Path) -> None:
     train("vae", tmp_path / "old", fault=Fault(signal.SIGTERM, at_step=6))
     (checkpoint,) = [path for path in (tmp_path / "old" / "checkpoints").iterdir() if path.name == "step-000007"]
     assert train("vae", tmp_path / "new", "--resume_from_checkpoint", checkpoint).code == 0
     assert differences(everything(whole["vae"]), everything(tmp_path / "new")) == []
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_again(whole: dict[str, Path], tmp_path: Path) -> None:
+def test_run_killed_before_its_first_checkpoint_starts_from_scratch(whole: dict[str, Path], tmp_path: Path) -> None:
     assert train("vae", tmp_path / "run", fault=Fault(at_step=2)).code == -signal.SIGKILL
     assert train("vae", tmp_path / "run").code == 0
     assert differences(everything(whole["vae"]), everything(tmp_path / "run")) == []
@@ -203,7 +177,7 @@ def test_damaged_latest_checkpoint_is_skipped_with_a_warning(whole: dict[str, Pa
     assert differences(everything(whole["vae"]), everything(folder)) == []
 
 
-def test_all_damaged_checkpoints_are_an_error_and_stay(tmp_path: Path) -> None:
+def test_checkpoints_that_are_all_damaged_are_an_error_and_stay(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     train("vae", folder, fault=Fault(signal.SIGTERM, at_step=6))
     for state in folder.glob("checkpoints/*/state.json"):
@@ -242,14 +216,14 @@ def test_checkpoint_of_another_architecture_is_refused(whole: dict[str, Path], t
     assert not (tmp_path / "run").exists()
 
 
-def test_changed_learning_rate_is_told_and_used(whole: dict[str, Path], tmp_path: Path) -> None:
+def test_changed_learning_rate_is_logged_and_used(whole: dict[str, Path], tmp_path: Path) -> None:
     train("vae", tmp_path / "run", fault=Fault(signal.SIGTERM, at_step=6))
     run = train("vae", tmp_path / "run", "--learning_rate", "1e-5")
     assert run.code == 0 and "--learning_rate: 0.002 before, 1e-05 now" in run.output
     assert metrics(tmp_path / "run")[-2]["learning_rate"] < 1e-5
 
 
-def test_finished_run_is_told_and_a_longer_one_goes_on(whole: dict[str, Path], tmp_path: Path) -> None:
+def test_finished_run_is_reported_and_a_longer_one_continues(whole: dict[str, Path], tmp_path: Path) -> None:
     assert train("vae", tmp_path / "run").code == 0
     before = (tmp_path / "run" / "results.json").stat().st_mtime_ns
     for flags in ([], ["--max_train_steps", 11]):
@@ -264,14 +238,12 @@ def test_finished_run_is_told_and_a_longer_one_goes_on(whole: dict[str, Path], t
 
 
 def test_killed_at_random_moments_and_file_operations(tmp_path: Path) -> None:
-    """The kill test in short; in full: python -m tests.training.kill_test --kills 30 --every_operation."""
-    assert kill_at_random("gpt", tmp_path / "random", kills=2, seed=int(time.time())) == []
-    assert kill_at_every_file_operation("vae", tmp_path / "operations", every=25) == []
+    """The kill test in short. In full: python -m tests.training.kill_test --kills 30 --every_operation."""
+    assert kill_at_random("gpt", tmp_path / "random", kills=2, seed=int(time.time()), steps=20) == []
+    assert kill_at_every_file_operation("vae", tmp_path / "operations", every=27) == []
 
 
-def test_time_left_is_right_after_a_resume(tmp_path: Path) -> None:
-    from training.progress import Pace
-
+def test_time_left_is_right_after_a_resume() -> None:
     pace = Pace()
     for seconds, step in ((1000.0, 900), (1010.0, 905), (1020.0, 910)):
         pace.mark(seconds, step, step / 1000)

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hfgen.tokenization import CorpusEncoder, build_character_tokenizer, encode_corpus
 from tests.training.data.test_data import assert_same, some, text_of, write_text
-from tests.training.tiny_runs import ROOT, differences, everything, text_file, train
+from tests.runs import ROOT, differences, everything, text_file, train
 from training.data import corpus as corpora
 from training.data.batches import GlobalBatch
 from training.data.corpus import Column, Corpus, Piece, TextFiles, scan

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.training.tiny_runs import SHARDED, Fault, Run, differences, everything, metrics, train
+from tests.runs import SHARDED, Fault, Run, differences, everything, metrics, train
 from training.checkpoint import storage as checkpoint
 from training.checkpoint.storage import CheckpointError, load
 

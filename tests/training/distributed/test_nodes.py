@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from tests.training.distributed.test_processes import numbers, wait_until
-from tests.training.tiny_runs import COMMON, OWN, ROOT, differences, everything, resume_command, train
+from tests.runs import COMMON, OWN, ROOT, differences, everything, resume_command, train
 
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.training.tiny_runs import COMMON, FAMILIES, OWN, ROOT, Fault, differences, everything, metrics, train
+from tests.runs import COMMON, FAMILIES, OWN, ROOT, Fault, differences, everything, metrics, train
 
 
 # 37 examples for evaluation in batches of 8: the last batch is not full, and no two processes have as many.

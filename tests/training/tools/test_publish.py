@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.hub.fixture import HubProcess, running_hub
-from tests.trained_runs import FAMILIES, ROOT, copy_run, train, trained_runs, training_command
+from tests.runs import FAMILIES, ROOT, copy_run, trained_runs, training_command
+from tests.runs import run_commands as train
 from training.tools.collect import collect
 from training.tools.publish import find_finished, find_problems
 
