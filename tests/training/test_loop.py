@@ -1,27 +1,42 @@
-"""What the loop promises beside resuming: the folder it leaves, bad input, bad numbers, trackers, time."""
+"""What the loop promises besides resuming: the folder it leaves, bad input, bad numbers, trackers, time."""
 
 from __future__ import annotations
 
 import json
 import math
+import resource
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from accelerate.tracking import TensorBoardTracker
 from PIL import Image
 
-from tests.runs import FAMILIES, Fault, differences, everything, metrics, train
+from tests.runs import (
+    FAMILIES,
+    Fault,
+    before_calls,
+    differences,
+    everything,
+    metrics,
+    shared_run,
+    streamed,
+    train,
+)
+from training.checkpoint import storage
+from training.step import PhaseTrainer
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folders = {}
-    for family in FAMILIES:
-        folders[family] = tmp_path_factory.mktemp("finished") / family
-        run = train(family, folders[family], "--report_to", "tensorboard")
-        assert run.code == 0, run.output
-        assert "AutoModel.from_pretrained" in run.output and "shards" not in run.output
+def finished() -> dict[str, Path]:
+    runs = {family: shared_run(family, "--report_to", "tensorboard") for family in FAMILIES}
+    folders = {family: run.folder for family, run in runs.items()}
+    assert all("AutoModel.from_pretrained" in run.run.output for run in runs.values())
+    assert not any("shards" in run.run.output for run in runs.values())
     return folders
 
 
@@ -39,7 +54,7 @@ def test_folder_holds_what_the_design_promises(family: str, finished: dict[str, 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_results_tell_metrics_data_and_time(family: str, finished: dict[str, Path]) -> None:
+def test_results_hold_metrics_data_and_time(family: str, finished: dict[str, Path]) -> None:
     results = json.loads((finished[family] / "results.json").read_text())
     name = {"autoencoder": "mse", "vae": "nll", "gan": "discriminator_accuracy", "gpt": "bits_per_char"}[family]
     assert math.isfinite(results["metrics"][name])
@@ -54,7 +69,7 @@ def test_results_tell_metrics_data_and_time(family: str, finished: dict[str, Pat
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_samples_come_with_each_quarter_and_plots_are_drawn(family: str, finished: dict[str, Path]) -> None:
+def test_samples_are_drawn_at_each_quarter_and_losses_plotted(family: str, finished: dict[str, Path]) -> None:
     samples = sorted((finished[family] / "samples").iterdir())
     assert [path.stem for path in samples] == ["step-000003", "step-000006", "step-000009", "step-000012"]
     if family == "gpt":
@@ -65,7 +80,7 @@ def test_samples_come_with_each_quarter_and_plots_are_drawn(family: str, finishe
     assert plot.shape[1] > plot.shape[0] and plot.std() > 5
 
 
-def test_every_line_of_metrics_is_there_once(finished: dict[str, Path]) -> None:
+def test_every_line_of_metrics_is_written_once(finished: dict[str, Path]) -> None:
     lines = metrics(finished["vae"])
     assert [line["step"] for line in lines if "loss" in line] == [5, 10, 12]
     assert [line["step"] for line in lines if "eval_elbo" in line] == [3, 6, 9, 12]
@@ -82,13 +97,11 @@ def test_every_line_of_metrics_is_there_once(finished: dict[str, Path]) -> None:
         (["--per_device_train_batch_size", 0], "per_device_train_batch_size"),
     ],
 )
-def test_bad_input_is_told_in_one_paragraph_and_leaves_nothing(
-    flags: list[object], named: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+def test_bad_input_is_reported_in_one_paragraph_and_leaves_nothing(
+    flags: list[object], named: str, tmp_path: Path
 ) -> None:
     if "--streaming" in flags:
-        from tests.training.checkpoint.test_resume import write_dataset
-
-        flags = [*flags, "--dataset_name", write_dataset("vae", tmp_path_factory.mktemp("data") / "images")]
+        flags = [*flags, *streamed("vae")]
     run = train("vae", tmp_path / "run", *flags)
     assert run.code == 1, run.output
     assert named in run.output and "Traceback" not in run.output
@@ -103,7 +116,7 @@ def test_foreign_folder_is_refused_and_untouched_even_with_overwrite(tmp_path: P
         assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_overwriting_deletes_files_of_the_run_alone(tmp_path: Path) -> None:
+def test_overwriting_deletes_only_files_of_the_run(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert train("vae", folder).code == 0
     first = everything(folder)
@@ -115,95 +128,64 @@ def test_overwriting_deletes_files_of_the_run_alone(tmp_path: Path) -> None:
     assert differences(first, everything(folder)) == []
 
 
-NAN_IN_STEP = """
-import torch
-from training import step as phases
-accumulate, calls = phases.PhaseTrainer._accumulate, 0
-def patched(self, batches, draws):
-    global calls
-    calls += 1
-    if calls in {at}:
-        for batch in batches:
+def nan_in_calls(*numbers: int) -> None:
+    def strike(_: PhaseTrainer, micro_batches: list[dict[str, torch.Tensor]], *__: object) -> None:
+        for batch in micro_batches:
             batch["pixel_values"] = batch["pixel_values"] * float("nan")
-    return accumulate(self, batches, draws)
-phases.PhaseTrainer._accumulate = patched
-"""
-INFINITE_WEIGHT = """
-import torch
-from training import step as phases
-accumulate, calls = phases.PhaseTrainer._accumulate, 0
-def patched(self, batches, draws):
-    global calls
-    calls += 1
-    if calls == 6:
+
+    before_calls(PhaseTrainer, "accumulate", numbers, strike)
+
+
+def infinite_weight() -> None:
+    def strike(trainer: PhaseTrainer, *_: object) -> None:
         with torch.no_grad():
-            list(self.phase.loss.model.decoder.parameters())[-1].fill_(float("inf"))
-    return accumulate(self, batches, draws)
-phases.PhaseTrainer._accumulate = patched
-"""
+            list(trainer.phase.loss.model.decoder.parameters())[-1].fill_(float("inf"))
+
+    before_calls(PhaseTrainer, "accumulate", [6], strike)
 
 
-def test_nonfinite_loss_stops_before_the_update_and_names_its_place(tmp_path: Path) -> None:
-    run = train("vae", tmp_path, fault=Fault(code=NAN_IN_STEP.format(at="{6}")))
+# In the middle; before an evaluation is due (6); at the end (12).
+@pytest.mark.parametrize(("step", "examples"), [(6, "40 to 47"), (7, "48 to 55"), (12, "88 to 95")])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_nonfinite_loss_stops_before_the_update_and_names_its_place(
+    optimizer: str, step: int, examples: str, tmp_path: Path
+) -> None:
+    run = train("vae", tmp_path, "--optimizer", optimizer, fault=Fault(patch=partial(nan_in_calls, step)))
     assert run.code == 1 and "Traceback" not in run.output
-    assert "Step 6, phase 'model'" in run.output and "'pixel_values'" in run.output
-    assert "examples 40 to 47" in run.output
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000004"]
+    assert f"Step {step}, phase 'model'" in run.output and "'pixel_values'" in run.output
+    assert f"examples {examples}" in run.output
+    saved = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert saved == [f"step-{last:06d}" for last in range(4, step, 4)]
+    assert metrics(tmp_path)[-1]["step"] < step
+    assert all(value is not None for line in metrics(tmp_path) for value in line.values())
     assert not (tmp_path / "results.json").exists()
 
 
-LOOKS_LATER = """
-from training import step as phases
-phases.looks_later = lambda *_: True
-"""
-
-
-@pytest.mark.parametrize(("step", "examples"), [(6, "40 to 47"), (7, "48 to 55"), (12, "88 to 95")])
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_nonfinite_loss_is_named_rightly_where_nobody_waits_for_the_device(
-    optimizer: str, step: int, examples: str, tmp_path: Path
-) -> None:
-    """As on a GPU: looked at a step later, or before anything is written, here an evaluation (6) and the end (12)."""
-    code = LOOKS_LATER + NAN_IN_STEP.format(at=f"{{{step}}}")
-    run = train("vae", tmp_path, "--optimizer", optimizer, fault=Fault(code=code))
-    assert run.code == 1 and "Traceback" not in run.output
-    assert f"Step {step}, phase 'model'" in run.output and f"examples {examples}" in run.output
-    assert max((tmp_path / "checkpoints").iterdir()).name == f"step-{(step - 1) // 4 * 4:06d}"
-    assert all(value is not None for line in metrics(tmp_path) for value in line.values())
-
-
-@pytest.mark.parametrize("family", ["gan", "vae"])
-def test_looking_later_changes_nothing(family: str, finished: dict[str, Path], tmp_path: Path) -> None:
-    assert train(family, tmp_path, fault=Fault(code=LOOKS_LATER)).code == 0
-    assert differences(everything(finished[family]), everything(tmp_path)) == []
-
-
 def test_nonfinite_loss_names_the_module_it_began_in(tmp_path: Path) -> None:
-    run = train("autoencoder", tmp_path, fault=Fault(code=INFINITE_WEIGHT))
+    run = train("autoencoder", tmp_path, fault=Fault(patch=infinite_weight))
     assert run.code == 1 and "first in the module 'model.decoder" in run.output, run.output
 
 
 def test_skipped_steps_are_counted_and_leave_no_trace_in_statistics(tmp_path: Path) -> None:
-    # The generator's batch normalisation would carry NaN in its running averages for ever.
-    run = train("gan", tmp_path, "--on_nonfinite", "skip", fault=Fault(code=NAN_IN_STEP.format(at="{4, 9}")))
+    # Otherwise the generator's batch normalization would keep NaN in its running averages forever.
+    run = train("gan", tmp_path, "--on_nonfinite", "skip", fault=Fault(patch=partial(nan_in_calls, 4, 9)))
     assert run.code == 0, run.output
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["skipped_steps"] == 2 and results["steps"] == 12
     assert all(value is not None for line in metrics(tmp_path) for value in line.values())
 
 
-BROKEN_TRACKER = """
-from accelerate.tracking import TensorBoardTracker
-def fail(self, *args, **kwargs):
-    raise ConnectionError("the server is gone")
-TensorBoardTracker.{method} = fail
-"""
+def break_tracker(method: str) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ConnectionError("the server is gone")
+
+    setattr(TensorBoardTracker, method, fail)
 
 
 @pytest.mark.parametrize("method", ["start", "store_init_configuration", "log", "finish"])
 def test_failing_tracker_never_stops_a_run(method: str, finished: dict[str, Path], tmp_path: Path) -> None:
     run = train("vae", tmp_path / "run", "--report_to", "tensorboard",
-                fault=Fault(code=BROKEN_TRACKER.format(method=method)))  # fmt: skip
+                fault=Fault(patch=partial(break_tracker, method)))  # fmt: skip
     assert run.code == 0 and run.output.count("the server is gone") == 1, run.output
     assert differences(everything(finished["vae"]), everything(tmp_path / "run")) == []
 
@@ -215,26 +197,25 @@ def test_run_in_seconds_ends_in_time_with_the_learning_rate_near_zero(tmp_path: 
     results = json.loads((tmp_path / "results.json").read_text())
     assert 2 <= results["seconds_trained"] < 3
     rates = [line["learning_rate"] for line in metrics(tmp_path) if "learning_rate" in line]
-    assert rates == sorted(rates, reverse=True) or rates[0] < rates[1]  # the first line may lie in the warm-up
+    assert rates == sorted(rates, reverse=True) or rates[0] < rates[1]  # the first line may be in the warm-up
     assert rates[-1] < 0.1 * max(rates)
     assert sum("eval_elbo" in line for line in metrics(tmp_path)) == 4
 
 
+def fill_disk() -> None:
+    """A limit on file sizes: the closest to a full disk that every machine has."""
+
+    class FullDisk(storage.Disk):
+        def save_tensors(self, tensors: dict[str, torch.Tensor], path: Path, *args: Any) -> None:
+            if path.parent.name == ".step-000008":
+                resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
+            super().save_tensors(tensors, path, *args)
+
+    storage.disk = FullDisk()
+
+
 def test_full_disk_stops_with_a_readable_error_and_the_previous_checkpoint(tmp_path: Path) -> None:
-    # A limit on the size of files is the nearest to a full disk that every machine has.
-    full = """
-import resource, signal
-from training import loop
-save, calls = loop.storage.save, 0
-def patched(*args):
-    global calls
-    calls += 1
-    if calls == 2:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
-    return save(*args)
-loop.storage.save = patched
-"""
-    run = train("vae", tmp_path, fault=Fault(code=full))
+    run = train("vae", tmp_path, fault=Fault(patch=fill_disk))
     assert run.code == 1 and "Traceback" not in run.output, run.output
     assert "step 8 could not be written" in run.output and "step-000004" in run.output
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000004"]

@@ -1,4 +1,4 @@
-"""Random numbers belong to an example: the same for any number of processes, others for any other purpose."""
+"""Random numbers belong to an example: the same for any number of processes, different for any other use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from training.randomness import BatchRNG, derive_seed
 CPU = torch.device("cpu")
 
 
-def draw(*key: int | str, total: int = 24, rows: slice = slice(None)) -> BatchRNG:
+def rng(*key: int | str, total: int = 24, rows: slice = slice(None)) -> BatchRNG:
     return BatchRNG(key or (0, "draw", 7), total, rows, CPU)
 
 
@@ -34,50 +34,50 @@ def test_seeds_are_63_bits_and_differ() -> None:
 
 
 @pytest.mark.parametrize(("processes", "accumulation"), [(1, 1), (2, 1), (1, 3), (4, 3)])
-def test_rows_are_the_slice_of_the_whole_however_it_is_split(processes: int, accumulation: int) -> None:
-    whole = draw()
+def test_rows_are_the_same_slice_however_the_batch_is_split(processes: int, accumulation: int) -> None:
+    whole = rng()
     expected = [whole.normal(3), whole.uniform(), whole.integers(10, 2)]
     parts: list[list[torch.Tensor]] = [[], [], []]
     for micro_step in range(accumulation):
         for rank in range(processes):
             global_batch = GlobalBatch(24 // processes // accumulation, accumulation, rank, processes)
-            part = draw(total=global_batch.size, rows=global_batch.rows(micro_step))
+            part = rng(total=global_batch.size, rows=global_batch.rows(micro_step))
             for values, drawn in zip(parts, [part.normal(3), part.uniform(), part.integers(10, 2)]):
                 values.append(drawn)
     for values, reference in zip(parts, expected):
         assert torch.equal(torch.cat(values), reference)
 
 
-def test_each_call_step_and_name_draws_other_numbers() -> None:
-    first = draw(0, "draw", 0)
-    values = [first.normal(4), first.normal(4), draw(0, "draw", 1).normal(4), draw(1, "draw", 0).normal(4),
-              draw(0, "evaluation", 0).normal(4), draw(0, "draw", 0, "generator").normal(4)]  # fmt: skip
+def test_each_call_step_and_name_gives_different_numbers() -> None:
+    first = rng(0, "draw", 0)
+    values = [first.normal(4), first.normal(4), rng(0, "draw", 1).normal(4), rng(1, "draw", 0).normal(4),
+              rng(0, "evaluation", 0).normal(4), rng(0, "draw", 0, "generator").normal(4)]  # fmt: skip
     for index, one in enumerate(values):
         for other in values[index + 1 :]:
             assert not torch.isin(one, other).any()
-    assert torch.equal(draw(0, "draw", 0).normal(4), values[0])
+    assert torch.equal(rng(0, "draw", 0).normal(4), values[0])
 
 
-def test_draws_leave_the_global_generator_alone() -> None:
+def test_global_generator_is_left_untouched() -> None:
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    draw().normal(5)
+    rng().normal(5)
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_numbers_have_the_moments_of_their_distributions() -> None:
     count = 40_000
-    normal, uniform = draw(total=count).normal(2), draw(total=count).uniform(2)
+    normal, uniform = rng(total=count).normal(2), rng(total=count).uniform(2)
     # Five standard errors of each mean.
     assert abs(normal.mean()) < 5 / math.sqrt(2 * count)
     assert abs(normal.square().mean() - 1) < 5 * math.sqrt(2 / (2 * count))
     assert abs((normal[:, 0] * normal[:, 1]).mean()) < 5 / math.sqrt(count)
     assert abs(uniform.mean() - 0.5) < 5 * math.sqrt(1 / 12 / (2 * count))
     assert uniform.min() >= 0 and uniform.max() < 1
-    counts = torch.bincount(draw(total=count).integers(10), minlength=10)
+    counts = torch.bincount(rng(total=count).integers(10), minlength=10)
     assert len(counts) == 10
     assert ((counts - count / 10).abs() < 5 * math.sqrt(count * 0.09)).all()
-    # The same position in successive steps is as independent as positions are.
-    series = torch.stack([draw(0, "draw", step).normal() for step in range(2000)])
+    # The same position in successive steps is as independent as two positions are.
+    series = torch.stack([rng(0, "draw", step).normal() for step in range(2000)])
     assert abs((series[1:, 0] * series[:-1, 0]).mean()) < 5 / math.sqrt(2000)

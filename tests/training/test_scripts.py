@@ -1,4 +1,4 @@
-"""The four scripts by their own command lines, and their models in an interpreter that has never heard of hfgen."""
+"""The four scripts by their own command lines, and their models in an interpreter without hfgen."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.runs import COMMON, FAMILIES, OWN, ROOT, as_recipe, start_script, text_file
 
@@ -32,12 +33,28 @@ print(json.dumps(found))
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def started(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[subprocess.Popen, Path]]:
+    """The scripts as a user starts them: with python, and with a launcher that is told nothing."""
+    flags = [*COMMON, "--max_train_steps", "1", "--output_dir", "run"]
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    commands = {
+        "python": [sys.executable, ROOT / "training" / "train_vae.py", *OWN["vae"], *flags],
+        "launch": [*launch, ROOT / "training" / "train_autoencoder.py", *OWN["autoencoder"], *flags],
+    }
+    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    processes = {}
+    for name, command in commands.items():
+        folder = tmp_path_factory.mktemp(name)
+        with open(folder / "log", "w") as log:
+            processes[name] = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log), folder
+    return processes
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Each script once, from a recipe and with flags that override it."""
-    import yaml
-
-    made = {}
+    runs = {}
     for family in FAMILIES:
         home = tmp_path_factory.mktemp(family)
         recipe = as_recipe([*COMMON, *OWN[family]])
@@ -45,10 +62,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             recipe["dataset_name"] = str(text_file())
         (home / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "max_train_steps": 500}))
         argv = [str(home / "recipe.yaml"), "--max_train_steps", "3", "--output_dir", str(home / "run")]
-        run = start_script(family, argv).wait()
-        assert run.code == 0, run.output
-        made[family] = str(home / "run")
-    return made
+        runs[family] = start_script(family, argv), str(home / "run")
+    for run, _ in runs.values():
+        assert run.wait().code == 0, run.output
+    return {family: folder for family, (_, folder) in runs.items()}
 
 
 def test_models_load_without_hfgen(folders: dict[str, str], tmp_path: Path) -> None:
@@ -69,23 +86,15 @@ def test_recipe_is_overridden_by_flags(folders: dict[str, str]) -> None:
     assert results["steps"] == 3 and results["arguments"]["latent_dim"] == 4
 
 
-def test_script_runs_on_its_own_with_python(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "training" / "train_vae.py"), *COMMON, *OWN["vae"], "--max_train_steps", "1",
-               "--output_dir", "run"]  # fmt: skip
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run" / "results.json").is_file()
+def test_script_runs_on_its_own_with_python(started: dict[str, tuple[subprocess.Popen, Path]]) -> None:
+    process, folder = started["python"]
+    assert process.wait(120) == 0, (folder / "log").read_text()
+    assert (folder / "run" / "results.json").is_file()
 
 
-def test_accelerate_launch_leaves_no_core_idle(tmp_path: Path) -> None:
-    """Left to itself, the launcher gives a single process on a CPU a single thread."""
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch",
-               str(ROOT / "training" / "train_autoencoder.py"), *COMMON, *OWN["autoencoder"], "--max_train_steps", "1",
-               "--output_dir", "run"]  # fmt: skip
-    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-
-    assert done.returncode == 0, done.stderr
-    hardware = json.loads((tmp_path / "run" / "results.json").read_text())["hardware"]
+def test_accelerate_launch_leaves_no_core_idle(started: dict[str, tuple[subprocess.Popen, Path]]) -> None:
+    """By default, the launcher gives a single process on a CPU a single thread."""
+    process, folder = started["launch"]
+    assert process.wait(120) == 0, (folder / "log").read_text()
+    hardware = json.loads((folder / "run" / "results.json").read_text())["hardware"]
     assert hardware.startswith(f"{len(os.sched_getaffinity(0))} threads")

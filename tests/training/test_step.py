@@ -1,4 +1,4 @@
-"""One phase at a time: what fp16's scaler changes about an update. Whole runs are in test_loop.py."""
+"""A phase by itself: how the fp16 scaler changes an update. Whole runs are in test_loop.py."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Square(nn.Module):
 
 @pytest.fixture
 def fp16() -> Iterator[Accelerator]:
-    """accelerate as it is on a GPU under fp16, with the scaler that torch has for CPUs."""
+    """accelerate as on a GPU under fp16, with the scaler that torch has for CPUs."""
     accelerator = Accelerator(cpu=True)
     accelerator.native_amp = True
     accelerator.state._mixed_precision = "fp16"
@@ -45,7 +45,7 @@ def fp16() -> Iterator[Accelerator]:
 
 
 def train_on(accelerator: Accelerator, inputs: list[float], on_nonfinite: str = "stop") -> tuple[Square, int]:
-    """A step for each input; the module and how many were skipped."""
+    """One step per input. Returns the module and the number of skipped steps."""
     module = Square()
     run = RunArguments(on_nonfinite=on_nonfinite, learning_rate=0.1)  # type: ignore[arg-type]
     arguments = Arguments(run, DataArguments(), {}, None, "")
@@ -64,7 +64,7 @@ def test_scaled_updates_equal_those_without_scaling(fp16: Accelerator) -> None:
     torch.testing.assert_close(scaled.weight, plain.weight, rtol=1e-6, atol=0)
 
 
-def test_gradient_that_overflows_scaled_is_left_out_and_the_scale_reduced(fp16: Accelerator) -> None:
+def test_gradient_that_overflows_when_scaled_is_left_out_and_the_scale_reduced(fp16: Accelerator) -> None:
     # 2^16 * 2 * 1e34 is beyond float32, and 1e34 is not.
     module, skipped = train_on(fp16, [1e34])
     assert module.weight.item() == 1.0 and skipped == 0
@@ -72,17 +72,17 @@ def test_gradient_that_overflows_scaled_is_left_out_and_the_scale_reduced(fp16: 
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_loss_that_is_not_finite_stops_under_fp16_too(value: float, fp16: Accelerator) -> None:
+def test_nonfinite_loss_stops_under_fp16_too(value: float, fp16: Accelerator) -> None:
     with pytest.raises(NonFiniteError, match=r"Step 2, phase 'model'.*the batch itself, 'x'"):
         train_on(fp16, [1.0, value])
 
 
-def test_loss_that_is_not_finite_is_skipped_and_counted_under_fp16(fp16: Accelerator) -> None:
+def test_nonfinite_loss_is_skipped_and_counted_under_fp16(fp16: Accelerator) -> None:
     module, skipped = train_on(fp16, [1.0, math.nan, 1.0], on_nonfinite="skip")
     assert skipped == 1 and math.isfinite(module.weight.item())
 
 
-def test_gradient_that_overflows_without_any_scale_is_not_finite(fp16: Accelerator) -> None:
+def test_gradient_that_overflows_at_scale_1_is_an_error(fp16: Accelerator) -> None:
     fp16.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
     with pytest.raises(NonFiniteError, match="in the backward pass"):
         train_on(fp16, [3e38])  # the loss is finite, its gradient 2 * 3e38 is not

@@ -133,7 +133,7 @@ def save(
     state: dict[str, Any],
     tensors: dict[str, dict[str, Tensor]],
     keep: int | None,
-    processes: Processes | None = None,
+    processes: Processes,
 ) -> Path:
     """Writes `folder/step-XXXXXX`, and only then deletes what is no longer needed.
 
@@ -146,12 +146,11 @@ def save(
         state: anything JSON can hold; that of the main process is written.
         tensors: heading -> tensor name -> tensor.
         keep: checkpoints to keep, the newest ones; None for all.
-        processes: those of the run; None for this one alone.
+        processes: those of the run.
 
     Raises:
         CheckpointError: the disk is full or not writable. Earlier checkpoints are untouched.
     """
-    processes = processes or Processes()
     target = folder / f"step-{step:06d}"
     temporary = folder / f".{target.name}"
 

@@ -1,23 +1,23 @@
-"""Checkpoints: whole or not there at all, and damage is always found."""
+"""Checkpoints are whole or absent, and damage is always found."""
 
 from __future__ import annotations
 
 import errno
 import json
 import logging
-import os
 import random
-from collections.abc import Callable
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from training.checkpoint import storage as checkpoint
+from tests.runs import faulty_disk
+from training.checkpoint import storage
 from training.checkpoint.storage import CheckpointError, latest, load, save
+from training.distributed.processes import Processes
+from training.durable_files import write_json
 from training.optim import MuonWithAdamW
 
 
@@ -26,7 +26,7 @@ def tensors(step: int) -> dict[str, dict[str, Tensor]]:
 
 
 def write(folder: Path, step: int, keep: int | None = 2) -> Path:
-    return save(folder, step, {"progress": {"step": step}}, tensors(step), keep)
+    return save(folder, step, {"progress": {"step": step}}, tensors(step), keep, Processes())
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 
 
 def test_what_is_loaded_is_not_tied_to_the_file(tmp_path: Path) -> None:
-    """safetensors gives views of the mapped file; an optimizer's state is written to for as long as the run lasts."""
+    """safetensors returns views of the mapped file, and a resumed optimizer writes to its state."""
     path = write(tmp_path, 3)
     loaded = load(path).tensors["model"]["weight"]
     with open(path / "model.safetensors", "r+b") as file:
@@ -49,7 +49,7 @@ def test_only_safetensors_and_json_are_written(tmp_path: Path) -> None:
     assert {file.suffix for file in write(tmp_path, 1).iterdir()} == {".json", ".safetensors"}
 
 
-def test_newest_ones_are_kept_and_all_without_a_limit(tmp_path: Path) -> None:
+def test_newest_checkpoints_are_kept_and_all_without_a_limit(tmp_path: Path) -> None:
     for step in (5, 999_999, 1_000_000, 1_000_001):
         write(tmp_path / "two", step)
         write(tmp_path / "all", step, keep=None)
@@ -58,33 +58,8 @@ def test_newest_ones_are_kept_and_all_without_a_limit(tmp_path: Path) -> None:
     assert latest(tmp_path / "all").state["step"] == 1_000_001
 
 
-OPERATIONS = [("save_file", checkpoint), ("write_json", checkpoint), ("_sha256", checkpoint), ("fsync", os),
-              ("rename", os), ("mkdir", os), ("rmdir", os), ("unlink", os)]  # fmt: skip
-
-
-def fail_at(monkeypatch: pytest.MonkeyPatch, call: int, error: BaseException) -> Callable[[], int]:
-    """Lets the so-manieth operation on the disk fail; tells how many there were."""
-    calls = 0
-
-    def patch(name: str, owner: Any) -> None:
-        original = getattr(owner, name)
-
-        def patched(*args: Any, **kwargs: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == call:
-                raise error
-            return original(*args, **kwargs)
-
-        monkeypatch.setattr(owner, name, patched)
-
-    for name, owner in OPERATIONS:
-        patch(name, owner)
-    return lambda: calls
-
-
 class PowerCut(BaseException):
-    """Passes every `except` of the code that is tested."""
+    """Not caught by any `except` of the code under test."""
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), PowerCut()])
@@ -96,8 +71,13 @@ def test_save_that_fails_anywhere_keeps_the_previous_checkpoint(
         folder = tmp_path / str(call)
         write(folder, 1), write(folder, 2)
         step = 2 if replaced else 3
+
+        def strike() -> None:
+            raise error
+
         with monkeypatch.context() as patch:
-            operations = fail_at(patch, call, error)
+            disk = faulty_disk(call, strike)
+            patch.setattr(storage, "disk", disk)
             try:
                 write(folder, step)
             except CheckpointError as failure:
@@ -105,13 +85,13 @@ def test_save_that_fails_anywhere_keeps_the_previous_checkpoint(
                 assert "No space left" in message and str(folder) in message and "step-000002" in message
             except PowerCut:
                 pass
-        if operations() < call:  # all of them had their turn
+        if disk.operations < call:  # all of them have failed once
             break
         found = latest(folder)
         assert found is not None and found.state["step"] in (2, step), call
         value = float(found.state["step"])
         assert bool((found.tensors["model"]["weight"] == value).all())
-        write(folder, 4)  # and the next save works, and clears away what was left
+        write(folder, 4)  # the next save works and removes what was left
         assert {path.name for path in folder.iterdir()} <= {f"step-00000{n}" for n in (1, 2, 3, 4)}
         assert latest(folder).state["step"] == 4
     assert call > 20
@@ -122,12 +102,13 @@ def test_old_checkpoints_are_deleted_only_when_the_new_one_is_in_place(
 ) -> None:
     write(tmp_path, 1, keep=1)
     renamed: list[tuple[str, bool]] = []
-    original = os.rename
-    monkeypatch.setattr(
-        os,
-        "rename",
-        lambda a, b: (renamed.append((Path(a).name, (tmp_path / "step-000001").exists())), original(a, b)),
-    )
+
+    class WatchedDisk(storage.Disk):
+        def rename(self, source: Path, target: Path) -> None:
+            renamed.append((source.name, (tmp_path / "step-000001").exists()))
+            super().rename(source, target)
+
+    monkeypatch.setattr(storage, "disk", WatchedDisk())
     write(tmp_path, 2, keep=1)
     assert renamed == [(".step-000002", True), ("step-000001", True)]
     assert [path.name for path in tmp_path.iterdir()] == ["step-000002"]
@@ -176,12 +157,12 @@ def test_missing_and_added_files_are_named(tmp_path: Path) -> None:
 def test_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, 1)
     manifest = json.loads((path / "manifest.json").read_text())
-    checkpoint.write_json(path / "manifest.json", {**manifest, "format": 2})
+    write_json(path / "manifest.json", {**manifest, "format": 2})
     with pytest.raises(CheckpointError, match="release"):
         load(path)
 
 
-def test_missing_checkpoint_is_told_with_those_that_exist(tmp_path: Path) -> None:
+def test_missing_checkpoint_is_reported_with_those_that_exist(tmp_path: Path) -> None:
     write(tmp_path, 1)
     with pytest.raises(CheckpointError, match=r"no checkpoint .*step-000009.* step-000001"):
         load(tmp_path / "step-000009")
@@ -198,7 +179,7 @@ def test_latest_skips_damaged_ones_with_a_warning(tmp_path: Path, caplog: pytest
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_restored_optimizer_takes_the_same_steps_whatever_the_memory_layout(optimizer: str) -> None:
-    """Contiguous states beside weights with channels last would silently be applied to the wrong weights."""
+    """Contiguous states next to channels-last weights would silently be applied to the wrong weights."""
 
     def build() -> tuple[nn.Module, torch.optim.Optimizer, dict[int, str]]:
         torch.manual_seed(0)
@@ -221,12 +202,12 @@ def test_restored_optimizer_takes_the_same_steps_whatever_the_memory_layout(opti
     for seed in range(3):
         step(net, built, seed)
     other, restored, other_names = build()
-    state = checkpoint.optimizer_tensors(built, names)
+    state = storage.optimizer_tensors(built, names)
     saved = {name: value.detach().contiguous().clone() for name, value in state.items()}
     with torch.no_grad():
         for ours, theirs in zip(other.parameters(), net.parameters()):
             ours.copy_(theirs)
-    checkpoint.load_optimizer_tensors(restored, other_names, saved.items())
+    storage.load_optimizer_tensors(restored, other_names, saved.items())
     step(net, built, 7), step(other, restored, 7)
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters()))
 
@@ -236,6 +217,6 @@ def test_optimizer_state_that_does_not_fit_is_refused() -> None:
     optimizer = torch.optim.AdamW(net.parameters())
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     with pytest.raises(CheckpointError, match="gain"):
-        checkpoint.check_optimizer_tensors(optimizer, names, {"gain:exp_avg": (2,)})
+        storage.check_optimizer_tensors(optimizer, names, {"gain:exp_avg": (2,)})
     with pytest.raises(CheckpointError, match=r"\(2, 2\).*\(3, 2\)"):
-        checkpoint.check_optimizer_tensors(optimizer, names, {"weight:exp_avg": (2, 2)})
+        storage.check_optimizer_tensors(optimizer, names, {"weight:exp_avg": (2, 2)})

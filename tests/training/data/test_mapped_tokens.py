@@ -21,8 +21,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from hfgen.tokenization import CorpusEncoder, build_character_tokenizer, encode_corpus
-from tests.training.data.test_data import assert_same, some, text_of, write_text
 from tests.runs import ROOT, differences, everything, text_file, train
+from tests.training.data.test_data import assert_same, some, text_of, write_text
 from training.data import corpus as corpora
 from training.data.batches import GlobalBatch
 from training.data.corpus import Column, Corpus, Piece, TextFiles, scan

@@ -18,8 +18,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.training.distributed.test_processes import numbers, wait_until
 from tests.runs import COMMON, OWN, ROOT, differences, everything, resume_command, train
+from tests.training.distributed.test_processes import numbers, wait_until
 
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
