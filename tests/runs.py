@@ -70,7 +70,7 @@ class Fault:
 
     Attributes:
         signal: sent to itself ...
-        at_step: ... in the middle of the step after this many,
+        at_step: ... in the middle of the step after this many (updates, in the GAN),
         at_evaluation: ... or as its Nth evaluation begins, counted from 1,
         at_file_operation: ... or before its Nth operation on a checkpoint folder, counted as by [`faulty_disk`].
         patch: called first, for what the attributes do not reach; a function of a module, which pickle finds by name.

