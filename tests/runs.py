@@ -489,7 +489,5 @@ def conditional_color_models(home: Path) -> list[Path]:
     ]
 
 
-if (
-    multiprocessing.current_process().name == "MainProcess"
-):  # not in the forked trainings, which import this module too
+if "pytest" in sys.modules and multiprocessing.current_process().name == "MainProcess":
     _server()

@@ -37,7 +37,7 @@ from tests.training.distributed.test_processes import EACH_STEP, numbers, wait_u
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
           "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
 RESTARTS = ["--max_restarts", "5"]
-FLAGS = [*COMMON, *OWN["vae"], *TWO, *EACH_STEP, "--cpu_threads", "1"]
+FLAGS = [*TWO, *EACH_STEP, "--cpu_threads", "1"]
 # Faults, each in the middle of the seventh step of one process; there are checkpoints after steps 4 and 8.
 WORKER_DIES = "os.kill(os.getpid(), signal.SIGKILL)"
 NODE_DIES = "os.kill(os.getppid(), signal.SIGKILL); os.kill(os.getpid(), signal.SIGKILL)"
@@ -109,9 +109,10 @@ def command_line(process: psutil.Process) -> list[str]:
         return []
 
 
-def script(output_dir: Path, *flags: object) -> list[str]:
+def script(output_dir: Path, *more: object) -> list[str]:
     """The tiny training as the arguments of a launcher."""
-    return [str(ROOT / "training" / "train_vae.py"), *FLAGS, "--output_dir", str(output_dir), *map(str, flags)]
+    flags = [*FLAGS, *map(str, more), "--output_dir", str(output_dir)]
+    return [str(ROOT / "training" / "train_vae.py"), *COMMON, *OWN["vae"], *flags]
 
 
 def with_fault(folder: Path, fault: str, command: list[str]) -> list[str]:
@@ -147,7 +148,7 @@ def launchers(tmp_path: Path) -> Iterator[Launchers]:
 @pytest.fixture(scope="module")
 def uninterrupted() -> dict[str, Any]:
     """All that two processes compute when nothing happens to them."""
-    return everything(shared_run("vae", *TWO, *EACH_STEP, processes=2).folder)
+    return everything(shared_run("vae", *FLAGS, processes=2).folder)
 
 
 @pytest.fixture
@@ -198,11 +199,10 @@ def test_nodes_without_a_shared_disk_resume_to_the_bit(uninterrupted: dict[str, 
         "processes": 2,
         "environment": {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GROUP_WORLD_SIZE": "2"},
     }
-    flags = [*TWO, *EACH_STEP]
-    stopped = train("vae", [here, there], *flags, fault=Fault(signal.SIGTERM, at_step=6, rank=1), **two_nodes)
+    stopped = train("vae", [here, there], *FLAGS, fault=Fault(signal.SIGTERM, at_step=6, rank=1), **two_nodes)
     assert stopped.code == 0 and "Stopped after step 7" in stopped.output, stopped.output
     assert not (there / "checkpoints").exists()
-    resumed = train("vae", [here, there], *flags, **two_nodes)
+    resumed = train("vae", [here, there], *FLAGS, **two_nodes)
     assert resumed.code == 0 and "after step 7, from" in resumed.output, resumed.output
     assert not (there / "results.json").exists()
     assert differences(uninterrupted, everything(here)) == []
@@ -233,7 +233,7 @@ def test_a_node_that_died_is_replaced_by_the_same_commands(
     assert launchers.codes() == [1, -signal.SIGKILL], launchers.output
     assert launchers.processes() == []
     # What the launchers would start: the launchers themselves have been tested above.
-    resumed = train("vae", tmp_path / "run", *TWO, *EACH_STEP, processes=2)
+    resumed = train("vae", tmp_path / "run", *FLAGS, processes=2)
     assert resumed.code == 0 and "after step 4, from" in resumed.output, resumed.output
     assert differences(uninterrupted, everything(tmp_path / "run")) == []
 
