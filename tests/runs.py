@@ -349,7 +349,8 @@ def _start(commands: list[tuple[str, list[str]]], fault: Fault | None, environme
         env = {}
         if len(commands) > 1:
             env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": len(commands), "LOCAL_WORLD_SIZE": len(commands),
-                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}  # fmt: skip
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true",
+                   "OMP_NUM_THREADS": "1"}  # fmt: skip
         env = {name: str(value) for name, value in (env | (environment or {})).items()}
         process = _server().Process(target=_run, args=(family, argv, fault, env, log), daemon=True)
         process.start()
