@@ -221,7 +221,7 @@ def _arrange(fault: Fault) -> None:
         setattr(owner, name, patched)
 
     if fault.at_step is not None:
-        before(phases.PhaseTrainer, "_update", _CountDown(fault.at_step + 1))
+        before(phases.PhaseTrainer, "update", _CountDown(fault.at_step + 1))
     if fault.at_evaluation is not None:
         before(loop, "evaluate", _CountDown(fault.at_evaluation))
     if fault.at_file_operation is not None:
