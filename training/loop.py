@@ -6,7 +6,6 @@ of [`train`]. To resume a run, run the same command again.
 
 from __future__ import annotations
 
-import copy
 import logging
 import sys
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from hfgen.cards import write_card
@@ -27,14 +26,13 @@ from .checkpoint.storage import Checkpoint
 from .config.flags import Arguments, as_recipe
 from .config.parser import command_to_resume
 from .data.batches import Batch, GlobalBatch
-from .distributed.devices import build_accelerator, prepare_model
-from .distributed.fsdp import fsdp_plugin, shard, whole_model
+from .distributed.devices import build_accelerator
+from .distributed.fsdp import fsdp_plugin, whole_model
 from .distributed.processes import Processes, join_after_restart
 from .distributed.signals import StopRequest
 from .evaluation.evaluate import draw_samples, evaluate, evaluation_mode
-from .evaluation.means import RunningMeans
 from .objective import Objective
-from .optim import EMA, learning_rate_schedule
+from .optim import learning_rate_schedule
 from .output.hub_push import HubPusher
 from .output.metrics_log import MetricsLog, end_trackers, start_trackers
 from .output.plots import plot_losses
@@ -50,8 +48,7 @@ from .output.run_folder import (
 )
 from .progress import Clock, Pace, due_actions, run_length
 from .randomness import derive_seed
-from .state import TrainState
-from .step import PhaseTrainer
+from .state import TrainState, build_state
 
 
 logger = logging.getLogger(__name__)
@@ -153,8 +150,8 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
                     means = state.means.take()
                     pace.mark(seconds, progress.step, fraction)
                     rate = round(pace.steps_per_second * global_batch.size, 1)
-                    log.write({"step": progress.step, "seconds": round(seconds, 3), **means,
-                               "learning_rate": run.learning_rate * lr_factor, "examples_per_second": rate})  # fmt: skip
+                    rates = {"learning_rate": run.learning_rate * lr_factor, "examples_per_second": rate}
+                    log.write({"step": progress.step, "seconds": round(seconds, 3), **means, **rates})
                     bar.show(progress.step, fraction, means, pace)
 
                 # Evaluation and samples, off the clock
@@ -199,35 +196,6 @@ def _checkpoint_to_resume(output_dir: Path, arguments: Arguments) -> Checkpoint 
     run = arguments.run
     check_output_dir(output_dir, run.overwrite_output_dir, storage.exist(output_dir / "checkpoints"))
     return None if run.overwrite_output_dir else find_checkpoint(output_dir, run.resume_from_checkpoint)
-
-
-def build_state(
-    objective: Objective[Any],
-    arguments: Arguments,
-    plugin: FullyShardedDataParallelPlugin | None,
-    accelerator: Accelerator,
-    processes: Processes,
-) -> TrainState:
-    """Places the objective's model on the devices of the run, and builds optimizers and moving average around it."""
-    run, model = arguments.run, objective.model
-    ema_copy = copy.deepcopy(model) if run.ema_decay else None
-    for network in (model, ema_copy):
-        if network is None:
-            continue
-        if plugin is None or processes.count == 1:
-            prepare_model(network, run, accelerator.device)
-        else:
-            prepare_model(network, run, torch.device("cpu"))
-            shard(network, plugin, accelerator)
-    if run.torch_compile:
-        for phase in objective.phases:
-            for network in phase.loss.children():
-                network.compile()
-    phases = [PhaseTrainer(phase, model, run, accelerator, processes) for phase in objective.phases]
-    # After the phases: with several processes, accelerate replaces the model's buffers when it prepares them.
-    ema = None if ema_copy is None else EMA(model, ema_copy, run.ema_decay, objective.ema_prefixes)
-    means = RunningMeans(processes, accelerator.device)
-    return TrainState(model, ema, phases, means, accelerator.scaler)
 
 
 def take_step(state: TrainState, context: Context, feed: Iterator[Batch], lr_factor: float) -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from .checkpoint.storage import Checkpoint, CheckpointError, StoredTensors
-from .distributed.fsdp import laid_out_like, named_tensors
+from .config.flags import Arguments
+from .distributed.devices import prepare_model
+from .distributed.fsdp import laid_out_like, named_tensors, shard
 from .distributed.processes import Processes
 from .evaluation.means import RunningMeans
+from .objective import Objective
 from .optim import EMA
 from .progress import Progress
 from .step import PhaseTrainer
@@ -93,6 +98,35 @@ class TrainState:
         if self.scaler is not None and "scaler" in checkpoint.state:
             self.scaler.load_state_dict(checkpoint.state["scaler"])
         self.progress = Progress(**checkpoint.state["progress"])
+
+
+def build_state(
+    objective: Objective[Any],
+    arguments: Arguments,
+    plugin: FullyShardedDataParallelPlugin | None,
+    accelerator: Accelerator,
+    processes: Processes,
+) -> TrainState:
+    """Places the objective's model on the devices of the run, and builds optimizers and moving average around it."""
+    run, model = arguments.run, objective.model
+    ema_copy = copy.deepcopy(model) if run.ema_decay else None
+    for network in (model, ema_copy):
+        if network is None:
+            continue
+        if plugin is None or processes.count == 1:
+            prepare_model(network, run, accelerator.device)
+        else:
+            prepare_model(network, run, torch.device("cpu"))
+            shard(network, plugin, accelerator)
+    if run.torch_compile:
+        for phase in objective.phases:
+            for network in phase.loss.children():
+                network.compile()
+    phases = [PhaseTrainer(phase, model, run, accelerator, processes) for phase in objective.phases]
+    # After the phases: with several processes, accelerate replaces the model's buffers when it prepares them.
+    ema = None if ema_copy is None else EMA(model, ema_copy, run.ema_decay, objective.ema_prefixes)
+    means = RunningMeans(processes, accelerator.device)
+    return TrainState(model, ema, phases, means, accelerator.scaler)
 
 
 def _optimizer_tensors(phase: PhaseTrainer) -> dict[str, Tensor]:
