@@ -3,8 +3,9 @@
     python -m training.tools.scaling            # a third of an hour, on an otherwise idle machine
     python -m training.tools.scaling --quick    # the same at tiny sizes, to check that it works
 
-It writes scaling.json and scaling.png beside itself. Every measurement runs in a process of its own, and all except the
-data's run the training scripts as users do. Variants take turns, so that a machine that changes its speed favors none.
+It writes scaling.json and scaling.png beside itself. Every measurement runs in a process of its own, and all except
+those of the data run the training scripts as users do. Variants take turns, so that a machine that changes its speed
+favors none.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def describe() -> dict[str, Any]:
 
 
 def measure_processes(sizes: Sizes, folder: Path) -> dict[str, Any]:
-    """Measures each family at one global batch size: one process with one thread, two with one thread each, one with two."""
+    """Measures each family at one global batch size, as one process with one or two threads and as two processes."""
     variants = {"1 process, 1 thread": (1, 1), "2 processes, 1 thread": (2, 1), "1 process, 2 threads": (1, 2)}
     found: dict[str, Any] = {}
     for family in sizes.families:
