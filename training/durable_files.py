@@ -11,12 +11,12 @@ from typing import Any
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON and flushes it to the disk. NaN and infinity, which JSON does not know, are refused."""
     with open(path, "w", encoding="utf-8") as file:
-        file.write(_to_json(content))
+        file.write(to_json(content))
         file.flush()
         os.fsync(file.fileno())
 
 
-def _to_json(content: Any) -> str:
+def to_json(content: Any) -> str:
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 

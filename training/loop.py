@@ -1,30 +1,16 @@
-"""The only training loop.
+"""The training loop, the only one: validate, build, load, train, finish.
 
-An entry point describes what is its own in an [`Objective`]; everything else happens here, in the order of the
-lines of [`train`], with a room for each part:
-
-    objective.py    what an entry point provides
-    devices.py      devices, threads, precision
-    processes.py    what the processes of a run tell each other
-    sharding.py     a model spread over them
-    output.py       the output folder
-    resume.py       which checkpoint to go on from; checkpoint.py: how it lies on the disk
-    phases.py       forward, backward and update of a step
-    progress.py     the run's length, its clock, signals
-    status.py       metrics.jsonl, trackers, progress bar
-    measure.py      evaluation and samples
-    report.py       results.json and the plot
-
-To resume, run the same command again.
+An entry point describes what is its own in an [`Objective`]; everything else happens here, in the order of the lines
+of [`train`]. To resume a run, run the same command again.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,342 +21,311 @@ from transformers import PreTrainedModel
 from hfgen.cards import write_card
 
 from .checkpoint import storage
-from .checkpoint.resume import check_same_run, feed_state, find_checkpoint, read_tensors, restore, training_tensors
-from .checkpoint.storage import Checkpoint, StoredTensors
-from .config.flags import Arguments, RunArguments, as_recipe
+from .checkpoint.resume import accumulation_steps, check_same_run, feed_state_of, find_checkpoint
+from .checkpoint.storage import Checkpoint
+from .config.flags import Arguments, as_recipe
 from .config.parser import command_to_resume
-from .data.batches import GlobalBatch
-from .distributed.devices import build_accelerator, prepare_model, prepare_sharded
-from .distributed.fsdp import gather_model, is_sharded, sharding_asked_for
+from .data.batches import Batch, GlobalBatch
+from .distributed.devices import build_accelerator
+from .distributed.fsdp import fsdp_plugin, whole_model
 from .distributed.processes import Processes, join_after_restart
 from .distributed.signals import StopRequest
 from .evaluation.evaluate import draw_samples, evaluate, evaluation_mode
-from .evaluation.means import RunningMeans
-from .objective import Objective, Phase
-from .optim import EMA, learning_rate_schedule
+from .objective import Objective
+from .optim import learning_rate_schedule
 from .output.hub_push import HubPusher
-from .output.metrics_log import MetricsLog, end_trackers, json_numbers, start_trackers
+from .output.metrics_log import MetricsLog, end_trackers, start_trackers
 from .output.plots import plot_losses
-from .output.progress_bar import progress_bar
-from .output.results import describe_results
+from .output.progress_bar import ProgressBar, progress_bar
+from .output.results import describe_run
 from .output.run_folder import (
     check_output_dir,
     is_finished,
     prepare_output_dir,
     read_results,
-    save_staged,
+    write_model_folder,
     write_results,
 )
-from .progress import Clock, Pace, Progress, run_length
+from .progress import Clock, Pace, due_actions, run_length
 from .randomness import derive_seed
-from .run_script import run_script
-from .step import NonFiniteError, PhaseTrainer
+from .state import TrainState, build_state
 
 
-__all__ = ["NonFiniteError", "Objective", "Phase", "run_script", "train"]
 logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Context:
+    """What surrounds the state of a training: built anew by every process, never saved."""
+
+    arguments: Arguments
+    objective: Objective[Any]
+    accelerator: Accelerator
+    processes: Processes
+    output_dir: Path
+    global_batch: GlobalBatch
+    log: MetricsLog
+    clock: Clock
+    stop: StopRequest
+    bar: ProgressBar
+    pusher: HubPusher | None
 
 
 def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Arguments) -> None:
     """Runs a training from the first step, or from the last checkpoint, to the published folder.
 
     Args:
-        make_objective: builds model and data; called once in each process, after the output folder was found usable
+        make_objective: builds model and data. Called once in each process, after the output folder was found usable
             and before anything is written.
-        arguments: what the command line said.
+        arguments: the parsed command line.
 
     Raises:
-        ValueError: the arguments, the data or a checkpoint will not do; nothing was written.
+        ValueError: arguments, data or checkpoint cannot be used; nothing was written.
         NonFiniteError: a loss or gradient was not finite; the checkpoints before it are whole.
     """
-    run = arguments.run
-    output_dir = Path(run.output_dir or "")
+    run, output_dir = arguments.run, Path(arguments.run.output_dir)
+
+    # Set up: processes, devices
     join_after_restart()
-    sharding = sharding_asked_for()
+    plugin = fsdp_plugin()
     accelerator = build_accelerator(run)
     processes = Processes()
-
-    # Validate: the main process looks, and the others, which may be on machines that do not see its disk, are told
     pusher = None
     if run.push_to_hub:
         pusher = HubPusher(output_dir, run.hub_model_id, run.hub_private_repo, run.hub_strategy)
-    if processes.on_main(lambda: not run.overwrite_output_dir and is_finished(output_dir, arguments)):
-        return report_finished(output_dir, accelerator, processes, pusher)
-    processes.on_main(lambda: check_output_dir(output_dir, run.overwrite_output_dir))
-    found = processes.on_main(
-        lambda: None if run.overwrite_output_dir else find_checkpoint(output_dir, run.resume_from_checkpoint)
-    )
 
-    # Build
+    # Validate: the main process looks at the output folder, which the other machines may not see
+    if processes.on_main(_holds_this_run, output_dir, arguments):
+        return report_finished(output_dir, accelerator, processes, pusher)
+    checkpoint = processes.on_main(_checkpoint_to_resume, output_dir, arguments)
+
+    # Build: data and model, then everything that follows from both
     torch.manual_seed(derive_seed(run.seed, "initial weights"))
     objective = make_objective(arguments)
-    model, model_class = objective.model, type(objective.model)
-    copied = copy.deepcopy(model) if run.ema_decay else None
-    if sharding is None or processes.count == 1:
-        prepare_model(model, run, accelerator.device)
-        if copied is not None:
-            prepare_model(copied, run, accelerator.device)
-    else:
-        prepare_sharded(model, copied, run, accelerator, sharding)
-    accumulation = accumulation_steps(run, found, processes)
+    accumulation = accumulation_steps(run, checkpoint, processes)
     global_batch = GlobalBatch(run.per_device_train_batch_size, accumulation, processes.rank, processes.count)
-    length = run_length(run, objective.feed, global_batch)
-    if found is not None:
-        check_same_run(found, model.config.to_dict(), arguments, global_batch.size)
-    if run.torch_compile:
-        for phase in objective.phases:
-            for network in phase.loss.children():
-                network.compile()
-    trainers = [PhaseTrainer(phase, model, accelerator, arguments) for phase in objective.phases]
-    # After the phases were prepared: accelerate puts other buffers in the place of a model's when there are processes.
-    average = None if copied is None else EMA(model, copied, run.ema_decay, objective.ema_prefixes)
+    length = run_length(run, objective.data.train, global_batch)
+    if checkpoint is not None:
+        check_same_run(checkpoint, objective.model.config.to_dict(), arguments, global_batch.size)
+    model_class = type(objective.model)
+    state = build_state(objective, arguments, plugin, accelerator, processes)
     schedule = learning_rate_schedule(run.lr_scheduler_type, run.warmup_ratio)
 
     # Load
-    progress, means, lines, position = Progress(), RunningMeans(accelerator), "", None
-    if found is not None:
-        position = feed_state(found, arguments, global_batch)
-        progress = restore(found, model, average, trainers, processes)
-        means.restore(dict(read_tensors(found.tensors.get("means", StoredTensors()), processes)))
-        if accelerator.scaler is not None and "scaler" in found.state:
-            accelerator.scaler.load_state_dict(found.state["scaler"])
-        lines = found.state["metrics"]
-        logger.info("Going on after step %d, from %s", progress.step, found.path)
+    feed_state, metrics_text = None, ""
+    if checkpoint is not None:
+        feed_state, metrics_text = feed_state_of(checkpoint, arguments, global_batch), checkpoint.state["metrics"]
+        state.restore(checkpoint, processes)
+        logger.info("Resuming after step %d, from %s", state.progress.step, checkpoint.path)
+    progress = state.progress
     fraction = length.fraction_done(progress.step, progress.seconds)
-    if fraction >= 1 and processes.on_main(lambda: read_results(output_dir).get("steps")) == progress.step:
+    if fraction >= 1 and processes.on_main(read_results, output_dir).get("steps") == progress.step:
         return report_finished(output_dir, accelerator, processes, pusher)
 
-    # Write, from here on
-    processes.on_main(lambda: prepare_output_dir(output_dir, run.overwrite_output_dir))
-    processes.on_main(lambda: start_trackers(accelerator, arguments))
-    log = MetricsLog(output_dir / "metrics.jsonl", lines, accelerator)
-    feed = objective.feed.batches(progress.step, global_batch, accelerator.device, position)
+    # Train: from here on, the run writes
+    processes.on_main(prepare_output_dir, output_dir, run.overwrite_output_dir)
+    processes.on_main(start_trackers, accelerator, arguments)
+    log = MetricsLog(output_dir / "metrics.jsonl", metrics_text, accelerator)
+    feed = objective.data.train.batches(progress.step, global_batch, accelerator.device, feed_state)
     clock, pace = Clock(progress.seconds), Pace()
     pace.mark(clock.seconds, progress.step, fraction)
-
-    latest: dict[str, float] = {}
-
-    def measured() -> PreTrainedModel:
-        """The model that is evaluated: the average, where there is one. Spread over processes if the training is."""
-        return model if average is None else average.published()
-
-    def published() -> PreTrainedModel | None:
-        """The same as an ordinary model, where files are written: on the main process. All have to call this."""
-        if is_sharded(model):
-            return gather_model(measured(), model_class, processes)
-        return measured() if processes.is_main else None
-
-    def save_checkpoint() -> None:
-        progress.seconds = clock.seconds
-        tensors = {**training_tensors(model, average, trainers), "means": means.state()}
-        state = {"progress": vars(progress), "arguments": as_recipe(arguments), "config": model.config.to_dict(),
-                 "examples_a_step": global_batch.size, "processes": processes.count, "metrics": log.text(),
-                 "feed": processes.gather(objective.feed.state())}  # fmt: skip
-        if accelerator.scaler is not None:
-            state["scaler"] = accelerator.scaler.state_dict()
-        storage.save(output_dir / "checkpoints", progress.step, state, tensors, run.checkpoints_total_limit, processes)
-
-    def push() -> None:
-        """Has the model as it is now published in the background, if the run is to be published while it goes on."""
-        if pusher is None or not pusher.pushes_while_training:
-            return
-        whole = published()
-        if whole is not None:
-            fill_folder(objective, whole, output_dir)
-            results = describe_run(objective, whole, latest, progress, global_batch, 0.0, arguments, accelerator)
-            write_card(output_dir, run.hub_model_id, {**results, "finished": False})
-            pusher.push(progress.step)
-
-    def do_what_is_due() -> bool:
-        """Evaluation and samples; False if a signal came before all was done."""
-        if "evaluation" in progress.due:
-            metrics = evaluate(objective, measured(), accelerator, run, stop)
-            if metrics is None:
-                return False
-            latest.update(metrics)
-            log.write({"step": progress.step, **{f"eval_{name}": value for name, value in metrics.items()}})
-            bar.primary_metric = f"eval {objective.primary_metric} {metrics[objective.primary_metric]:.4g}"
-        if "samples" in progress.due:
-            whole = published()
-            if whole is not None:
-                draw_samples(objective, whole, output_dir / "samples" / f"step-{progress.step:06d}")
-        progress.due = []
-        return True
-
+    hidden = run.disable_tqdm or not processes.is_main
     with StopRequest(processes) as stop:
-        with progress_bar(run.disable_tqdm or not accelerator.is_main_process) as bar:
-            stopped = not do_what_is_due()
+        with progress_bar(hidden) as bar:
+            context = Context(
+                arguments, objective, accelerator, processes, output_dir, global_batch, log, clock, stop, bar, pusher
+            )
+            stopped = not evaluate_and_sample(state, context, model_class)  # what a signal cut short before a resume
             while fraction < 1 and not stopped:
                 # One step: every phase on the same examples
-                torch.manual_seed(derive_seed(run.seed, "step", progress.step, accelerator.process_index))
-                micro_batches = [next(feed) for _ in range(global_batch.accumulation)]
-                factor = schedule(fraction)
-                started = time.perf_counter()
-                for trainer in trainers:
-                    progress.skipped_steps += trainer.step(micro_batches, global_batch, progress.step, factor, means)
-                progress.step += 1
-                if average is not None:
-                    average.update(progress.step)
-                progress.compute_seconds += time.perf_counter() - started
+                lr_factor = schedule(fraction)
+                take_step(state, context, feed, lr_factor)
 
                 # How far all processes are: their clocks and signals differ
                 stopped, seconds = stop.agree(clock.seconds)
-                before, fraction = fraction, length.fraction_done(progress.step, seconds)
-
-                # Before anything is written: was the update one to write about?
-                is_logged = progress.step % run.logging_steps == 0 or fraction >= 1
-                is_saved = progress.step % run.checkpointing_steps == 0 or fraction >= 1 or stopped
-                due = what_is_due(run, progress.step, before, fraction) if fraction < 1 else []
+                previous, fraction = fraction, length.fraction_done(progress.step, seconds)
 
                 # Status
-                if is_logged:
-                    averages = means.take()
+                if progress.step % run.logging_steps == 0 or fraction >= 1:
+                    means = state.means.take()
                     pace.mark(seconds, progress.step, fraction)
                     rate = round(pace.steps_per_second * global_batch.size, 1)
-                    log.write({"step": progress.step, "seconds": round(seconds, 3), **averages,
-                               "learning_rate": run.learning_rate * factor, "examples_per_second": rate})  # fmt: skip
-                    bar.show(progress.step, fraction, averages, pace)
+                    rates = {"learning_rate": run.learning_rate * lr_factor, "examples_per_second": rate}
+                    log.write({"step": progress.step, "seconds": round(seconds, 3), **means, **rates})
+                    bar.show(progress.step, fraction, means, pace)
 
                 # Evaluation and samples, off the clock
-                progress.due = due
-                if due and not stopped:
-                    with clock.paused():
-                        stopped = not do_what_is_due()
+                progress.due = due_actions(run, progress.step, previous, fraction) if fraction < 1 else []
+                with clock.paused():
+                    stopped = stopped or not evaluate_and_sample(state, context, model_class)
 
                 # Checkpoint, off the clock
-                if is_saved or stopped:
+                if progress.step % run.checkpointing_steps == 0 or fraction >= 1 or stopped:
                     with clock.paused():
-                        save_checkpoint()
+                        save_checkpoint(state, context)
                         if fraction < 1 and not stopped:
-                            push()
+                            push(state, context, model_class)
 
-        # Finish: every process measures, the main one writes
+        # Finish: the finished model is evaluated and sampled by the same lines
         if not stopped:
             started = time.perf_counter()
-            metrics = evaluate(objective, measured(), accelerator, run, stop, is_final=True)
-            stopped = metrics is None
-            whole = None if stopped else published()
-            if metrics is not None and whole is not None:
-                publish(objective, whole, metrics, progress, global_batch, started, arguments, accelerator, log)
+            progress.due = ["evaluation", "samples"]
+            stopped = not evaluate_and_sample(state, context, model_class, at_end=True)
+            if not stopped:
+                write_finished_run(state, context, model_class, started)
     if stopped:
-        accelerator.print(f"\nStopped after step {progress.step}. To go on:\n\n    {command_to_resume(arguments)}\n")
-    trainers.clear()
+        accelerator.print(f"\nStopped after step {progress.step}. To resume:\n\n    {command_to_resume(arguments)}\n")
+    del state, context, feed  # models first, then the process group: gloo can abort at exit otherwise
     close(accelerator, processes)
-    # Without the other processes, which would wait for the Hub at a barrier that does not wait forever.
-    if pusher is not None and accelerator.is_main_process:
-        pusher.cancel() if stopped else finish_push(pusher)
+    # Without the other processes, which would wait for the Hub at a barrier that times out.
+    if pusher is not None and processes.is_main:
+        pusher.cancel() if stopped else push_at_end(pusher)
 
 
-def accumulation_steps(run: RunArguments, found: Checkpoint | None, processes: Processes) -> int:
-    """Micro-steps of a step: the flag, or as many as keep the examples of a step when the run goes on with a
-    different number of processes."""
-    steps = run.gradient_accumulation_steps
-    if found is None or found.state.get("processes", processes.count) == processes.count:
-        return steps
-    needed, rest = divmod(found.state["examples_a_step"], run.per_device_train_batch_size * processes.count)
-    if rest or not needed or needed == steps:
-        return steps
-    logger.warning(
-        "Going on with %d processes instead of %d, and %d micro-steps a step instead of %d: a step has %d examples as "
-        "before.", processes.count, found.state["processes"], needed, steps, found.state["examples_a_step"],
-    )  # fmt: skip
-    return needed
+def _holds_this_run(output_dir: Path, arguments: Arguments) -> bool:
+    """True if the folder holds the results of this very command."""
+    return not arguments.run.overwrite_output_dir and is_finished(output_dir, arguments)
 
 
-def what_is_due(run: RunArguments, step: int, before: float, fraction: float) -> list[str]:
-    """ "evaluation" and "samples" if their time has come: after so many steps, else with each quarter of the run.
+def _checkpoint_to_resume(output_dir: Path, arguments: Arguments) -> Checkpoint | None:
+    """Returns the checkpoint to resume from, or None to start from the first step.
+
+    Raises:
+        ValueError: the output folder or the checkpoint cannot be used.
+    """
+    run = arguments.run
+    check_output_dir(output_dir, run.overwrite_output_dir, storage.exist(output_dir / "checkpoints"))
+    return None if run.overwrite_output_dir else find_checkpoint(output_dir, run.resume_from_checkpoint)
+
+
+def take_step(state: TrainState, context: Context, feed: Iterator[Batch], lr_factor: float) -> None:
+    """Runs every phase on the next global batch."""
+    progress, global_batch = state.progress, context.global_batch
+    torch.manual_seed(derive_seed(context.arguments.run.seed, "step", progress.step, context.processes.rank))
+    micro_batches = [next(feed) for _ in range(global_batch.accumulation)]
+    started = time.perf_counter()
+    for phase in state.phases:
+        result = phase.step(micro_batches, global_batch, progress.step, lr_factor)
+        progress.skipped_steps += result.skipped
+        for values in result.values:
+            state.means.add(values)
+    progress.step += 1
+    if state.ema is not None:
+        state.ema.update(progress.step)
+    progress.compute_seconds += time.perf_counter() - started
+
+
+def evaluate_and_sample(
+    state: TrainState, context: Context, model_class: type[PreTrainedModel], at_end: bool = False
+) -> bool:
+    """Does what is due: evaluation, samples, or both. Collective call.
+
+    Returns:
+        False if a signal came first; what is still due is then part of the next checkpoint.
+    """
+    objective, progress = context.objective, state.progress
+    model = state.model_to_save() if progress.due else state.model
+    whole = whole_model(model, model_class, context.processes) if "samples" in progress.due else None
+    if "evaluation" in progress.due:
+        run, device = context.arguments.run, context.accelerator.device
+        metrics = evaluate(objective, model, run, device, context.stop, at_end)
+        if metrics is None:
+            return False
+        if at_end and whole is not None:
+            with evaluation_mode(whole):
+                metrics |= objective.measure_samples(whole)
+        state.latest = metrics
+        context.log.write({"step": progress.step, **{f"eval_{name}": value for name, value in metrics.items()}})
+        name = objective.primary_metric
+        context.bar.primary_metric = f"eval {name} {metrics[name]:.4g}"
+    if whole is not None:
+        draw_samples(objective, whole, context.output_dir / "samples" / f"step-{progress.step:06d}")
+    progress.due = []
+    return True
+
+
+def save_checkpoint(state: TrainState, context: Context) -> None:
+    """Saves all that is needed to resume after this step to the bit. Collective call."""
+    run, processes = context.arguments.run, context.processes
+    state.progress.seconds = context.clock.seconds
+    content = {
+        **state.to_json(), "arguments": as_recipe(context.arguments), "config": state.model.config.to_dict(),
+        "examples_a_step": context.global_batch.size, "processes": processes.count, "metrics": context.log.text(),
+        "feed": processes.gather(context.objective.data.train.state()),
+    }  # fmt: skip
+    folder = context.output_dir / "checkpoints"
+    storage.save(folder, state.progress.step, content, state.tensors(), run.checkpoints_total_limit, processes)
+
+
+def push(state: TrainState, context: Context, model_class: type[PreTrainedModel]) -> None:
+    """Pushes the current model in the background if --hub_strategy asks for it. Collective call."""
+    pusher = context.pusher
+    if pusher is None or not pusher.pushes_while_training:
+        return
+    model = whole_model(state.model_to_save(), model_class, context.processes)
+    if model is not None:
+        with evaluation_mode(model):
+            write_model_folder(model, context.output_dir, context.objective.save_extras)
+        results = _results(state, context, model, seconds_evaluated=0.0)
+        write_card(context.output_dir, context.arguments.run.hub_model_id, {**results, "finished": False})
+        pusher.push(state.progress.step)
+
+
+def write_finished_run(
+    state: TrainState, context: Context, model_class: type[PreTrainedModel], started: float
+) -> None:
+    """Fills the folder that is published. results.json is written last and marks it as complete. Collective call.
 
     Args:
-        run: the flags.
-        step: steps done.
-        before: progress before the step, in [0, 1].
-        fraction: progress now.
+        state, context: of the run, after the final evaluation.
+        model_class: of the published model.
+        started: time.perf_counter() before the final evaluation.
     """
-    evaluation = step % run.eval_steps == 0 if run.eval_steps else int(4 * before) < int(4 * fraction)
-    samples = step % run.sample_steps == 0 if run.sample_steps else evaluation
-    return ["evaluation"] * evaluation + ["samples"] * samples
-
-
-def publish(
-    objective: Objective[Any],
-    model: PreTrainedModel,
-    metrics: dict[str, float],
-    progress: Progress,
-    global_batch: GlobalBatch,
-    started: float,
-    arguments: Arguments,
-    accelerator: Accelerator,
-    log: MetricsLog,
-) -> None:
-    """Fills the folder that is published; results.json comes last and means that all else is there."""
-    output_dir = log.path.parent
-    draw_samples(objective, model, output_dir / "samples" / f"step-{progress.step:06d}")
+    model = whole_model(state.model_to_save(), model_class, context.processes)
+    if model is None:
+        return
+    output_dir, progress = context.output_dir, state.progress
     with evaluation_mode(model):
-        if objective.final_metrics is not None:
-            metrics = metrics | objective.final_metrics(model)
-    fill_folder(objective, model, output_dir)
-    log.write({"step": progress.step, **{f"eval_{name}": value for name, value in metrics.items()}})
-    plot_losses(log.path, output_dir / "plots" / "loss.png", objective.primary_metric)
-    seconds = time.perf_counter() - started
-    results = describe_run(objective, model, metrics, progress, global_batch, seconds, arguments, accelerator)
-    write_card(output_dir, arguments.run.hub_model_id, results)
+        write_model_folder(model, output_dir, context.objective.save_extras)
+    plot_losses(context.log.path, output_dir / "plots" / "loss.png", context.objective.primary_metric)
+    results = _results(state, context, model, time.perf_counter() - started)
+    write_card(output_dir, context.arguments.run.hub_model_id, results)
     write_results(output_dir, results)
-    shown = ", ".join(f"{name} {value:.5g}" for name, value in metrics.items())
-    examples = progress.step * global_batch.size
+    shown = ", ".join(f"{name} {value:.5g}" for name, value in state.latest.items())
+    examples = progress.step * context.global_batch.size
     print(f"\n{output_dir}: {shown}\nTrained {progress.seconds:.0f} s on {examples} examples. "
           f"Load it with AutoModel.from_pretrained({str(output_dir)!r}, trust_remote_code=True).")  # fmt: skip
 
 
-def fill_folder(objective: Objective[Any], model: PreTrainedModel, output_dir: Path) -> None:
-    """Puts the model, and what is needed beside it, into the folder: all of it or nothing."""
-    with evaluation_mode(model), save_staged(output_dir) as staging:
-        model.save_pretrained(staging, max_shard_size="1GB")
-        objective.save_extras(staging)
-
-
-def describe_run(
-    objective: Objective[Any],
-    model: PreTrainedModel,
-    metrics: dict[str, float],
-    progress: Progress,
-    global_batch: GlobalBatch,
-    seconds_evaluated: float,
-    arguments: Arguments,
-    accelerator: Accelerator,
-) -> dict[str, Any]:
-    """What results.json and the card say."""
-    return {
-        "model_type": model.config.model_type,
-        **objective.dataset,
-        "metrics": json_numbers(metrics),
-        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        **describe_results(progress, global_batch, seconds_evaluated, accelerator),
-        "command": arguments.command,
-        "arguments": as_recipe(arguments),
-    }
-
-
-def finish_push(pusher: HubPusher) -> None:
-    """Publishes the finished folder; a failure has told what to do, and is the exit status."""
-    if not pusher.finish():
-        sys.exit(1)
+def _results(state: TrainState, context: Context, model: PreTrainedModel, seconds_evaluated: float) -> dict[str, Any]:
+    """Returns what results.json and the card say."""
+    return describe_run(
+        model, context.objective.data.describe(), state.latest, state.progress, context.global_batch,
+        seconds_evaluated, context.arguments, context.accelerator,
+    )  # fmt: skip
 
 
 def report_finished(
     output_dir: Path, accelerator: Accelerator, processes: Processes, pusher: HubPusher | None
 ) -> None:
-    """Says that there is nothing to do, but for a push that is outstanding."""
+    """Reports that the run is finished; completes a pending push."""
     accelerator.print(
         f"{output_dir} holds this finished run. Give another --output_dir, a longer run, or --overwrite_output_dir."
     )
     close(accelerator, processes)
-    if pusher is not None and accelerator.is_main_process:
-        finish_push(pusher)
+    if pusher is not None and processes.is_main:
+        push_at_end(pusher)
+
+
+def push_at_end(pusher: HubPusher) -> None:
+    """Publishes the finished folder. Exits with status 1 if the push failed (the reason was printed)."""
+    if not pusher.push_at_end():
+        sys.exit(1)
 
 
 def close(accelerator: Accelerator, processes: Processes) -> None:
-    """Ends trackers, models and the process group in this order; gloo can abort at exit otherwise."""
+    """Ends the trackers, frees models, and leaves the process group; in another order gloo can abort at exit."""
     end_trackers(accelerator)
     accelerator.free_memory()
-    processes.wait()
+    processes.barrier()
     accelerator.state.destroy_process_group()

@@ -1,11 +1,11 @@
-"""What an entry point adds to the loop: the model, the phases of a step, how to measure and how to draw samples."""
+"""What an entry point adds to the loop: the model, the phases of a step, and how to evaluate and sample it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,14 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 @dataclass
 class Phase:
-    """One optimizer's part of a step: the GAN has two, the other models one.
+    """One optimizer's part of a step: the GAN has two, the other models have one.
 
     Attributes:
         name: unique within the objective.
         loss: module that is called with (batch, rng) and returns the loss and the values to log. Its parameters are
             the ones that are optimized; networks that only take part are not registered in it.
-        learning_rate: None for the run's.
-        repeats: how often the phase is run in a step, on the same examples with fresh random numbers.
+        learning_rate: None for --learning_rate.
+        repeats: how often the phase runs in a step, on the same examples with fresh random numbers.
     """
 
     name: str
@@ -36,35 +36,63 @@ class Phase:
     repeats: int = 1
 
 
-@dataclass
-class Objective(Generic[Model]):
-    """What an entry point adds to the loop.
+class Data(Protocol):
+    """The examples of a run.
 
     Attributes:
-        model: what is published.
+        train: endless training batches.
+    """
+
+    train: Feed
+
+    def eval_batches(self, batch_size: int, device: torch.device) -> Iterator[Batch]:
+        """Yields every evaluation example once."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what results.json says of the data: dataset, dataset_revision, split."""
+        ...
+
+
+class Objective(Protocol[Model]):
+    """The interface between an entry point and the loop: one plain class per training script.
+
+    Attributes:
+        model: the one that is trained and published.
         phases: run in order in every step.
-        feed: training examples.
-        eval_batches: (batch size, device) -> every evaluation example once.
-        evaluate: (model, batch, rng, is_final) -> metric name -> one value an item; the loop averages over all items
-            of all processes.
-        summarize: averages -> all metrics, with those that derive from averages.
-        primary_metric: the metric that the progress bar and the plot show.
-        dataset: what results.json says of the data: name, revision, split.
-        draw_samples: (model, path without suffix) -> writes one file of samples.
-        final_metrics: model -> metrics that need all samples at once, at the end, in the main process.
-        save_extras: (folder) -> writes image processor or tokenizer beside the model.
-        ema_prefixes: prefixes of the weights whose moving average is published.
+        data: to train and to evaluate on.
+        primary_metric: the one that the progress bar and the plot show.
+        ema_prefixes: the moving average covers the weights whose names begin with one of these.
     """
 
     model: Model
     phases: list[Phase]
-    feed: Feed
-    eval_batches: Callable[[int, torch.device], Iterator[Batch]]
-    evaluate: Callable[[Model, Batch, BatchRNG, bool], dict[str, Tensor]]
-    summarize: Callable[[dict[str, float]], dict[str, float]]
     primary_metric: str
-    dataset: dict[str, Any]
-    draw_samples: Callable[[Model, Path], None]
-    save_extras: Callable[[Path], None]
-    final_metrics: Callable[[Model], dict[str, float]] | None = None
-    ema_prefixes: tuple[str, ...] = ("",)
+    ema_prefixes: tuple[str, ...]
+
+    @property
+    def data(self) -> Data: ...
+
+    def evaluate(self, model: Model, batch: Batch, rng: BatchRNG) -> dict[str, Tensor]:
+        """Returns metric name -> one value per item; the loop averages over all items of all processes."""
+        ...
+
+    def evaluate_at_end(self, model: Model, batch: Batch, rng: BatchRNG) -> dict[str, Tensor]:
+        """The same for the finished model, with what is too expensive to measure during training."""
+        ...
+
+    def derive(self, means: dict[str, float]) -> dict[str, float]:
+        """Returns all metrics, given the averages: these and the ones that follow from them."""
+        ...
+
+    def measure_samples(self, model: Model) -> dict[str, float]:
+        """Returns metrics of the finished model that need all samples at once. Called on the main process."""
+        ...
+
+    def draw_samples(self, model: Model, path: Path) -> None:
+        """Writes one file of samples, to `path` with the suffix of its kind."""
+        ...
+
+    def save_extras(self, folder: Path) -> object:
+        """Writes what belongs beside the model: the image processor or the tokenizer."""
+        ...

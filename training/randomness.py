@@ -1,7 +1,7 @@
 """Random numbers that belong to an example, not to the process or the moment that works on it.
 
-Every number is drawn from a generator seeded by (seed, step, what it is for). Nothing has to be saved for a run to be
-resumed to the bit, and two processes draw what one process would have drawn for the same global batch.
+Every number comes from a generator seeded by (seed, step, purpose). So nothing has to be saved for a run to resume to
+the bit, and two processes draw what one process would have drawn for the same global batch.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch import Tensor
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A seed of 63 bits from the parts: equal parts give equal seeds, on every machine and in every release."""
+    """Returns a seed of 63 bits: equal parts give equal seeds, on every machine and in every release."""
     text = "/".join(map(str, parts)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
 @dataclass
 class BatchRNG:
-    """The random numbers of some rows of a global batch.
+    """Random numbers for some rows of a global batch. Each call gives new ones.
 
     Attributes:
         key: what the numbers are for: seed, step, and so on.
@@ -37,16 +37,24 @@ class BatchRNG:
     _count: int = 0
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal numbers, (rows, *shape); each call gives new ones."""
+        """Returns standard normal numbers, (rows, *shape)."""
         return torch.randn(self.total, *shape, generator=self._generator(), device=self.device)[self.rows]
 
     def uniform(self, *shape: int) -> Tensor:
-        """Uniform numbers in [0, 1), (rows, *shape)."""
+        """Returns uniform numbers in [0, 1), (rows, *shape)."""
         return torch.rand(self.total, *shape, generator=self._generator(), device=self.device)[self.rows]
 
     def integers(self, high: int, *shape: int) -> Tensor:
-        """Integers in [0, high), (rows, *shape)."""
+        """Returns integers in [0, high), (rows, *shape)."""
         return torch.randint(high, (self.total, *shape), generator=self._generator(), device=self.device)[self.rows]
+
+    def generator(self) -> torch.Generator:
+        """Returns a new generator for numbers of another kind."""
+        return torch.Generator(self.device).manual_seed(int(self.integers(2**62)[0]))
+
+    def restarted(self) -> BatchRNG:
+        """Returns a copy that gives the same numbers from the first one on."""
+        return BatchRNG(self.key, self.total, self.rows, self.device)
 
     def _generator(self) -> torch.Generator:
         self._count += 1

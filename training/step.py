@@ -1,10 +1,10 @@
-"""A phase of a step at work: forward, backward, the check that all is finite, and the update."""
+"""One step of a phase: forward, backward, the check for non-finite values, and the update."""
 
 from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,36 +13,29 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from .config.flags import Arguments
+from .config.flags import RunArguments
 from .data.batches import Batch, GlobalBatch
-from .evaluation.means import RunningMeans
+from .distributed.processes import Processes
 from .objective import Phase
 from .optim import build_optimizer
 from .randomness import BatchRNG
 
 
 class NonFiniteError(ValueError):
-    """A loss or gradient was not finite; the message names the step, the phase, the examples and the modules."""
+    """A loss or gradient was not finite; the message names the step, the phase, the examples and the module."""
 
 
 @dataclass
-class Update:
-    """An update of the weights, or one that was left out, and all that is needed to explain why.
+class StepResult:
+    """What a phase did in a step.
 
     Attributes:
-        step: steps done before it.
-        global_batch: which rows of the global batch this process had.
-        values: the losses, averaged over them.
-        micro_batches, rngs: what they were computed from.
-        is_finite: whether loss and gradient were.
+        values: of each update that was applied, name -> value averaged over this process's examples, on the device.
+        skipped: number of updates that were left out because a loss or gradient was not finite.
     """
 
-    step: int
-    global_batch: GlobalBatch
-    values: dict[str, Tensor]
-    micro_batches: list[Batch]
-    rngs: list[BatchRNG]
-    is_finite: bool
+    values: list[dict[str, Tensor]] = field(default_factory=list)
+    skipped: int = 0
 
 
 class PhaseTrainer:
@@ -50,90 +43,79 @@ class PhaseTrainer:
 
     Args:
         phase: what is optimized.
-        model: the whole model; its buffers are put back when a step is skipped. Sharded or not.
-        accelerator: knows devices, precision and processes.
-        arguments: of the run.
+        model: the whole model, sharded or not; its buffers are restored when an update is skipped.
+        run: the flags.
+        accelerator: knows device and precision.
+        processes: those of the run.
     """
 
-    def __init__(self, phase: Phase, model: nn.Module, accelerator: Accelerator, arguments: Arguments):
-        self.phase, self.accelerator, self.run = phase, accelerator, arguments.run
-        self.learning_rate = phase.learning_rate or arguments.run.learning_rate
-        self.names = {id(parameter): name for name, parameter in phase.loss.named_parameters()}
-        self.model = model
-        self.bare_optimizer = build_optimizer(phase.loss, arguments.run, self.learning_rate)
+    def __init__(
+        self, phase: Phase, model: nn.Module, run: RunArguments, accelerator: Accelerator, processes: Processes
+    ):
+        self.phase, self.name, self.model, self.run = phase, phase.name, model, run
+        self.accelerator, self.processes = accelerator, processes
+        self.learning_rate = phase.learning_rate or run.learning_rate
+        self.bare_optimizer = build_optimizer(phase.loss, run, self.learning_rate)
         self.sharded_model = model if isinstance(model, FSDPModule) else None
         if self.sharded_model is None:
             self.module, self.optimizer = accelerator.prepare(phase.loss, self.bare_optimizer)
         else:
             self.module, self.optimizer = phase.loss, accelerator.prepare(self.bare_optimizer)
 
-    def step(
-        self, micro_batches: list[Batch], global_batch: GlobalBatch, step: int, factor: float, means: RunningMeans
-    ) -> int:
-        """Every repeat of the phase on the examples of a step.
+    def parameters(self) -> dict[str, Tensor]:
+        """Returns the optimized parameters by name, in the optimizer's order."""
+        names = {id(parameter): name for name, parameter in self.phase.loss.named_parameters()}
+        return {names[id(p)]: p for group in self.bare_optimizer.param_groups for p in group["params"]}
+
+    def step(self, micro_batches: list[Batch], global_batch: GlobalBatch, step: int, lr_factor: float) -> StepResult:
+        """Runs every repeat of the phase on the examples of a step.
 
         Args:
             micro_batches: this process's part of the global batch.
-            global_batch: which rows of the global batch they are.
-            step: steps done before this one.
-            factor: of the learning rate.
-            means: where the values to log are added.
-
-        Returns:
-            the number of updates that were skipped because a loss or gradient was not finite.
+            global_batch: where in it they are.
+            step: number of steps done before this one.
+            lr_factor: multiplies the learning rate.
 
         Raises:
-            NonFiniteError: a loss or gradient was not finite and such steps are not to be skipped.
+            NonFiniteError: a loss or gradient was not finite and --on_nonfinite is not skip; the weights are those
+                from before the update.
         """
-        skipped = 0
+        result = StepResult()
         for repeat in range(self.phase.repeats):
-            key = (self.run.seed, "draw", step, self.phase.name, repeat)
-            rngs = [
-                BatchRNG(key, global_batch.size, global_batch.rows(i), self.accelerator.device)
-                for i in range(len(micro_batches))
-            ]
-            # Asked for each time: preparing a phase can put other tensors in their place.
+            key = (self.run.seed, "draw", step, self.name, repeat)
+            rows = [global_batch.rows(i) for i in range(len(micro_batches))]
+            rngs = [BatchRNG(key, global_batch.size, part, self.accelerator.device) for part in rows]
+            # Looked up each time: preparing a phase can replace the model's buffers.
             buffers = list(self.model.buffers()) if self.run.on_nonfinite == "skip" else []
             before = [buffer.clone() for buffer in buffers]
             values = self.accumulate(micro_batches, rngs)
-            update = Update(step, global_batch, values, micro_batches, rngs, self.update(factor, values))
-            if update.is_finite:
-                means.add(values)
+            if self.update(lr_factor, values):
+                result.values.append(values)
             elif self.run.on_nonfinite == "stop":
-                raise NonFiniteError(self._explain(update))
+                raise NonFiniteError(self._explain(micro_batches, rngs, global_batch, step, values))
             else:
-                skipped += 1
+                result.skipped += 1
                 for buffer, content in zip(buffers, before):
                     buffer.copy_(content)
-        return skipped
+        return result
 
     def accumulate(self, micro_batches: list[Batch], rngs: list[BatchRNG]) -> dict[str, Tensor]:
-        """Gradients of the mean loss; the values to log, averaged over this process's examples."""
+        """Adds up the gradients of the mean loss; returns the values to log, averaged over this process's examples."""
         values: dict[str, Tensor] = {}
         for position, (batch, rng) in enumerate(zip(micro_batches, rngs)):
             with self._synchronized(position == len(micro_batches) - 1):
                 loss, parts = self.module(batch, rng)
-                # Times one, or times NaN if the loss is not finite: its gradient can be finite all the same, and then
-                # no process would notice the loss of another one.
-                loss = loss * (1 + 0 * loss.detach())
-                self.accelerator.backward(loss / len(micro_batches))
+                self.accelerator.backward(_spread_nonfinite(loss) / len(micro_batches))
             for name, value in parts.items():
                 part = value.detach().float() / len(micro_batches)
                 values[name] = values[name] + part if name in values else part
         return values
 
-    def _synchronized(self, is_last: bool) -> AbstractContextManager[Any]:
-        """Around a micro-step: gradients are exchanged between processes in the last one alone."""
-        if self.sharded_model is not None:
-            self.sharded_model.set_requires_gradient_sync(is_last)
-            return self.accelerator.autocast()
-        return nullcontext() if is_last else self.accelerator.no_sync(self.module)
-
     def update(self, lr_factor: float, values: dict[str, Tensor]) -> bool:
-        """Changes the weights unless the gradient is not finite.
+        """Updates the weights and clears the gradients.
 
         Returns:
-            whether it is finite.
+            True if loss and gradient were finite, the same in every process; otherwise the weights are unchanged.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * lr_factor
@@ -141,14 +123,23 @@ class PhaseTrainer:
         if self.accelerator.scaler is not None:
             is_finite = self._scaled_update(values)
         else:
+            # The norm is the one flag for all gradients of all processes. Reading it makes the host wait for the
+            # device once per update.
             is_finite = math.isfinite(float(norm))
             if is_finite:
                 self.optimizer.step()
         self.optimizer.zero_grad()
         return is_finite
 
+    def _synchronized(self, is_last: bool) -> AbstractContextManager[Any]:
+        """Wraps a micro-step: processes exchange gradients only in the last one."""
+        if self.sharded_model is not None:
+            self.sharded_model.set_requires_gradient_sync(is_last)
+            return self.accelerator.autocast()
+        return nullcontext() if is_last else self.accelerator.no_sync(self.module)
+
     def _clip(self) -> Tensor:
-        """Scales the gradient down to --max_grad_norm; its norm before that, over all processes."""
+        """Clips the gradient to --max_grad_norm; returns its norm before that, over all processes."""
         limit = self.run.max_grad_norm or math.inf
         if self.sharded_model is None:
             return self.accelerator.clip_grad_norm_(self.module.parameters(), limit)
@@ -156,37 +147,38 @@ class PhaseTrainer:
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def _scaled_update(self, values: dict[str, Tensor]) -> bool:
-        """The update under fp16, where a gradient that overflows is part of the method: the scaler leaves it out and
-        scales less from then on. That a loss is not finite, or that a gradient overflows unscaled, is not."""
-        scaler = self.accelerator.scaler
-        scale = scaler.get_scale()
+        """Updates under fp16, where an overflowing gradient is part of the method: the scaler leaves that update out
+        and lowers its scale. A non-finite loss, or an overflow at scale 1, is an error."""
+        scale = self.accelerator.scaler.get_scale()
         self.optimizer.step()
-        if scaler.get_scale() >= scale:
+        # Not `optimizer.step_was_skipped`: fused AdamW is called either way, and leaves the update out by itself.
+        if self.accelerator.scaler.get_scale() >= scale:
             return True
-        are_finite = torch.stack([value.isfinite().all() for value in values.values()]).all()
-        return scale > 1 and bool(self.accelerator.gather(are_finite[None]).all())
+        is_finite = bool(torch.stack([value.isfinite().all() for value in values.values()]).all())
+        return scale > 1 and self.processes.max([float(not is_finite)]) == [0.0]
 
-    def _explain(self, update: Update) -> str:
+    def _explain(
+        self, micro_batches: list[Batch], rngs: list[BatchRNG], global_batch: GlobalBatch, step: int,
+        values: dict[str, Tensor],
+    ) -> str:  # fmt: skip
         where = "in the backward pass, with every value of the forward pass finite"
-        # All of them even when the first one explains it: a sharded model's processes have to keep step.
-        places = [self._first_nonfinite(batch, BatchRNG(rng.key, rng.total, rng.rows, rng.device))
-                  for batch, rng in zip(update.micro_batches, update.rngs)]  # fmt: skip
-        module = next((place for place in places if place is not None), None)
-        if module is not None:
-            where = f"first in {module}"
-        losses = ", ".join(f"{name} {float(value):.6g}" for name, value in update.values.items())
-        first = update.step * update.global_batch.size
+        # All micro-batches, even if the first one explains it: the processes of a sharded model must keep step.
+        places = [self._first_nonfinite(batch, rng.restarted()) for batch, rng in zip(micro_batches, rngs)]
+        place = next((place for place in places if place is not None), None)
+        if place is not None:
+            where = f"first in {place}"
+        losses = ", ".join(f"{name} {float(value):.6g}" for name, value in values.items())
+        first = step * global_batch.size
         return (
-            f"Step {update.step + 1}, phase {self.phase.name!r}, has a loss or gradient that is not finite: {where}; "
-            f"{losses}. Its batch is the examples {first} to {first + update.global_batch.size - 1} in the order of "
-            f"seed {self.run.seed}. The weights were not changed by it. Try a smaller --learning_rate, --max_grad_norm "
-            "1, --mixed_precision no, or --on_nonfinite skip. The last checkpoint is whole, and the same command resumes "
-            "from it."
+            f"Step {step + 1}, phase {self.name!r}, has a loss or gradient that is not finite: {where}; {losses}. Its "
+            f"batch is the examples {first} to {first + global_batch.size - 1} in the order of seed {self.run.seed}. "
+            "The weights were not changed by it. Try a smaller --learning_rate, --max_grad_norm 1, --mixed_precision "
+            "no, or --on_nonfinite skip. The last checkpoint is whole, and the same command resumes from it."
         )
 
     @torch.no_grad()
     def _first_nonfinite(self, batch: Batch, rng: BatchRNG) -> str | None:
-        """The first module whose output is not finite, in the order of the forward pass, run once more."""
+        """Runs the forward pass again and names the first module whose output is not finite."""
         for name, tensor in batch.items():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 return f"the batch itself, {name!r}"
@@ -208,8 +200,17 @@ class PhaseTrainer:
         return found[0] if found else None
 
 
+def _spread_nonfinite(loss: Tensor) -> Tensor:
+    """Returns the loss, times NaN if it is not finite.
+
+    The gradient of a loss that is not finite can be finite, and then no other process would notice. NaN in the
+    gradient reaches them all through its norm.
+    """
+    return loss * (1 + 0 * loss.detach())
+
+
 def _tensors(output: Any) -> list[Tensor]:
-    """The tensors with fractions in what a module returned."""
+    """Returns the floating-point tensors in what a module returned."""
     if isinstance(output, Tensor):
         return [output] if output.is_floating_point() else []
     parts = output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else ()

@@ -14,7 +14,6 @@ if __name__ == "__main__" and not __package__:  # started as a file: run it agai
     runpy.run_module(f"training.{Path(__file__).stem}", run_name="__main__", alter_sys=True)
     sys.exit()
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,13 +28,16 @@ from .config.flags import Arguments
 from .config.parser import parse
 from .data.batches import Batch
 from .loop import train
-from .objective import Objective, Phase
+from .objective import Phase
 from .randomness import BatchRNG
 from .run_script import run_script
 
 
+DEFAULTS: dict[str, Any] = {"learning_rate": 2e-3}
+
+
 class ReconstructionLoss(nn.Module):
-    """The model's loss on a batch; noise of a denoising model belongs to the examples."""
+    """The model's loss on a batch; the noise of a denoising model belongs to the examples."""
 
     def __init__(self, model: AutoencoderModel):
         super().__init__()
@@ -48,50 +50,50 @@ class ReconstructionLoss(nn.Module):
         return output.loss, {"loss": output.loss}
 
 
-def evaluate(model: AutoencoderModel, batch: Batch, rng: BatchRNG, is_final: bool) -> dict[str, Tensor]:
-    """Errors of every image: the mean over its pixels."""
-    pixels = batch["pixel_values"]
-    reconstruction = model.decode(model.encode(pixels))
-    difference = (reconstruction - pixels).flatten(1)
-    return {
-        "mse": difference.square().mean(1),
-        "reconstruction_loss": (
-            difference.square() if model.config.reconstruction_loss == "mse" else difference.abs()
-        ).mean(1),
-        # An image that is reproduced exactly has an infinite ratio; 100 dB is beyond what 8 bits can tell.
-        "psnr": psnr(reconstruction, pixels).clamp(max=100.0),
-    }
+class AutoencoderObjective:
+    """Reconstruction of images; see [`training.objective.Objective`]."""
 
+    primary_metric = "mse"
+    ema_prefixes: tuple[str, ...] = ("",)
 
-def make_objective(arguments: Arguments) -> Objective[AutoencoderModel]:
-    model, data = load_image_model(AutoencoderModel, arguments, arguments.run.seed)
-    shown = next(data.eval_batches(32, torch.device("cpu")))["pixel_values"]
+    def __init__(self, arguments: Arguments):
+        self.model, self.data = load_image_model(AutoencoderModel, arguments, arguments.run.seed)
+        self.phases = [Phase("model", ReconstructionLoss(self.model))]
+        self.shown = next(self.data.eval_batches(32, torch.device("cpu")))["pixel_values"]
 
-    def draw_samples(model: AutoencoderModel, path: Path) -> None:
-        """Rows of originals and, below each, of reconstructions."""
-        originals = shown.to(model.device)
+    def evaluate(self, model: AutoencoderModel, batch: Batch, rng: BatchRNG) -> dict[str, Tensor]:
+        """Returns the errors of every image: the mean over its pixels."""
+        pixels = batch["pixel_values"]
+        reconstruction = model.decode(model.encode(pixels))
+        difference = (reconstruction - pixels).flatten(1)
+        errors = difference.square() if model.config.reconstruction_loss == "mse" else difference.abs()
+        return {
+            "mse": difference.square().mean(1),
+            "reconstruction_loss": errors.mean(1),
+            # An image that is reproduced exactly has an infinite ratio; 8 bits cannot resolve 100 dB.
+            "psnr": psnr(reconstruction, pixels).clamp(max=100.0),
+        }
+
+    evaluate_at_end = evaluate
+
+    def derive(self, means: dict[str, float]) -> dict[str, float]:
+        return means
+
+    def measure_samples(self, model: AutoencoderModel) -> dict[str, float]:
+        return {}
+
+    def draw_samples(self, model: AutoencoderModel, path: Path) -> None:
+        """Draws rows of originals and, below each, their reconstructions."""
+        originals = self.shown.to(model.device)
         rows = zip(originals.split(8), model.decode(model.encode(originals)).split(8))
         image_grid(torch.cat([part for row in rows for part in row]).cpu(), columns=8).save(path.with_suffix(".png"))
 
-    return Objective(
-        model=model,
-        phases=[Phase("model", ReconstructionLoss(model))],
-        feed=data.train,
-        eval_batches=data.eval_batches,
-        evaluate=evaluate,
-        summarize=lambda means: means,
-        primary_metric="mse",
-        dataset={"dataset": data.name, "dataset_revision": data.revision, "split": data.eval_split},
-        draw_samples=draw_samples,
-        save_extras=build_image_processor(data.num_channels, data.image_size).save_pretrained,
-    )
-
-
-DEFAULTS: dict[str, Any] = {"learning_rate": 2e-3}
+    def save_extras(self, folder: Path) -> None:
+        build_image_processor(self.data.num_channels, self.data.image_size).save_pretrained(folder)
 
 
 def main() -> None:
-    train(make_objective, parse(AutoencoderConfig, "Trains a convolutional Auto-Encoder.", DEFAULTS))
+    train(AutoencoderObjective, parse(AutoencoderConfig, "Trains a convolutional Auto-Encoder.", DEFAULTS))
 
 
 if __name__ == "__main__":

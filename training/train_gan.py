@@ -18,7 +18,6 @@ if __name__ == "__main__" and not __package__:  # started as a file: run it agai
     sys.exit()
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,20 +33,35 @@ from .config.parser import parse
 from .data.batches import Batch
 from .evaluation.sample_quality import sample_quality
 from .loop import train
-from .objective import Objective, Phase
+from .objective import Phase
 from .randomness import BatchRNG
 from .run_script import run_script
 
 
+DEFAULTS: dict[str, Any] = {
+    "learning_rate": 1e-3,
+    # No momentum, as in BigGAN and StyleGAN: the other network moves the target. DCGAN's 0.5 gave worse samples of
+    # MNIST in the same time.
+    "adam_beta1": 0.0,
+    "adam_beta2": 0.9,
+    "per_device_train_batch_size": 64,
+    "ema_decay": 0.999,
+}
+
+
 @dataclass
 class GANArguments:
-    """What only this script knows."""
+    """The flags of this script alone."""
 
     discriminator_learning_rate: float | None = flag(
-        None, "Learning rate of the discriminator. Default: learning_rate."
+        None, "Learning rate of the discriminator. Default: --learning_rate.", on_resume="warn"
     )
-    discriminator_steps: int = flag(1, "Updates of the discriminator for each one of the generator.")
-    quality_samples: int = flag(10_000, "Images to draw for the final comparison with real ones; 0 leaves it out.")
+    discriminator_steps: int = flag(
+        1, "Number of updates of the discriminator per update of the generator.", on_resume="warn"
+    )
+    quality_samples: int = flag(
+        10_000, "Number of images to draw for the final comparison with real ones; 0 skips it.", on_resume="free"
+    )
 
     def problems(self) -> list[str]:
         found = []
@@ -60,34 +74,40 @@ class GANArguments:
         return found
 
 
-class DiscriminatorLoss(nn.Module):
-    """What the discriminator minimises. The generator takes part but is not registered: it is not optimized here."""
+class _AdversarialLoss(nn.Module):
+    """A loss in which the other network takes part without being registered, and so without being optimized."""
 
     def __init__(self, model: GANModel):
         super().__init__()
+        self._hidden = (model,)  # nn.Module registers modules, but does not look into tuples
+
+    @property
+    def model(self) -> GANModel:
+        return self._hidden[0]
+
+
+class DiscriminatorLoss(_AdversarialLoss):
+    """What the discriminator minimizes."""
+
+    def __init__(self, model: GANModel):
+        super().__init__(model)
         self.discriminator = model.discriminator
-        self._model = (model,)
 
     def forward(self, batch: Batch, rng: BatchRNG) -> tuple[Tensor, dict[str, Tensor]]:
-        (model,) = self._model
-        config, real = model.config, batch["pixel_values"]
+        config, real = self.model.config, batch["pixel_values"]
         labels = batch["labels"] if config.num_labels else None
         with torch.no_grad():
-            fake = model.generator(rng.normal(config.latent_dim), labels)
-        # One pass over both halves: two would cost more, and batch normalisation in the discriminator would tell the
+            fake = self.model.generator(rng.normal(config.latent_dim), labels)
+        # One pass over both halves: two would cost more, and batch normalization in the discriminator would tell the
         # halves apart by their statistics.
-        both = self.discriminator(torch.cat([real, fake]), None if labels is None else torch.cat([labels, labels]))
-        real_logits, fake_logits = both.chunk(2)
+        logits = self.discriminator(torch.cat([real, fake]), None if labels is None else torch.cat([labels, labels]))
+        real_logits, fake_logits = logits.chunk(2)
         loss = discriminator_loss(real_logits, fake_logits, config.loss_type)
         if config.loss_type == "wasserstein" and config.gradient_penalty_weight > 0:
             penalty = gradient_penalty(self.discriminator, real, fake, labels, rng.uniform())
             loss = loss + config.gradient_penalty_weight * penalty
-        # A Wasserstein critic has no threshold of its own; the middle between both means is the fair one.
-        threshold = both.mean() if config.loss_type == "wasserstein" else 0.0
-        accuracy_real, accuracy_fake = (
-            (real_logits > threshold).float().mean(),
-            (fake_logits <= threshold).float().mean(),
-        )
+        real_right, fake_right = _is_right(real_logits, fake_logits, config.loss_type)
+        accuracy_real, accuracy_fake = real_right.float().mean(), fake_right.float().mean()
         return loss, {
             "discriminator_loss": loss,
             "discriminator_accuracy": (accuracy_real + accuracy_fake) / 2,
@@ -96,17 +116,15 @@ class DiscriminatorLoss(nn.Module):
         }
 
 
-class GeneratorLoss(nn.Module):
-    """What the generator minimises: that the discriminator, held still, takes its images to be real."""
+class GeneratorLoss(_AdversarialLoss):
+    """What the generator minimizes: that the frozen discriminator takes its images to be real."""
 
     def __init__(self, model: GANModel):
-        super().__init__()
+        super().__init__(model)
         self.generator = model.generator
-        self._model = (model,)
 
     def forward(self, batch: Batch, rng: BatchRNG) -> tuple[Tensor, dict[str, Tensor]]:
-        (model,) = self._model
-        config = model.config
+        model, config = self.model, self.model.config
         labels = batch["labels"] if config.num_labels else None
         fake = self.generator(rng.normal(config.latent_dim), labels)
         model.discriminator.requires_grad_(False)
@@ -115,69 +133,67 @@ class GeneratorLoss(nn.Module):
         return loss, {"generator_loss": loss}
 
 
-def evaluate(model: GANModel, batch: Batch, rng: BatchRNG, is_final: bool) -> dict[str, Tensor]:
-    """Whether the discriminator is right on held-out images and on as many generated ones."""
-    labels = batch["labels"] if model.config.num_labels else None
-    real_logits = model.discriminate(batch["pixel_values"], labels)
-    fake_logits = model.discriminate(model(rng.normal(model.config.latent_dim), labels), labels)
-    threshold = torch.cat([real_logits, fake_logits]).mean() if model.config.loss_type == "wasserstein" else 0.0
-    real, fake = (real_logits > threshold).double(), (fake_logits <= threshold).double()
-    return {
-        "discriminator_accuracy": (real + fake) / 2,
-        "discriminator_accuracy_real": real,
-        "discriminator_accuracy_fake": fake,
-    }
+def _is_right(real_logits: Tensor, fake_logits: Tensor, loss_type: str) -> tuple[Tensor, Tensor]:
+    """Returns whether the discriminator is right about each real and each generated image.
+
+    A Wasserstein critic has no threshold of its own; the mean over both halves is a fair one.
+    """
+    threshold = torch.cat([real_logits, fake_logits]).mean() if loss_type == "wasserstein" else 0.0
+    return real_logits > threshold, fake_logits <= threshold
 
 
-def make_objective(arguments: Arguments) -> Objective[GANModel]:
-    model, data = load_image_model(GANModel, arguments, arguments.run.seed)
-    extra: GANArguments = arguments.extra
+class GANObjective:
+    """Discriminator and generator in turn; see [`training.objective.Objective`]."""
 
-    def draw_samples(model: GANModel, path: Path) -> None:
-        """64 images of the same latents each time, a class in each column if the model knows classes."""
+    primary_metric = "discriminator_accuracy"
+    ema_prefixes: tuple[str, ...] = ("generator.",)
+
+    def __init__(self, arguments: Arguments):
+        self.model, self.data = load_image_model(GANModel, arguments, arguments.run.seed)
+        extra: GANArguments = arguments.extra
+        self.quality_samples = extra.quality_samples
+        discriminator = DiscriminatorLoss(self.model)
+        self.phases = [
+            Phase("discriminator", discriminator, extra.discriminator_learning_rate, extra.discriminator_steps),
+            Phase("generator", GeneratorLoss(self.model)),
+        ]
+
+    def evaluate(self, model: GANModel, batch: Batch, rng: BatchRNG) -> dict[str, Tensor]:
+        """Returns whether the discriminator is right on held-out images and on as many generated ones."""
+        labels = batch["labels"] if model.config.num_labels else None
+        real_logits = model.discriminate(batch["pixel_values"], labels)
+        fake_logits = model.discriminate(model(rng.normal(model.config.latent_dim), labels), labels)
+        real_right, fake_right = _is_right(real_logits, fake_logits, model.config.loss_type)
+        real, fake = real_right.double(), fake_right.double()
+        return {
+            "discriminator_accuracy": (real + fake) / 2,
+            "discriminator_accuracy_real": real,
+            "discriminator_accuracy_fake": fake,
+        }
+
+    evaluate_at_end = evaluate
+
+    def derive(self, means: dict[str, float]) -> dict[str, float]:
+        return means
+
+    def measure_samples(self, model: GANModel) -> dict[str, float]:
+        """Compares generated images with real ones."""
+        return sample_quality(model, self.data, self.quality_samples) if self.quality_samples else {}
+
+    def draw_samples(self, model: GANModel, path: Path) -> None:
+        """Draws 64 images of the same latents each time, one class per column if the model is conditional."""
         count = model.config.num_labels or 0
         columns = count if 0 < count <= 16 else 8
         rows = max(1, 64 // columns) + (64 % columns > 0)
         images = model.sample(rows * columns, generator=torch.Generator().manual_seed(0))
         image_grid(images.cpu(), columns=columns).save(path.with_suffix(".png"))
 
-    def final_metrics(model: GANModel) -> dict[str, float]:
-        return sample_quality(model, data, extra.quality_samples) if extra.quality_samples else {}
-
-    return Objective(
-        model=model,
-        phases=[
-            Phase(
-                "discriminator", DiscriminatorLoss(model), extra.discriminator_learning_rate, extra.discriminator_steps
-            ),
-            Phase("generator", GeneratorLoss(model)),
-        ],
-        feed=data.train,
-        eval_batches=data.eval_batches,
-        evaluate=evaluate,
-        summarize=lambda means: means,
-        primary_metric="discriminator_accuracy",
-        dataset={"dataset": data.name, "dataset_revision": data.revision, "split": data.eval_split},
-        draw_samples=draw_samples,
-        save_extras=build_image_processor(data.num_channels, data.image_size).save_pretrained,
-        final_metrics=final_metrics,
-        ema_prefixes=("generator.",),
-    )
-
-
-DEFAULTS: dict[str, Any] = {
-    "learning_rate": 1e-3,
-    # No momentum, as BigGAN and StyleGAN have it: the other network moves the target. DCGAN's 0.5 gave worse samples
-    # of MNIST in the same time.
-    "adam_beta1": 0.0,
-    "adam_beta2": 0.9,
-    "per_device_train_batch_size": 64,
-    "ema_decay": 0.999,
-}
+    def save_extras(self, folder: Path) -> None:
+        build_image_processor(self.data.num_channels, self.data.image_size).save_pretrained(folder)
 
 
 def main() -> None:
-    train(make_objective, parse(GANConfig, "Trains a Generative Adversarial Network.", DEFAULTS, GANArguments))
+    train(GANObjective, parse(GANConfig, "Trains a Generative Adversarial Network.", DEFAULTS, GANArguments))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ if __name__ == "__main__" and not __package__:  # started as a file: run it agai
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,18 +31,34 @@ from .config.parser import parse
 from .data.batches import Batch
 from .data.text import load_text
 from .loop import train
-from .objective import Objective, Phase
+from .objective import Phase
 from .randomness import BatchRNG
 from .run_script import run_script
 
 
+DEFAULTS: dict[str, Any] = {
+    "learning_rate": 5e-3,
+    "optimizer": "muon",
+    "adam_beta2": 0.95,
+    "per_device_train_batch_size": 64,
+    "per_device_eval_batch_size": 128,
+    "max_grad_norm": 1.0,
+    "logging_steps": 20,
+    "checkpointing_steps": 200,
+}
+
+
 @dataclass
 class GPTArguments:
-    """What only this script knows."""
+    """The flags of this script alone."""
 
-    tokenizer_name: str | None = flag(None, "Tokenizer to use instead of one built from the characters of the text.")
-    sample_length: int = flag(500, "Tokens of each sample.")
-    sample_temperature: float = flag(0.8, "Temperature of samples, and of generate() in the published model.")
+    tokenizer_name: str | None = flag(
+        None, "Tokenizer to use instead of one built from the characters of the text.", on_resume="warn"
+    )
+    sample_length: int = flag(500, "Length of each sample in tokens.", on_resume="free")
+    sample_temperature: float = flag(
+        0.8, "Temperature of the samples, and of generate() in the published model.", on_resume="free"
+    )
 
     def problems(self) -> list[str]:
         found = [] if self.sample_length >= 1 else [f"--sample_length must be at least 1, got {self.sample_length}"]
@@ -53,7 +68,7 @@ class GPTArguments:
 
 
 class NextTokenLoss(nn.Module):
-    """Cross-entropy of every next token, nats per token."""
+    """Cross-entropy of every next token, in nats per token."""
 
     def __init__(self, model: GPTForCausalLM):
         super().__init__()
@@ -65,71 +80,93 @@ class NextTokenLoss(nn.Module):
         return output.loss, {"loss": output.loss}
 
 
-def evaluate(model: GPTForCausalLM, batch: Batch, rng: BatchRNG, is_final: bool) -> dict[str, Tensor]:
-    """Cross-entropy of every token of the batch, in nats."""
-    logits = model(batch["input_ids"], use_cache=False).logits.float()
-    losses = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="none", ignore_index=-100)
-    return {"loss": losses[batch["labels"].flatten() != -100]}
+class GPTObjective:
+    """Prediction of the next token; see [`training.objective.Objective`]."""
 
+    primary_metric = "loss"
+    ema_prefixes: tuple[str, ...] = ("",)
 
-def make_objective(arguments: Arguments) -> Objective[GPTForCausalLM]:
-    extra: GPTArguments = arguments.extra
-    model = load_model(GPTForCausalLM, arguments)
-    tokenizer = load_tokenizer(extra.tokenizer_name or arguments.run.model_name_or_path)
-    context = arguments.model.get("max_position_embeddings") or (
-        model.config.max_position_embeddings if model is not None else 64
-    )
-    data = load_text(arguments.data, arguments.run.seed, context, tokenizer)
-    tokenizer = data.tokenizer
-    if model is None:
-        special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
-                   "pad_token_id": tokenizer.pad_token_id}  # fmt: skip
-        # A multiple of 64 rows makes the last matrix product faster; the rows beyond the vocabulary are never used.
-        vocab_size = -(-len(tokenizer) // 64) * 64
-        wanted = arguments.model.get("vocab_size", vocab_size)
-        if wanted < len(tokenizer):
+    def __init__(self, arguments: Arguments):
+        self.extra: GPTArguments = arguments.extra
+        model = load_model(GPTForCausalLM, arguments)
+        tokenizer = load_tokenizer(self.extra.tokenizer_name or arguments.run.model_name_or_path)
+        default = 64 if model is None else model.config.max_position_embeddings
+        context = arguments.model.get("max_position_embeddings") or default
+        self.data = load_text(arguments.data, arguments.run.seed, context, tokenizer)
+        if model is None:
+            model = new_model(arguments.model, self.data.tokenizer, context)
+        elif len(self.data.tokenizer) > model.config.vocab_size:
             raise ValueError(
-                f"--vocab_size {wanted} is less than the {len(tokenizer)} tokens of the tokenizer; leave it out."
+                f"--tokenizer_name must have at most the model's {model.config.vocab_size} tokens, got "
+                f"{len(self.data.tokenizer)}. Leave the flag out to use the model's own tokenizer."
             )
-        derived = {"vocab_size": vocab_size, "max_position_embeddings": context, **special}
-        model = GPTForCausalLM(build_config(GPTConfig, arguments.model, **derived))
-        if not torch.cuda.is_available():
-            # The backward pass of sdpa's kernel for CPUs is slow in bf16, at these lengths about a third of a step.
-            model.set_attn_implementation("eager")
-    elif len(tokenizer) > model.config.vocab_size:
-        raise ValueError(
-            f"The tokenizer has {len(tokenizer)} tokens, the model an embedding of {model.config.vocab_size}. Leave "
-            "out --tokenizer_name to use the model's own tokenizer."
+        model.generation_config = GenerationConfig(
+            bos_token_id=model.config.bos_token_id,
+            eos_token_id=model.config.eos_token_id,
+            pad_token_id=model.config.pad_token_id,
+            do_sample=True,
+            temperature=self.extra.sample_temperature,
+            max_new_tokens=200,
         )
-    model.generation_config = GenerationConfig(
-        bos_token_id=model.config.bos_token_id, eos_token_id=model.config.eos_token_id,
-        pad_token_id=model.config.pad_token_id, do_sample=True, temperature=extra.sample_temperature,
-        max_new_tokens=200,
-    )  # fmt: skip
+        self.model = model
+        self.phases = [Phase("model", NextTokenLoss(model))]
 
-    def summarize(means: dict[str, float]) -> dict[str, float]:
-        bits = means["loss"] / math.log(2) / data.characters_per_token
+    def evaluate(self, model: GPTForCausalLM, batch: Batch, rng: BatchRNG) -> dict[str, Tensor]:
+        """Returns the cross-entropy of every token of the batch, in nats."""
+        logits, labels = model(batch["input_ids"], use_cache=False).logits.float(), batch["labels"].flatten()
+        losses = F.cross_entropy(logits.flatten(0, 1), labels, reduction="none", ignore_index=-100)
+        return {"loss": losses[labels != -100]}
+
+    evaluate_at_end = evaluate
+
+    def derive(self, means: dict[str, float]) -> dict[str, float]:
+        bits = means["loss"] / math.log(2) / self.data.characters_per_token
         return {**means, "perplexity": math.exp(means["loss"]), "bits_per_char": bits}
 
-    def draw_samples(model: GPTForCausalLM, path: Path) -> None:
-        path.with_suffix(".txt").write_text(sample_text(model, tokenizer, extra, context), encoding="utf-8")
+    def measure_samples(self, model: GPTForCausalLM) -> dict[str, float]:
+        return {}
 
-    return Objective(
-        model=model,
-        phases=[Phase("model", NextTokenLoss(model))],
-        feed=data.train,
-        eval_batches=data.eval_batches,
-        evaluate=evaluate,
-        summarize=summarize,
-        primary_metric="loss",
-        dataset={"dataset": data.name, "dataset_revision": data.revision, "split": data.eval_split},
-        draw_samples=draw_samples,
-        save_extras=tokenizer.save_pretrained,
-    )
+    def draw_samples(self, model: GPTForCausalLM, path: Path) -> None:
+        text = sample_text(model, self.data.tokenizer, self.extra, self.data.context)
+        path.with_suffix(".txt").write_text(text, encoding="utf-8")
+
+    def save_extras(self, folder: Path) -> None:
+        self.data.tokenizer.save_pretrained(folder)
+
+
+def new_model(given: dict[str, Any], tokenizer: PreTrainedTokenizerBase, context: int) -> GPTForCausalLM:
+    """Builds a model for a tokenizer.
+
+    Args:
+        given: config fields from the command line.
+        tokenizer: decides the vocabulary and the special tokens.
+        context: tokens in a window.
+
+    Raises:
+        ValueError: the config is invalid, or --vocab_size is smaller than the tokenizer's vocabulary.
+    """
+    # A multiple of 64 rows makes the last matrix product faster; the rows beyond the vocabulary are never used.
+    vocab_size = -(-len(tokenizer) // 64) * 64
+    if given.get("vocab_size", vocab_size) < len(tokenizer):
+        raise ValueError(
+            f"--vocab_size must be at least the tokenizer's {len(tokenizer)}, got {given['vocab_size']}. Leave it out."
+        )
+    derived = {
+        "vocab_size": vocab_size,
+        "max_position_embeddings": context,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    model = GPTForCausalLM(build_config(GPTConfig, given, **derived))
+    if not torch.cuda.is_available():
+        # The backward pass of sdpa's kernel for CPUs is slow in bf16, at these lengths about a third of a step.
+        model.set_attn_implementation("eager")
+    return model
 
 
 def load_tokenizer(name: str | None) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a model or folder.
+    """Loads the tokenizer of a model or folder; returns None without a name.
 
     Raises:
         ValueError: there is none.
@@ -145,9 +182,9 @@ def load_tokenizer(name: str | None) -> PreTrainedTokenizerBase | None:
 
 
 def sample_text(model: GPTForCausalLM, tokenizer: PreTrainedTokenizerBase, args: GPTArguments, context: int) -> str:
-    """A text as long as asked, sampled in windows of the context the model was trained with.
+    """Samples a text of --sample_length tokens in windows of the context that the model was trained with.
 
-    Each window begins with the second half of the one before, since quality falls off beyond the trained context.
+    Each window begins with the second half of the one before, because quality falls off beyond the trained context.
     """
     torch.manual_seed(0)
     start = tokenizer("\n", add_special_tokens=False)["input_ids"]
@@ -163,20 +200,8 @@ def sample_text(model: GPTForCausalLM, tokenizer: PreTrainedTokenizerBase, args:
     return str(tokenizer.decode(tokens[0, len(start) :], skip_special_tokens=True))
 
 
-DEFAULTS: dict[str, Any] = {
-    "learning_rate": 5e-3,
-    "optimizer": "muon",
-    "adam_beta2": 0.95,
-    "per_device_train_batch_size": 64,
-    "per_device_eval_batch_size": 128,
-    "max_grad_norm": 1.0,
-    "logging_steps": 20,
-    "checkpointing_steps": 200,
-}
-
-
 def main() -> None:
-    train(make_objective, parse(GPTConfig, "Trains a GPT on text.", DEFAULTS, GPTArguments))
+    train(GPTObjective, parse(GPTConfig, "Trains a GPT on text.", DEFAULTS, GPTArguments))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ if __name__ == "__main__" and not __package__:  # started as a file: run it agai
     sys.exit()
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,17 +29,20 @@ from .config.flags import Arguments, flag
 from .config.parser import parse
 from .data.batches import Batch
 from .loop import train
-from .objective import Objective, Phase
+from .objective import Phase
 from .randomness import BatchRNG
 from .run_script import run_script
 
 
+DEFAULTS: dict[str, Any] = {"learning_rate": 2e-3}
+
+
 @dataclass
 class VAEArguments:
-    """What only this script knows."""
+    """The flags of this script alone."""
 
     nll_samples: int = flag(
-        100, "Importance samples an image for the final estimate of the likelihood; 0 leaves it out."
+        100, "Number of importance samples per image for the final likelihood estimate; 0 skips it.", on_resume="free"
     )
 
     def problems(self) -> list[str]:
@@ -48,7 +50,10 @@ class VAEArguments:
 
 
 class EvidenceLowerBound(nn.Module):
-    """The negative evidence lower bound of a batch; the noise of the latents belongs to the examples."""
+    """The negative evidence lower bound of a batch; the noise of the latents belongs to the examples.
+
+    The KL divergence itself is computed by the model, in `VAEModel.evidence_terms`.
+    """
 
     def __init__(self, model: VAEModel):
         super().__init__()
@@ -61,57 +66,60 @@ class EvidenceLowerBound(nn.Module):
         return output.loss, {"loss": output.loss, **parts}
 
 
-def make_objective(arguments: Arguments) -> Objective[VAEModel]:
-    model, data = load_image_model(VAEModel, arguments, arguments.run.seed)
-    num_dims = model.config.num_channels * data.image_size[0] * data.image_size[1]
-    # Only these are probabilities of the data: a Gaussian's density is not, and neither is a Bernoulli's of greys.
-    first = next(data.eval_batches(256, torch.device("cpu")))["pixel_values"]
-    is_binary = bool(((first == 0) | (first == 1)).all())
-    has_bits = model.config.likelihood == "discretized_logistic" or (
-        model.config.likelihood == "bernoulli" and is_binary
-    )
+class VAEObjective:
+    """The evidence lower bound; see [`training.objective.Objective`]."""
 
-    def evaluate(model: VAEModel, batch: Batch, rng: BatchRNG, is_final: bool) -> dict[str, Tensor]:
-        """Both terms of the bound for every image, in nats; at the end the importance-weighted likelihood too."""
-        pixels = batch["pixel_values"]
-        labels = batch["labels"] if model.config.num_labels else None
-        noise = rng.normal(*model.config.latent_shape)
-        reconstruction, kl = model.evidence_terms(pixels, labels, noise=noise)
-        values = {"elbo": -reconstruction - kl, "reconstruction_loss": reconstruction, "kl_loss": kl}
-        if is_final and arguments.extra.nll_samples:
-            generator = torch.Generator(pixels.device).manual_seed(int(rng.integers(2**62)[0]))
-            values["nll"] = -model.log_likelihood(pixels, arguments.extra.nll_samples, labels, generator)
+    primary_metric = "elbo"
+    ema_prefixes: tuple[str, ...] = ("",)
+
+    def __init__(self, arguments: Arguments):
+        self.model, self.data = load_image_model(VAEModel, arguments, arguments.run.seed)
+        self.phases = [Phase("model", EvidenceLowerBound(self.model))]
+        self.nll_samples: int = arguments.extra.nll_samples
+        # Only these are probabilities of the data: a Gaussian's density is not, and neither is a Bernoulli's of grays.
+        first = next(self.data.eval_batches(256, torch.device("cpu")))["pixel_values"]
+        is_binary = bool(((first == 0) | (first == 1)).all())
+        likelihood = self.model.config.likelihood
+        self.has_bits = likelihood == "discretized_logistic" or (likelihood == "bernoulli" and is_binary)
+
+    def evaluate(self, model: VAEModel, batch: Batch, rng: BatchRNG) -> dict[str, Tensor]:
+        """Returns both terms of the bound for every image, in nats."""
+        pixels, labels = batch["pixel_values"], self._labels(model, batch)
+        reconstruction, kl = model.evidence_terms(pixels, labels, noise=rng.normal(*model.config.latent_shape))
+        return {"elbo": -reconstruction - kl, "reconstruction_loss": reconstruction, "kl_loss": kl}
+
+    def evaluate_at_end(self, model: VAEModel, batch: Batch, rng: BatchRNG) -> dict[str, Tensor]:
+        """Adds the importance-weighted likelihood of every image."""
+        values = self.evaluate(model, batch, rng)
+        if self.nll_samples:
+            pixels, labels = batch["pixel_values"], self._labels(model, batch)
+            values["nll"] = -model.log_likelihood(pixels, self.nll_samples, labels, rng.generator())
         return values
 
-    def summarize(means: dict[str, float]) -> dict[str, float]:
-        if "nll" in means and has_bits:
-            return {**means, "bits_per_dim": bits_per_dim(means["nll"], num_dims)}
+    def derive(self, means: dict[str, float]) -> dict[str, float]:
+        if "nll" in means and self.has_bits:
+            height, width = self.data.image_size
+            return {**means, "bits_per_dim": bits_per_dim(means["nll"], self.data.num_channels * height * width)}
         return means
 
-    def draw_samples(model: VAEModel, path: Path) -> None:
-        """64 images from the prior; the same latents each time, so that their development can be followed."""
+    def measure_samples(self, model: VAEModel) -> dict[str, float]:
+        return {}
+
+    def draw_samples(self, model: VAEModel, path: Path) -> None:
+        """Draws 64 images from the prior, from the same latents each time, so that their progress can be followed."""
         images = model.sample(64, generator=torch.Generator().manual_seed(0))
         image_grid(images.cpu(), columns=8).save(path.with_suffix(".png"))
 
-    return Objective(
-        model=model,
-        phases=[Phase("model", EvidenceLowerBound(model))],
-        feed=data.train,
-        eval_batches=data.eval_batches,
-        evaluate=evaluate,
-        summarize=summarize,
-        primary_metric="elbo",
-        dataset={"dataset": data.name, "dataset_revision": data.revision, "split": data.eval_split},
-        draw_samples=draw_samples,
-        save_extras=build_image_processor(data.num_channels, data.image_size).save_pretrained,
-    )
+    def save_extras(self, folder: Path) -> None:
+        build_image_processor(self.data.num_channels, self.data.image_size).save_pretrained(folder)
 
-
-DEFAULTS: dict[str, Any] = {"learning_rate": 2e-3}
+    @staticmethod
+    def _labels(model: VAEModel, batch: Batch) -> Tensor | None:
+        return batch["labels"] if model.config.num_labels else None
 
 
 def main() -> None:
-    train(make_objective, parse(VAEConfig, "Trains a Variational Auto-Encoder.", DEFAULTS, VAEArguments))
+    train(VAEObjective, parse(VAEConfig, "Trains a Variational Auto-Encoder.", DEFAULTS, VAEArguments))
 
 
 if __name__ == "__main__":

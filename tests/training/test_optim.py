@@ -48,6 +48,10 @@ def models() -> dict[str, nn.Module]:
 NAMES = ["autoencoder", "vae", "gan", "gpt", "gpt-tied", "gpt-2"]
 
 
+def optimizer_of(module: nn.Module, run: RunArguments) -> torch.optim.Optimizer:
+    return build_optimizer(module, run, run.learning_rate)
+
+
 def set_gradients(module: nn.Module, step: int) -> None:
     generator = torch.Generator().manual_seed(step)
     for parameter in module.parameters():
@@ -63,7 +67,7 @@ def groups_by_name(optimizer: torch.optim.Optimizer, module: nn.Module) -> list[
 @pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_is_in_exactly_one_group(name: str, optimizer: str) -> None:
     module = models()[name]
-    groups = groups_by_name(build_optimizer(module, RunArguments(optimizer=optimizer)), module)
+    groups = groups_by_name(optimizer_of(module, RunArguments(optimizer=optimizer)), module)
     everything = [parameter for group in groups for parameter in group]
     assert sorted(everything) == sorted(parameter for parameter, _ in module.named_parameters())
 
@@ -74,7 +78,7 @@ def test_embeddings_norms_and_biases_are_not_decayed(name: str, optimizer: str) 
     module = models()[name]
     run = RunArguments(optimizer=optimizer, weight_decay=0.125)
     embeddings = {f"{n}.weight" for n, m in module.named_modules() if isinstance(m, nn.Embedding)}
-    for group in build_optimizer(module, run).param_groups:
+    for group in optimizer_of(module, run).param_groups:
         for parameter, value in module.named_parameters():
             if any(value is member for member in group["params"]):
                 plain = value.ndim < 2 or parameter in embeddings
@@ -84,7 +88,7 @@ def test_embeddings_norms_and_biases_are_not_decayed(name: str, optimizer: str) 
 @pytest.mark.parametrize("name", ["gpt", "gpt-tied", "gpt-2"])
 def test_muon_takes_hidden_matrices_and_neither_embeddings_nor_head(name: str) -> None:
     module = models()[name]
-    first, *_ = groups_by_name(build_optimizer(module, RunArguments(optimizer="muon")), module)
+    first, *_ = groups_by_name(optimizer_of(module, RunArguments(optimizer="muon")), module)
     assert first == {n for n, p in module.named_parameters() if ".layers." in n and p.ndim == 2}
     assert len(first) == 2 * 6
 
@@ -93,7 +97,7 @@ def test_frozen_parameters_are_left_out() -> None:
     module = models()["vae"]
     module.encoder.requires_grad_(False)
     for optimizer in ("adamw", "muon"):
-        groups = groups_by_name(build_optimizer(module, RunArguments(optimizer=optimizer)), module)
+        groups = groups_by_name(optimizer_of(module, RunArguments(optimizer=optimizer)), module)
         assert set().union(*groups) == {n for n, p in module.named_parameters() if p.requires_grad}
 
 
@@ -108,7 +112,7 @@ def test_muon_with_adamw_equals_both_run_separately_to_the_bit_even_after_a_relo
     ours = models()["gpt"]
     theirs = copy.deepcopy(ours)
     run = RunArguments(optimizer="muon", weight_decay=0.1, adam_beta1=0.8, adam_beta2=0.95)
-    optimizer = build_optimizer(ours, run)
+    optimizer = optimizer_of(ours, run)
     assert isinstance(optimizer, MuonWithAdamW)
     matrices, others = groups_by_name(optimizer, ours)[0], groups_by_name(optimizer, ours)[1:]
     named = dict(theirs.named_parameters())
@@ -128,7 +132,7 @@ def test_muon_with_adamw_equals_both_run_separately_to_the_bit_even_after_a_relo
     for step in range(6):
         if step == 3:
             state = copy.deepcopy(optimizer.state_dict())
-            optimizer = build_optimizer(ours, run)
+            optimizer = optimizer_of(ours, run)
             optimizer.load_state_dict(state)
         lr = 0.01 / (step + 1)
         for group in optimizer.param_groups:
@@ -142,7 +146,7 @@ def test_muon_with_adamw_equals_both_run_separately_to_the_bit_even_after_a_relo
 
 
 def test_muon_refuses_a_closure() -> None:
-    optimizer = build_optimizer(models()["gpt"], RunArguments(optimizer="muon"))
+    optimizer = optimizer_of(models()["gpt"], RunArguments(optimizer="muon"))
     with pytest.raises(ValueError, match="closure"):
         optimizer.step(lambda: 0.0)
 
@@ -190,7 +194,7 @@ def test_moving_average_is_its_closed_form() -> None:
     for step, weights in enumerate(history):
         own = 1.0 if step == 0 else 1 - decays[step - 1]
         expected += own * torch.tensor(decays[step:]).prod() * weights
-    torch.testing.assert_close(average.published().model.norm.weight, expected)
+    torch.testing.assert_close(average.updated_model().model.norm.weight, expected)
 
 
 def test_first_update_of_the_average_forgets_most_of_the_initial_weights() -> None:
@@ -212,7 +216,7 @@ def test_average_of_a_prefix_copies_the_rest_when_published() -> None:
         for parameter in model.parameters():
             parameter.add_(1.0)
     average.update(1)
-    now, published = model.state_dict(), average.published().state_dict()
+    now, published = model.state_dict(), average.updated_model().state_dict()
     assert set(published) == set(now)
     counted = 0
     for name, value in published.items():
@@ -234,10 +238,10 @@ def test_average_keeps_tied_weights_tied() -> None:
     with torch.no_grad():
         model.get_input_embeddings().weight.add_(1.0)
     average.update(1)
-    published = average.published()
+    published = average.updated_model()
     assert published.get_output_embeddings().weight is published.get_input_embeddings().weight
 
 
 def test_prefix_that_no_weight_has_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"prefixes: .*decoderr"):
+    with pytest.raises(ValueError, match=r"prefixes.*decoderr"):
         EMA(models()["vae"], models()["vae"], 0.5, prefixes=("decoderr.",))

@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor, nn
 
-from training.config.flags import Arguments, DataArguments, RunArguments
+from training.config.flags import RunArguments
 from training.data.batches import Batch, GlobalBatch
-from training.evaluation.means import RunningMeans
+from training.distributed.processes import Processes
 from training.objective import Phase
 from training.randomness import BatchRNG
 from training.step import NonFiniteError, PhaseTrainer
@@ -45,16 +45,14 @@ def fp16() -> Iterator[Accelerator]:
 
 
 def train_on(accelerator: Accelerator, inputs: list[float], on_nonfinite: str = "stop") -> tuple[Square, int]:
-    """One step per input. Returns the module and the number of skipped steps."""
+    """One step per input. Returns the module and the number of skipped updates."""
     module = Square()
     run = RunArguments(on_nonfinite=on_nonfinite, learning_rate=0.1)  # type: ignore[arg-type]
-    arguments = Arguments(run, DataArguments(), {}, None, "")
-    trainer = PhaseTrainer(Phase("model", module), module, accelerator, arguments)
-    means = RunningMeans(accelerator)
+    trainer = PhaseTrainer(Phase("model", module), module, run, accelerator, Processes())
     batches = [[{"x": torch.tensor([value])}] for value in inputs]
-    skipped = sum(trainer.step(batch, GlobalBatch(1), step, 1.0, means) for step, batch in enumerate(batches))
-    assert all(math.isfinite(value) for value in means.take().values())
-    return module, skipped
+    results = [trainer.step(batch, GlobalBatch(1), step, 1.0) for step, batch in enumerate(batches)]
+    assert all(math.isfinite(values["loss"]) for result in results for values in result.values)
+    return module, sum(result.skipped for result in results)
 
 
 def test_scaled_updates_equal_those_without_scaling(fp16: Accelerator) -> None:

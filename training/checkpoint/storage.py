@@ -1,11 +1,11 @@
 """Training state on disk: safetensors and JSON, complete or not there at all.
 
-A checkpoint is written to a temporary folder, flushed to the disk, and renamed; only then are old ones deleted. Its
-manifest holds size and SHA-256 of every file, so that damage is found before anything is loaded.
+A checkpoint is written to a temporary folder, flushed and renamed; only then are old ones deleted. Its manifest holds
+the size and SHA-256 of every file, so that damage is found before anything is loaded.
 
-The main process writes everything, but for tensors that are spread over processes: each of these writes its own rows,
+The main process writes everything except tensors that are sharded over processes: each process writes its own rows,
 `model.shard-00001-of-00004.safetensors`, to the same folder. They are read back as whole tensors, so that any number
-of processes can go on from them.
+of processes can continue from them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,12 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from .. import durable_files
-from ..distributed.fsdp import laid_out_like, rows_held
+from ..distributed.fsdp import rows_held
 from ..distributed.processes import Processes
-from ..durable_files import _to_json
 
 
 logger = logging.getLogger(__name__)
+
 MANIFEST = "manifest.json"
 STATE = "state.json"
 REPLACED = ".replaced"
@@ -82,7 +83,7 @@ class StoredTensors(Mapping[str, Tensor]):
 
     Attributes:
         shapes, dtypes: of the whole tensors, by name.
-        pieces: name -> (file, first row) of each part, in order; one part if the tensor was not spread over processes.
+        pieces: name -> (file, first row) of each part, in order; one part if the tensor was not sharded.
     """
 
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -100,8 +101,8 @@ class StoredTensors(Mapping[str, Tensor]):
         tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
         if tuple(tensor.shape) != self.shapes[name]:
             raise CheckpointError(
-                f"{self.pieces[name][0][0].parent} is damaged: {name!r} has shape {tuple(tensor.shape)} instead of "
-                f"{self.shapes[name]}."
+                f"{self.pieces[name][0][0].parent} is damaged: {name!r} must have shape {self.shapes[name]}, got "
+                f"{tuple(tensor.shape)}."
             )
         return tensor
 
@@ -111,10 +112,16 @@ class StoredTensors(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.pieces)
 
+    def broadcast(self, processes: Processes) -> Iterator[tuple[str, Tensor]]:
+        """Yields (name, tensor) in every process, although only the main one reads them. Collective call."""
+        for name in self:
+            read = partial(self.__getitem__, name)
+            yield name, processes.broadcast_tensor(read, self.shapes[name], self.dtypes[name])
+
 
 @dataclass
 class Checkpoint:
-    """What was found.
+    """A verified checkpoint.
 
     Attributes:
         path: its folder.
@@ -135,17 +142,17 @@ def save(
     keep: int | None,
     processes: Processes,
 ) -> Path:
-    """Writes `folder/step-XXXXXX`, and only then deletes what is no longer needed.
+    """Writes `folder/step-XXXXXX`, and only then deletes what is no longer needed. Collective call.
 
-    Every process has to call this, with the same tensors, of which it may hold some rows alone. Checkpoints of later
-    steps go too: they belong to a branch that was left by going back to an earlier one.
+    Checkpoints of later steps are deleted too: they belong to a branch that was abandoned when the run went back to an
+    earlier checkpoint.
 
     Args:
-        folder: holds all checkpoints of a run. Only the main process needs to see it, unless tensors are spread.
+        folder: holds all checkpoints of a run. Only the main process needs to see it, unless tensors are sharded.
         step: names the checkpoint.
         state: anything JSON can hold; that of the main process is written.
-        tensors: heading -> tensor name -> tensor.
-        keep: checkpoints to keep, the newest ones; None for all.
+        tensors: heading -> tensor name -> tensor, which may be sharded by rows.
+        keep: number of newest checkpoints to keep; None keeps all.
         processes: those of the run.
 
     Raises:
@@ -153,15 +160,12 @@ def save(
     """
     target = folder / f"step-{step:06d}"
     temporary = folder / f".{target.name}"
-
     try:
-        processes.on_main(lambda: _make_room(folder, temporary))
+        processes.on_main(_make_room, folder, temporary)
         files: dict[str, Any] = {}
-        for part in processes.gather(_write_part(temporary, tensors, processes)):
-            if isinstance(part, Exception):
-                raise part
+        for part in processes.on_all(_write_tensors, temporary, tensors, processes):
             files |= part
-        processes.on_main(lambda: _complete(temporary, target, {"format": FORMAT, "step": step, **state}, files))
+        processes.on_main(_complete, temporary, target, {"format": FORMAT, "step": step, **state}, files)
     except OSError as error:
         if processes.is_main:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -169,7 +173,7 @@ def save(
             f"The checkpoint of step {step} could not be written to {folder}: {error}. Earlier ones are "
             f"untouched: {_listed(folder)}. Make room or make the folder writable, then run the same command again."
         ) from error
-    processes.on_main(lambda: _prune(folder, step, keep))
+    processes.on_main(_prune, folder, step, keep)
     return target
 
 
@@ -180,33 +184,20 @@ def _make_room(folder: Path, temporary: Path) -> None:
     disk.make_folder(temporary)
 
 
-def _write_part(
-    folder: Path, tensors: dict[str, dict[str, Tensor]], processes: Processes
-) -> dict[str, Any] | Exception:
-    """Writes this process's part of the tensors.
-
-    Returns:
-        the entries of its files in the manifest; or the error, for all processes to know of.
-    """
-    try:
-        return _write_tensors(folder, tensors, processes)
-    except Exception as error:
-        return OSError(str(error)) if isinstance(error, SafetensorError) else error
-
-
 def _write_tensors(folder: Path, tensors: dict[str, dict[str, Tensor]], processes: Processes) -> dict[str, Any]:
+    """Writes this process's part of the tensors and returns the entries of its files in the manifest."""
     files: dict[str, Any] = {}
     for heading, group in tensors.items():
         if processes.is_main:
             whole = {name: _on_host(value) for name, value in group.items() if not isinstance(value, DTensor)}
             files |= _write_file(folder / f"{heading}.safetensors", whole, None)
-        spread = {name: value for name, value in group.items() if isinstance(value, DTensor)}
-        if spread:
+        sharded = {name: value for name, value in group.items() if isinstance(value, DTensor)}
+        if sharded:
             if not folder.is_dir():
-                raise OSError(f"process {processes.rank} does not see this folder; sharded runs need one disk for all")
+                raise OSError(f"process {processes.rank} does not see this folder; sharded runs need a shared disk")
             name = f"{heading}.shard-{processes.rank:05d}-of-{processes.count:05d}.safetensors"
-            rows = {name: [rows_held(value)[0], *value.shape] for name, value in spread.items()}
-            parts = {name: _on_host(value.to_local()) for name, value in spread.items()}
+            rows = {name: [rows_held(value)[0], *value.shape] for name, value in sharded.items()}
+            parts = {name: _on_host(value.to_local()) for name, value in sharded.items()}
             files |= _write_file(folder / name, parts, {"rows": json.dumps(rows)})
     return files
 
@@ -216,12 +207,15 @@ def _on_host(tensor: Tensor) -> Tensor:
 
 
 def _write_file(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None) -> dict[str, Any]:
-    disk.save_tensors(tensors, path, metadata)
+    try:
+        disk.save_tensors(tensors, path, metadata)
+    except SafetensorError as error:  # a full disk, among others
+        raise OSError(str(error)) from error
     disk.flush(path)
-    return {path.name: _entry(path)}
+    return {path.name: _manifest_entry(path)}
 
 
-def _entry(path: Path) -> dict[str, Any]:
+def _manifest_entry(path: Path) -> dict[str, Any]:
     return {"size": path.stat().st_size, "sha256": _sha256(path)}
 
 
@@ -229,11 +223,9 @@ def _complete(temporary: Path, target: Path, state: dict[str, Any], files: dict[
     """Adds state and manifest, flushes, and gives the folder its name."""
     for name, entry in files.items():
         if not (temporary / name).is_file() or (temporary / name).stat().st_size != entry["size"]:
-            raise OSError(
-                f"the main process does not see {name} as it was written; sharded runs need one disk for all"
-            )
+            raise OSError(f"the main process does not see {name} as it was written; sharded runs need a shared disk")
     disk.write_json(temporary / STATE, state)
-    entries = {**files, STATE: _entry(temporary / STATE)}
+    entries = {**files, STATE: _manifest_entry(temporary / STATE)}
     disk.write_json(temporary / MANIFEST, {"format": FORMAT, "files": dict(sorted(entries.items()))})
     disk.flush(temporary)
     if target.exists():  # set aside, where `latest` finds it should the next line not be reached
@@ -245,22 +237,18 @@ def _complete(temporary: Path, target: Path, state: dict[str, Any], files: dict[
 def _prune(folder: Path, step: int, keep: int | None) -> None:
     kept = [path for path in _all(folder) if _step(path) <= step and not path.suffix]
     for old in set(_all(folder)) - set(kept if keep is None else kept[-keep:]):
-        _delete(old)
-
-
-def _delete(path: Path) -> None:
-    """Takes a checkpoint away in one step, so that a kill leaves none that is half deleted."""
-    hidden = path.with_name(f".{path.name}")
-    shutil.rmtree(hidden, ignore_errors=True)
-    try:
-        disk.rename(path, hidden)
-        disk.delete_folder(hidden)
-    except OSError as error:
-        logger.warning("The old checkpoint %s could not be deleted: %s", path, error)
+        # Renamed first, so that a kill leaves no checkpoint that is half deleted.
+        hidden = old.with_name(f".{old.name}")
+        shutil.rmtree(hidden, ignore_errors=True)
+        try:
+            disk.rename(old, hidden)
+            disk.delete_folder(hidden)
+        except OSError as error:
+            logger.warning("The old checkpoint %s could not be deleted: %s", old, error)
 
 
 def load(path: Path) -> Checkpoint:
-    """Finds out what a checkpoint holds, after verifying every file of it.
+    """Verifies a checkpoint and lists what it holds; tensors are read later, when they are asked for.
 
     Raises:
         CheckpointError: names the first file that is missing, damaged or not understood.
@@ -277,14 +265,14 @@ def load(path: Path) -> Checkpoint:
 
 
 def _index(file: Path, stored: StoredTensors) -> None:
-    """Notes what tensors, or rows of tensors, a file holds."""
+    """Notes which tensors, or rows of tensors, a file holds."""
     try:
         with safe_open(file, framework="pt") as content:
             rows = json.loads((content.metadata() or {}).get("rows", "{}"))
             for name in content.keys():  # noqa: SIM118
                 first, *shape = rows.get(name, (0, *content.get_slice(name).get_shape()))
                 stored.shapes[name] = tuple(shape)
-                # A slice knows its dtype as text alone, and a number has no empty slice.
+                # safetensors slices report their dtype as a string, and scalars cannot be sliced.
                 sample = content.get_slice(name)[:0] if shape else content.get_tensor(name)
                 stored.dtypes[name] = sample.dtype
                 stored.pieces.setdefault(name, []).append((file, first))
@@ -315,9 +303,9 @@ def verify(path: Path) -> None:
 
 def _verify(path: Path) -> None:
     manifest = _read_json(path / MANIFEST)
-    # Nothing vouches for the manifest itself, but there is only one way to write what it says.
-    if (path / MANIFEST).read_bytes() != _to_json(manifest).encode():
-        raise CheckpointError(f"{path / MANIFEST} is damaged: it is not as it was written.")
+    # The manifest has no checksum, so it must be byte-identical to its canonical form.
+    if (path / MANIFEST).read_bytes() != durable_files.to_json(manifest).encode():
+        raise CheckpointError(f"{path / MANIFEST} is damaged: it is not in its canonical form.")
     _check_format(path / MANIFEST, manifest)
     files = manifest.get("files")
     if not isinstance(files, dict) or STATE not in files:
@@ -330,7 +318,7 @@ def _verify(path: Path) -> None:
             raise CheckpointError(f"{file} is missing.")
         size = file.stat().st_size
         if size != expected.get("size"):
-            raise CheckpointError(f"{file} is damaged: it has {size} bytes instead of {expected.get('size')}.")
+            raise CheckpointError(f"{file} is damaged: it must have {expected.get('size')} bytes, got {size}.")
         if _sha256(file) != expected.get("sha256"):
             raise CheckpointError(f"{file} is damaged: its SHA-256 is not the one in {MANIFEST}.")
     extra = {file.name for file in path.iterdir()} - set(files) - {MANIFEST}
@@ -339,69 +327,13 @@ def _verify(path: Path) -> None:
 
 
 def latest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole, or None. Damaged ones are skipped with a warning."""
+    """Returns the newest checkpoint that is whole, or None. Damaged ones are skipped with a warning."""
     for path in reversed(_all(folder)):
         try:
             return load(path)
         except CheckpointError as error:
             logger.warning("Skipping a checkpoint: %s", error)
     return None
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, Tensor]:
-    """State of an optimizer as named tensors, `parameter:entry`.
-
-    Args:
-        optimizer: its states must be tensors, as those of AdamW and Muon are.
-        names: id of a parameter -> its name.
-    """
-    return {
-        f"{names[id(parameter)]}:{entry}": value
-        for parameter, state in optimizer.state.items()
-        for entry, value in state.items()
-    }
-
-
-def check_optimizer_tensors(
-    optimizer: torch.optim.Optimizer, names: dict[int, str], shapes: Mapping[str, tuple[int, ...]]
-) -> None:
-    """Whether states of these shapes, by `parameter:entry`, are ones that the optimizer could have.
-
-    Raises:
-        CheckpointError: one belongs to no parameter of this optimizer, or has another shape.
-    """
-    parameters = _parameters(optimizer, names)
-    for key, shape in shapes.items():
-        name = key.rpartition(":")[0]
-        if name not in parameters:
-            raise CheckpointError(f"The optimizer state {key!r} belongs to no parameter of this model.")
-        if shape and shape != tuple(parameters[name].shape):
-            raise CheckpointError(
-                f"The optimizer state {key!r} has shape {shape}, its parameter {tuple(parameters[name].shape)}."
-            )
-
-
-def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer, names: dict[int, str], tensors: Iterable[tuple[str, Tensor]]
-) -> None:
-    """The inverse of [`optimizer_tensors`], for tensors that [`check_optimizer_tensors`] would let pass."""
-    parameters = _parameters(optimizer, names)
-    states: dict[str, dict[str, Tensor]] = {}
-    for key, value in tensors:
-        name, _, entry = key.rpartition(":")
-        # In the parameter's own memory layout: fused kernels walk through both in the order of memory.
-        states.setdefault(name, {})[entry] = laid_out_like(value, parameters[name]) if value.ndim else value
-    optimizer.load_state_dict(
-        {
-            "state": {i: states[name] for i, name in enumerate(parameters) if name in states},
-            "param_groups": optimizer.state_dict()["param_groups"],
-        }
-    )
-
-
-def _parameters(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, Tensor]:
-    """The optimizer's parameters by name, in its own order."""
-    return {names[id(p)]: p for group in optimizer.param_groups for p in group["params"]}
 
 
 def _check_format(path: Path, content: dict[str, Any]) -> None:
@@ -425,12 +357,12 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def exist(folder: Path) -> bool:
-    """Whether there are checkpoints, whole or damaged."""
+    """True if there are checkpoints, whole or damaged."""
     return bool(_all(folder))
 
 
 def _all(folder: Path) -> list[Path]:
-    """CheckpointUpload, oldest first; one that was set aside comes before the one that replaces it."""
+    """Returns all checkpoints, oldest first; one that was set aside comes before its replacement."""
     paths = [
         path for path in folder.glob("step-*") if path.name.removeprefix("step-").removesuffix(REPLACED).isdigit()
     ]

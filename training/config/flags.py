@@ -11,7 +11,7 @@ from typing import Any, Literal
 FROM_DATA = ("image_size", "num_channels", "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def flag(default: Any, help: str, **metadata: Any) -> Any:
+def flag(default: Any, help: str, on_resume: str = "", in_recipe: bool = True, **metadata: Any) -> Any:
     """A dataclass field with the text that --help shows for it; `metadata` goes to argparse."""
     return field(default=default, metadata={"help": help, **metadata})
 
@@ -191,3 +191,25 @@ def as_recipe(arguments: Arguments) -> dict[str, Any]:
     if arguments.extra is not None:
         parts.append(vars(arguments.extra))
     return {name: value for part in parts for name, value in part.items()}
+
+
+FIXED = (
+    "seed", "dataset_name", "dataset_config_name", "dataset_revision", "train_split", "image_column", "label_column",
+    "text_column", "streaming", "shuffle_buffer_size", "max_train_samples", "optimizer",
+)  # fmt: skip
+FREE = {
+    "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "max_train_steps", "num_train_epochs",
+    "max_train_seconds", "per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size",
+    "eval_split", "max_eval_samples", "in_memory", "dataloader_num_workers", "eval_steps", "logging_steps",
+    "sample_steps", "checkpointing_steps", "checkpoints_total_limit", "on_nonfinite", "report_to", "disable_tqdm",
+    "push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy", "nll_samples", "quality_samples",
+    "sample_length", "sample_temperature", "model_name_or_path",
+}  # fmt: skip
+
+
+def on_resume(arguments: Arguments) -> dict[str, str]:
+    return {
+        name: "refuse" if name in FIXED else "free" if name in FREE else "warn"
+        for name in as_recipe(arguments)
+        if name not in arguments.model
+    }

@@ -339,6 +339,9 @@ class ImageData:
     eval_split: str
     revision: str | None = None
 
+    def describe(self) -> dict[str, Any]:
+        return {"dataset": self.name, "dataset_revision": self.revision, "split": self.eval_split}
+
     def eval_batches(self, batch_size: int, device: torch.device) -> Iterator[Batch]:
         """Every evaluation example once."""
         for start in range(0, len(self.eval_pixels), batch_size):

@@ -258,6 +258,9 @@ class TextData:
     eval_split: str
     revision: str | None = None
 
+    def describe(self) -> dict[str, Any]:
+        return {"dataset": self.name, "dataset_revision": self.revision, "split": self.eval_split}
+
     def eval_batches(self, batch_size: int, device: torch.device) -> Iterator[Batch]:
         """Windows without overlap; the last one is filled up with the label -100, which counts for nothing."""
         predicted = len(self.eval_tokens) - 1

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from ..distributed.devices import available_cores
+from ..distributed.launcher import available_cores, local_processes
 
 
 def loaded(dataset: Any, num_workers: int, device: torch.device, **options: Any) -> Iterator[Any]:
@@ -51,4 +51,4 @@ def _end_with_the_parent() -> None:
 
 def spare_workers() -> int:
     """Workers that this process may start where their number changes nothing but the speed: a core each, at most 4."""
-    return min(4, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return min(4, available_cores() // local_processes())

@@ -1,77 +1,73 @@
-"""Weights, gradients and optimizer states spread over the processes, for models that do not fit on one device.
+"""FSDP2: weights, gradients and optimizer states sharded over the processes, for models too large for one device.
 
-FSDP2, asked for as everywhere: `accelerate launch --use_fsdp --fsdp_version 2 training/train_gpt.py ...`. accelerate
-reads its flags; torch's `fully_shard` does the work. accelerate's own preparation is not used, since it ignores the
+It is requested as everywhere, `accelerate launch --use_fsdp --fsdp_version 2 training/train_gpt.py ...`. accelerate
+reads its flags; torch's `fully_shard` does the work. accelerate's own preparation is not used because it ignores the
 flags on a CPU, where nothing of it could be tested, and looks for the parameters inside the one optimizer it knows.
 """
 
 from __future__ import annotations
 
-import os
 from typing import Any, TypeVar
 
 import torch
-from accelerate import FullyShardedDataParallelPlugin
-from accelerate.utils import parse_flag_from_env
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from transformers import PreTrainedModel
 
+from . import launcher
 from .processes import Processes
 
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
-def sharding_asked_for() -> FullyShardedDataParallelPlugin | None:
-    """The flags of `accelerate launch --use_fsdp`, taken out of accelerate's own hands; None without them.
+def fsdp_plugin() -> FullyShardedDataParallelPlugin | None:
+    """Returns accelerate's FSDP plugin and hides the request from accelerate; None if FSDP was not requested.
 
     Raises:
-        ValueError: version 1 was asked for.
+        ValueError: version 1 was requested.
     """
-    if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
+    if not launcher.asks_for_fsdp():
         return None
     plugin = FullyShardedDataParallelPlugin()
     if plugin.fsdp_version != 2:
         raise ValueError(
-            f"--use_fsdp asks for FSDP version {plugin.fsdp_version}, and hfgen shards with version 2: add "
-            "--fsdp_version 2 to accelerate launch."
+            f"--fsdp_version must be 2, got {plugin.fsdp_version}. Add --fsdp_version 2 to accelerate launch."
         )
-    os.environ["ACCELERATE_USE_FSDP"] = "false"
+    launcher.hide_fsdp_request()
     return plugin
 
 
-def shard(
-    model: PreTrainedModel, plugin: FullyShardedDataParallelPlugin, device: torch.device, precision: str
-) -> None:
-    """Spreads a model's weights over all processes, in place: each keeps its rows of every tensor.
+def shard(model: PreTrainedModel, plugin: FullyShardedDataParallelPlugin, accelerator: Accelerator) -> None:
+    """Shards a model over all processes, in place: each keeps its rows of every tensor.
 
-    A layer's weights are brought together just before they are needed. The layers are those that the model names as
-    `_no_split_modules`; embeddings and head go with the model itself.
+    A layer's weights are gathered just before they are needed. The layers are those that the model names in
+    `_no_split_modules`; embeddings and head belong to the model itself. In bf16, weights are gathered and used in bf16
+    and gradients are reduced in fp32.
 
     Args:
-        model: on any device; its shards are moved to `device`.
-        plugin: accelerate's flags: whether to gather weights anew in the backward pass, and whether to keep shards in
+        model: on any device; its shards are moved to the accelerator's.
+        plugin: accelerate's flags: whether to gather weights again in the backward pass, and whether to keep shards in
             the memory of the host.
-        device: of this process.
-        precision: "no", or "bf16" to gather and compute in bf16 with gradients added up in fp32.
+        accelerator: knows device and precision.
 
     Raises:
         ValueError: the model names no layers, or the precision is fp16.
     """
     if not model._no_split_modules:
         raise ValueError(
-            f"{type(model).__name__} cannot be sharded (--use_fsdp), and need not be, small as it is: leave the flag "
-            "out for plain data parallelism."
+            f"{type(model).__name__} does not support --use_fsdp and is too small to need it. Leave the flag out for "
+            "plain data parallelism."
         )
-    if precision == "fp16":
-        raise ValueError("--use_fsdp trains in bf16 or fp32, got --mixed_precision fp16. Use bf16.")
-    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if precision == "bf16" else MixedPrecisionPolicy()
+    if accelerator.mixed_precision == "fp16":
+        raise ValueError("--mixed_precision must be bf16 or no with --use_fsdp, got fp16. Use bf16.")
+    is_bf16 = accelerator.mixed_precision == "bf16"
     options: dict[str, Any] = {
-        "mesh": init_device_mesh(device.type, (torch.distributed.get_world_size(),)),
-        "mp_policy": policy,
+        "mesh": init_device_mesh(accelerator.device.type, (torch.distributed.get_world_size(),)),
+        "mp_policy": MixedPrecisionPolicy(torch.bfloat16, torch.float32) if is_bf16 else MixedPrecisionPolicy(),
         "reshard_after_forward": bool(plugin.reshard_after_forward),
         "offload_policy": plugin.cpu_offload,
     }
@@ -82,12 +78,17 @@ def shard(
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether its weights are spread over processes."""
+    """True if the model's weights are sharded over processes."""
     return isinstance(model, FSDPModule)
 
 
-def gather_model(model: Model, model_class: type[Model], processes: Processes) -> Model | None:
-    """An ordinary copy of a sharded model, on the main process; None on the others, which have to call this too."""
+def whole_model(model: Model, model_class: type[Model], processes: Processes) -> Model | None:
+    """Returns an ordinary model on the main process, where files are written, and None elsewhere. Collective call.
+
+    A model that is not sharded is returned itself, not a copy.
+    """
+    if not is_sharded(model):
+        return model if processes.is_main else None
     whole = None
     if processes.is_main:
         with torch.device("meta"):
@@ -105,13 +106,15 @@ def gather_model(model: Model, model_class: type[Model], processes: Processes) -
 
 
 def rows_held(tensor: DTensor) -> tuple[int, int]:
-    """First row and number of rows of a tensor that this process holds; rows are dealt out as torch.chunk does.
+    """Returns the first row and the number of rows of a tensor that this process holds.
+
+    Rows are dealt out as by torch.chunk.
 
     Raises:
-        ValueError: it is spread in another way than FSDP2 spreads weights.
+        ValueError: the tensor is sharded in another way than FSDP2 shards weights.
     """
     if tuple(tensor.placements) != (Shard(0),):
-        raise ValueError(f"tensor: expected rows spread over processes, got placements {tensor.placements}")
+        raise ValueError(f"tensor must be sharded by rows, got placements {tensor.placements}.")
     mesh = tensor.device_mesh
     size = -(-tensor.shape[0] // mesh.size())
     first = min(mesh.get_local_rank() * size, tensor.shape[0])
@@ -119,12 +122,15 @@ def rows_held(tensor: DTensor) -> tuple[int, int]:
 
 
 def laid_out_like(value: Tensor, like: Tensor) -> Tensor:
-    """A tensor's numbers in the memory layout and, where `like` is spread over processes, in the shards of another."""
+    """Returns a tensor's values in the memory layout of another, and sharded like it if it is sharded."""
     if isinstance(like, DTensor):
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
     return torch.empty_like(like, dtype=value.dtype).copy_(value)
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, each once: safetensors has no shared tensors. Shards where a model is spread."""
+    """Returns parameters and buffers by name, each once, because safetensors does not store shared tensors.
+
+    A sharded model gives its shards.
+    """
     return dict([*model.named_parameters(), *model.named_buffers()])

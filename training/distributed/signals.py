@@ -1,4 +1,4 @@
-"""Asking a run to stop: SIGTERM, SIGINT, and the death of the launcher."""
+"""Requests to stop a run: SIGTERM, SIGINT (Ctrl-C) and the death of the launcher."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import os
 import signal
 from typing import Any
 
+from . import launcher
 from .processes import Processes
 
 
 class StopRequest:
-    """SIGTERM and SIGINT ask for a checkpoint and an end after the step; a second SIGINT ends at once.
+    """Turns SIGTERM and SIGINT into a request to save a checkpoint and stop after the current step.
 
-    So does the death of `accelerate launch`, which does not pass SIGTERM on to the one process it started.
+    A second SIGINT ends the process at once. The death of `accelerate launch` counts as a request as well, because
+    the launcher does not pass SIGTERM on to a single process that it started.
     """
 
     def __init__(self, processes: Processes) -> None:
-        self._signalled = False
-        self._launcher = os.getppid() if "ACCELERATE_MIXED_PRECISION" in os.environ else None
-        self._processes = processes
+        self._signaled = False
+        self._launcher = os.getppid() if launcher.is_launched() else None
+        self.processes = processes
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -32,15 +34,19 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
-        """Whether this process was asked to stop."""
-        return self._signalled or (self._launcher is not None and os.getppid() != self._launcher)
-
-    def _handle(self, number: int, _: object) -> None:
-        self._signalled = True
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        """True if this process was asked to stop."""
+        return self._signaled or (self._launcher is not None and os.getppid() != self._launcher)
 
     def agree(self, seconds: float = 0.0) -> tuple[bool, float]:
-        """Whether any process was asked to stop, and the latest of their clocks: the same answer in all of them."""
-        requested, seconds = self._processes.largest([float(self.requested), seconds])
+        """Collective call.
+
+        Returns:
+            whether any process was asked to stop, and the latest of their clocks: the same in all of them.
+        """
+        requested, seconds = self.processes.max([float(self.requested), seconds])
         return bool(requested), seconds
+
+    def _handle(self, number: int, _: object) -> None:
+        self._signaled = True
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)

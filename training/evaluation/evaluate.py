@@ -6,70 +6,74 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from ..config.flags import RunArguments
 from ..data.batches import Batch
+from ..distributed.processes import Processes
 from ..distributed.signals import StopRequest
 from ..objective import Objective
 from ..randomness import BatchRNG
+from .means import ItemMeans
 
 
 def evaluate(
-    objective: Objective,
+    objective: Objective[Any],
     model: PreTrainedModel,
-    accelerator: Accelerator,
     run: RunArguments,
+    device: torch.device,
     stop: StopRequest,
-    is_final: bool = False,
+    at_end: bool = False,
 ) -> dict[str, float] | None:
-    """All metrics over the evaluation split, each example counted once whatever the number of processes.
+    """Measures all metrics on the evaluation split, each example counted once whatever the number of processes.
 
-    Random numbers belong to the batch, so that they do not depend on the number of processes either.
+    Random numbers belong to the batch, so they do not depend on the number of processes either. Collective call.
+
+    Args:
+        objective: what to measure.
+        model: of the objective's class, in every process; it may be sharded.
+        run: the flags.
+        device: of this process.
+        stop: asked before every batch; knows the processes of the run.
+        at_end: whether to measure as the finished model is measured.
 
     Returns:
-        the metrics, the same in every process; None if a signal came, and then the evaluation was not completed.
+        the metrics, the same in every process; None if a signal interrupted the evaluation.
     """
-    sums: dict[str, Tensor] = {}
-    if accelerator.num_processes > 1:
-        # Batch normalisation's averages differ a little from process to process, and those of the main one are saved.
-        for buffer in model.buffers():
-            torch.distributed.broadcast(buffer, src=0)
+    measure = objective.evaluate_at_end if at_end else objective.evaluate
+    # Batch normalization's averages differ a little between processes, and those of the main process are saved.
+    stop.processes.copy_from_main(model.buffers())
+    means = ItemMeans()
     with torch.no_grad(), evaluation_mode(model):
-        for index, weight, batch in _own_batches(objective, accelerator, run.per_device_eval_batch_size):
+        batches = objective.data.eval_batches(run.per_device_eval_batch_size, device)
+        for index, weight, batch in _own_batches(batches, stop.processes):
             if stop.agree()[0]:
                 return None
             rows = len(next(iter(batch.values())))
-            rng = BatchRNG((run.seed, "evaluation", index), rows, slice(0, rows), accelerator.device)
-            for name, values in objective.evaluate(model, batch, rng, is_final).items():
-                items = values.cpu().double()
-                part = weight * torch.stack([items.sum(), torch.tensor(float(items.numel()))])
-                sums[name] = sums[name] + part if name in sums else part
-    totals = torch.stack(list(sums.values()))
-    if accelerator.num_processes > 1:
-        totals = accelerator.reduce(totals.to(accelerator.device), "sum")
-    return objective.summarize({name: total / count for name, (total, count) in zip(sums, totals.tolist())})
+            rng = BatchRNG((run.seed, "evaluation", index), rows, slice(0, rows), device)
+            means.add(measure(model, batch, rng), weight)
+    return objective.derive(means.compute(stop.processes))
 
 
-def _own_batches(objective: Objective, accelerator: Accelerator, size: int) -> Iterator[tuple[int, float, Batch]]:
-    """(index, weight, batch) of this process: as many in each process, as a sharded model needs all of them at once.
+def _own_batches(batches: Iterator[Batch], processes: Processes) -> Iterator[tuple[int, float, Batch]]:
+    """Yields (index, weight, batch) of this process.
 
-    A process for which none is left measures an earlier one with weight 0.
+    Every process gets the same number, because a sharded forward pass is collective: one for which no batch is left
+    measures an earlier one with weight 0.
     """
-    rank, processes = accelerator.process_index, accelerator.num_processes
-    batches = enumerate(objective.eval_batches(size, accelerator.device))
-    while group := list(islice(batches, processes)):
-        index, batch = group[rank] if rank < len(group) else group[0]
-        yield index, float(rank < len(group)), batch
+    numbered = enumerate(batches)
+    while group := list(islice(numbered, processes.count)):
+        is_own = processes.rank < len(group)
+        index, batch = group[processes.rank] if is_own else group[0]
+        yield index, float(is_own), batch
 
 
-def draw_samples(objective: Objective, model: PreTrainedModel, path: Path) -> None:
-    """Writes a file of samples, without a trace in the random numbers of training."""
+def draw_samples(objective: Objective[Any], model: PreTrainedModel, path: Path) -> None:
+    """Writes a file of samples without changing the random numbers of training."""
     path.parent.mkdir(exist_ok=True)
     with torch.no_grad(), torch.random.fork_rng(), evaluation_mode(model):
         objective.draw_samples(model, path)
@@ -77,7 +81,7 @@ def draw_samples(objective: Objective, model: PreTrainedModel, path: Path) -> No
 
 @contextmanager
 def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
-    """`model.eval()` for a while."""
+    """Switches to `model.eval()` inside."""
     was_training = model.training
     model.eval()
     try:

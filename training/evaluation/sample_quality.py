@@ -1,8 +1,8 @@
-"""How good generated images are, measured in the features of a classifier.
+"""Quality of generated images, measured in the features of a classifier.
 
-The usual features come from Inception, which knows photographs, needs a download and says little about digits. Here a
-small convolutional classifier is trained on the very dataset, in seconds, and its last hidden layer is the feature
-space. Numbers compare models on one dataset with one release of hfgen; they are not Inception's.
+The usual features come from Inception, which knows photographs, needs a download and says little about digits. Here, a
+small convolutional classifier is trained on the dataset itself, in seconds, and its last hidden layer is the feature
+space. Its numbers compare models on one dataset with one release of hfgen; they are not Inception's.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(FEATURES, num_classes)
 
     def features(self, pixel_values: Tensor) -> Tensor:
-        """(batch, 64), before the last activation."""
+        """Returns the last hidden layer before its activation, (batch, 64)."""
         hidden = F.relu(self.conv2(F.relu(self.conv1(2 * pixel_values - 1))))
         return self.hidden(hidden.flatten(1))
 
@@ -45,7 +45,7 @@ class Classifier(nn.Module):
 def train_classifier(
     data: ImageData, device: torch.device, steps: int = 600, batch_size: int = 128
 ) -> Classifier | None:
-    """A classifier of the dataset's own classes; None if it has none or is not held in memory."""
+    """Trains a classifier of the dataset's own classes; returns None if it has none or is not held in memory."""
     if not data.label_names or not isinstance(data.train, TensorFeed):
         return None
     with torch.random.fork_rng():
@@ -53,7 +53,7 @@ def train_classifier(
         classifier = Classifier(data.num_channels, data.image_size, len(data.label_names)).to(device)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, fused=True)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
-    # An order of its own, so that every run on this dataset is measured by the same classifier.
+    # Always in the same order, so that every run on this dataset is measured by the same classifier.
     feed = TensorFeed(data.train.pixels, data.train.labels, seed=0)
     batches = feed.batches(0, GlobalBatch(batch_size), device)
     for _ in range(steps):
@@ -70,9 +70,9 @@ def sample_quality(model: GANModel, data: ImageData, num_samples: int) -> dict[s
     """Compares generated images with the evaluation split.
 
     Args:
-        model: draws the images.
-        data: its evaluation images are the real ones; its training images teach the classifier.
-        num_samples: images to draw, with the classes of the real images if the model is conditional.
+        model: generates the images.
+        data: its evaluation images are the real ones; the classifier learns from its training images.
+        num_samples: number of images to generate, with the classes of the real images if the model is conditional.
 
     Returns:
         classifier_fid, precision, recall, density, coverage, and classifier_accuracy, the classifier's own on real
@@ -102,13 +102,13 @@ def sample_quality(model: GANModel, data: ImageData, num_samples: int) -> dict[s
             fake_right += int((classifier.head(F.relu(features)).argmax(1) == labels).sum())
         fake_features.append(features)
     fake = torch.cat(fake_features)
-    neighbours = precision_recall_density_coverage(real, fake)
+    neighbors = precision_recall_density_coverage(real, fake)
     metrics = {
         "classifier_fid": frechet_distance(real, fake),
-        "precision": neighbours.precision,
-        "recall": neighbours.recall,
-        "density": neighbours.density,
-        "coverage": neighbours.coverage,
+        "precision": neighbors.precision,
+        "recall": neighbors.recall,
+        "density": neighbors.density,
+        "coverage": neighbors.coverage,
         "classifier_accuracy": real_right / len(real),
     }
     if model.config.num_labels:

@@ -86,7 +86,7 @@ class HubPusher:
             self._worker = threading.Thread(target=self._work, name="push to the Hub", daemon=True)
             self._worker.start()
 
-    def finish(self) -> bool:
+    def push_at_end(self) -> bool:
         """Publishes the finished folder, and waits for it; to be called when all files are in place.
 
         Returns:

@@ -50,3 +50,18 @@ def _processor() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def describe_run(model, dataset, metrics, progress, global_batch, seconds_evaluated, arguments, accelerator):
+    from ..config.flags import as_recipe
+    from .metrics_log import json_numbers
+
+    return {
+        "model_type": model.config.model_type,
+        **dataset,
+        "metrics": json_numbers(metrics),
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        **describe_results(progress, global_batch, seconds_evaluated, accelerator),
+        "command": arguments.command,
+        "arguments": as_recipe(arguments),
+    }

@@ -10,7 +10,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import storage
 from ..config.flags import Arguments, as_recipe
 from ..durable_files import flush, write_json
 
@@ -40,7 +39,7 @@ def read_results(output_dir: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def check_output_dir(output_dir: Path, overwrite: bool) -> None:
+def check_output_dir(output_dir: Path, overwrite: bool, has_checkpoints: bool) -> None:
     """Refuses a folder with content that is not a run of hfgen.
 
     Raises:
@@ -61,7 +60,7 @@ def check_output_dir(output_dir: Path, overwrite: bool) -> None:
             f"{found}. Give another folder, or empty this one."
         )
     has_weights = (output_dir / "model.safetensors").exists() or (output_dir / "results.json").exists()
-    if has_weights and not overwrite and not storage.exist(output_dir / "checkpoints"):
+    if has_weights and not overwrite and not has_checkpoints:
         raise ValueError(
             f"--output_dir {output_dir} holds a run without a checkpoint to resume from. Give another folder, or "
             "--overwrite_output_dir to start anew."
@@ -103,3 +102,9 @@ def write_results(output_dir: Path, results: dict[str, Any]) -> None:
     temporary = output_dir / ".results.json"
     write_json(temporary, results)
     os.replace(temporary, output_dir / "results.json")
+
+
+def write_model_folder(model, output_dir, save_extras) -> None:
+    with save_staged(output_dir) as staging:
+        model.save_pretrained(staging, max_shard_size="1GB")
+        save_extras(staging)

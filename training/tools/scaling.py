@@ -1,10 +1,11 @@
-"""How speed and memory grow: with processes, with the data, with the model; and what torch.compile is worth.
+"""Measures how speed and memory grow with processes, data and model size, and what torch.compile is worth.
 
-    python -m training.tools.scaling            # about a quarter of an hour, on a machine that does nothing else
-    python -m training.tools.scaling --quick    # the same at tiny sizes, to see whether it works
+    python -m training.tools.scaling            # a third of an hour, on an otherwise idle machine
+    python -m training.tools.scaling --quick    # the same at tiny sizes, to check that it works
 
-It writes scaling.json and scaling.png beside itself. Every measurement is a process of its own, and all but the data's
-run the training scripts as users do. Variants take turns, so that a machine that changes its speed favours none.
+It writes scaling.json and scaling.png beside itself. Every measurement runs in a process of its own, and all except
+those of the data run the training scripts as users do. Variants take turns, so that a machine that changes its speed
+favors none.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = {"autoencoder": "autoencoder-mnist", "vae": "vae-binarized-mnist", "gan": "gan-mnist",
            "gpt": "gpt-tiny-shakespeare"}  # fmt: skip
-# No time for anything but training.
+# Nothing but training.
 BARE = {
     "max_eval_samples": 256, "eval_steps": 1_000_000, "logging_steps": 2, "checkpointing_steps": 1_000_000,
     "disable_tqdm": True, "lr_scheduler_type": "constant",
 }  # fmt: skip
 OWN = {"autoencoder": {}, "vae": {"nll_samples": 0}, "gan": {"quality_samples": 0}, "gpt": {"sample_length": 1}}
 CONTEXT = 64  # tokens in a window of the GPTs
-SHORT_TEXT, STREAM_BATCH = 16, 256  # tokens of each streamed example, its closing token included; examples a batch
+SHORT_TEXT, STREAM_BATCH = 16, 256  # tokens per streamed example, including its closing token; examples per batch
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured.
+    """The extent of the measurements.
 
     Attributes:
         seconds: of training in each run.
@@ -62,7 +63,7 @@ class Sizes:
 
     @property
     def length(self) -> dict[str, float]:
-        """The flag of a run's length."""
+        """The flag for the length of a run."""
         return {"max_train_steps": 8} if self.is_quick else {"max_train_seconds": self.seconds}
 
 
@@ -104,7 +105,7 @@ def main() -> None:
 
 
 def describe() -> dict[str, Any]:
-    """Cores, hardware and versions."""
+    """Returns cores, hardware and versions."""
     import torch
 
     from ..output.results import describe_machine
@@ -114,7 +115,7 @@ def describe() -> dict[str, Any]:
 
 
 def measure_processes(sizes: Sizes, folder: Path) -> dict[str, Any]:
-    """Each family with one global batch: one process with a thread, two with a thread each, one with two threads."""
+    """Measures each family at one global batch size, as one process with one or two threads and as two processes."""
     variants = {"1 process, 1 thread": (1, 1), "2 processes, 1 thread": (2, 1), "1 process, 2 threads": (1, 2)}
     found: dict[str, Any] = {}
     for family in sizes.families:
@@ -130,7 +131,7 @@ def measure_processes(sizes: Sizes, folder: Path) -> dict[str, Any]:
 
 
 def measure_compile(sizes: Sizes, folder: Path) -> dict[str, Any]:
-    """Each family with --torch_compile off and on, with a thread a core; after how many seconds it has paid."""
+    """Measures each family with --torch_compile off and on, with one thread per core."""
     found: dict[str, Any] = {}
     for family in sizes.families:
         flags = family_flags(family, sizes)
@@ -148,20 +149,20 @@ def measure_compile(sizes: Sizes, folder: Path) -> dict[str, Any]:
 
 
 def worth(off: dict[str, Any], on: dict[str, Any]) -> dict[str, float | None]:
-    """What compiling costs once and gains for good.
+    """Computes what compiling costs once and gains from then on.
 
     Returns:
         seconds_to_compile; speedup, a ratio; pays_after_seconds of training, None if never.
     """
     seconds = on["seconds_to_first_line"]["median"] - off["seconds_to_first_line"]["median"]
     speedup = on["examples_per_second"]["median"] / off["examples_per_second"]["median"]
-    # It does in t - s seconds what takes speedup * (t - s) without: as much as t seconds do.
+    # Compiled, t - s seconds do the work of speedup * (t - s) seconds: it pays when that equals t.
     pays = round(seconds * speedup / (speedup - 1), 1) if speedup > 1 else None
     return {"seconds_to_compile": round(seconds, 2), "speedup": round(speedup, 3), "pays_after_seconds": pays}
 
 
 def family_flags(family: str, sizes: Sizes) -> dict[str, Any]:
-    """The flags of the family's recipe, without those of its length."""
+    """Returns the flags of the family's recipe, except for its length."""
     import yaml
 
     recipe = yaml.safe_load((ROOT / "training" / "recipes" / f"{RECIPES[family]}.yaml").read_text(encoding="utf-8"))
@@ -204,19 +205,19 @@ def run_training(family: str, flags: dict[str, Any], folder: Path, processes: in
 
 
 def rate_of(lines: list[dict[str, float]]) -> float:
-    """Steps a second in the second half of a run, by the lines that it logged; what came before is warming up.
+    """Returns steps per second in the second half of a run, from its logged lines; the first half is warm-up.
 
     Raises:
         ValueError: there are fewer than two lines.
     """
     if len(lines) < 2:
-        raise ValueError(f"lines: expected at least 2, got {len(lines)}: the run was too short")
+        raise ValueError(f"lines must contain at least 2 entries, got {len(lines)}. Run for longer.")
     first, last = lines[(len(lines) - 1) // 2], lines[-1]
     return (last["step"] - first["step"]) / (last["seconds"] - first["seconds"])
 
 
 def watch_memory(processes: list[subprocess.Popen]) -> dict[str, float]:
-    """Waits for processes; the peaks of the one that needs most memory, MB."""
+    """Waits for processes; returns the peaks, in MB, of the one that needs the most memory."""
     peaks = {"peak_mb": 0.0, "peak_anonymous_mb": 0.0}
     while any(process.poll() is None for process in processes):
         for process in processes:
@@ -228,7 +229,7 @@ def watch_memory(processes: list[subprocess.Popen]) -> dict[str, float]:
 
 
 def read_status(pid: int | str) -> dict[str, float]:
-    """The sizes that Linux tells of a process, MB; empty if it has ended."""
+    """Returns the sizes that Linux reports for a process, in MB; empty if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except (OSError, ProcessLookupError):
@@ -237,7 +238,7 @@ def read_status(pid: int | str) -> dict[str, float]:
 
 
 def as_words(flags: dict[str, Any]) -> list[str]:
-    """Flags as a command line has them."""
+    """Returns flags as words of a command line."""
     words = []
     for name, value in flags.items():
         values = value if isinstance(value, list) else [] if value is True else [value]
@@ -253,7 +254,7 @@ def free_port() -> int:
 
 
 def interleave(variants: Iterable[str], repeats: int, measure: Callable[[str], dict[str, float]]) -> dict[str, Any]:
-    """Measures A B C A B C ...: of each variant and quantity the median, the least and the greatest."""
+    """Measures A B C A B C ...; returns median, minimum and maximum of each quantity by variant."""
     found: dict[str, list[dict[str, float]]] = {variant: [] for variant in variants}
     for _ in range(repeats):
         for variant, values in found.items():
@@ -263,7 +264,7 @@ def interleave(variants: Iterable[str], repeats: int, measure: Callable[[str], d
 
 
 def spread(measured: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Median, least and greatest of each quantity."""
+    """Returns median, minimum and maximum of each quantity."""
     table = {name: [values[name] for values in measured] for name in measured[0]}
     return {
         name: {"median": statistics.median(values), "min": min(values), "max": max(values), "repeats": len(values)}
@@ -272,7 +273,7 @@ def spread(measured: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 
 
 def measure_data(sizes: Sizes, folder: Path) -> dict[str, Any]:
-    """A pass over streamed datasets of growing size, and a resume at its end, by the feed of the training alone."""
+    """Measures only the feed: a pass over streamed datasets of growing size, and a resume at its end."""
     found: dict[str, Any] = {}
     for examples in sizes.examples:
         dataset = folder / str(examples)
@@ -288,7 +289,7 @@ def measure_data(sizes: Sizes, folder: Path) -> dict[str, Any]:
         found[str(examples)] = interleave(("pass", "resume"), repeats, measure)
     for variant in ("pass", "resume"):
         for quantity in ("seconds", "peak_mb"):
-            # The larger ones: in the smaller ones what is done once, such as making the tokenizer's table, decides.
+            # Only the larger ones: one-time work, such as building the tokenizer's table, dominates the smaller ones.
             larger = sizes.examples[len(sizes.examples) // 2 - 1 :] if not sizes.is_quick else sizes.examples
             values = {size: found[str(size)][variant][quantity]["median"] for size in larger}
             found[f"slope_of_{variant}_{quantity}"] = round(slope(values), 3)
@@ -296,14 +297,14 @@ def measure_data(sizes: Sizes, folder: Path) -> dict[str, Any]:
 
 
 def slope(values: dict[int, float]) -> float:
-    """The exponent k of size**k that fits best: 1 is linear growth, 0 is none."""
+    """Returns the exponent k of the best fit size**k: 1 is linear growth, 0 is none."""
     points = [(math.log(size), math.log(value)) for size, value in values.items()]
     x_mean, y_mean = (statistics.fmean(axis) for axis in zip(*points))
     return sum((x - x_mean) * (y - y_mean) for x, y in points) / sum((x - x_mean) ** 2 for x, _ in points)
 
 
 def write_dataset(folder: Path, examples: int, shards: int = 10) -> None:
-    """Parquet shards of short texts, and a test split; many rows share a text, which costs no disk."""
+    """Writes Parquet shards of short texts, and a test split; many rows share a text, which takes no disk space."""
     import numpy as np
     import pyarrow
     from pyarrow import parquet
@@ -321,7 +322,7 @@ def write_dataset(folder: Path, examples: int, shards: int = 10) -> None:
 
 
 def run_child_process(task: dict[str, Any]) -> dict[str, float]:
-    """Does a task in a fresh process."""
+    """Runs a task in a fresh process."""
     command = [sys.executable, "-m", "training.tools.scaling", "--child", json.dumps(task)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
@@ -334,7 +335,7 @@ def run_child(task: dict[str, Any]) -> dict[str, float]:
 
 
 def stream(task: dict[str, Any]) -> dict[str, float]:
-    """Reads the batches from `first` to `stop` as a training does; seconds without the start of Python.
+    """Reads the batches from `first` to `stop` as a training does; its seconds exclude the start of Python.
 
     A pass leaves its state before the last batch in the file `state`, as a checkpoint would; a resume begins there.
     """
@@ -359,7 +360,7 @@ def stream(task: dict[str, Any]) -> dict[str, float]:
 
 
 def measure_models(sizes: Sizes, folder: Path) -> dict[str, Any]:
-    """GPTs of growing size; their use of the machine is 6 * parameters * tokens over what a matrix product reaches."""
+    """Measures GPTs of growing size; utilization is 6 * parameters * tokens over the rate of a matrix product."""
     threads, batch = len(os.sched_getaffinity(0)), 4 if sizes.is_quick else 16
     names = [f"{width} x {layers}" for width, layers in sizes.models]
     parameters: dict[str, int] = {}
@@ -388,7 +389,7 @@ def measure_models(sizes: Sizes, folder: Path) -> dict[str, Any]:
 
 
 def multiply(task: dict[str, Any]) -> dict[str, float]:
-    """Floating-point operations a second of a large matrix product, in the precision in which models are trained."""
+    """Measures operations per second of a large matrix product, in the precision in which models are trained."""
     import torch
 
     from ..distributed.devices import multiplies_bf16
@@ -405,7 +406,7 @@ def multiply(task: dict[str, Any]) -> dict[str, float]:
 
 
 def plot(results: dict[str, Any], target: Path) -> None:
-    """Four panels, one a part."""
+    """Draws four panels, one per part."""
     import matplotlib
 
     matplotlib.use("Agg")

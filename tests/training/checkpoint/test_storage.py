@@ -11,14 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tests.runs import faulty_disk
 from training.checkpoint import storage
 from training.checkpoint.storage import CheckpointError, latest, load, save
 from training.distributed.processes import Processes
 from training.durable_files import write_json
-from training.optim import MuonWithAdamW
 
 
 def tensors(step: int) -> dict[str, dict[str, Tensor]]:
@@ -175,48 +174,3 @@ def test_latest_skips_damaged_ones_with_a_warning(tmp_path: Path, caplog: pytest
         assert latest(tmp_path).state["step"] == 1
     assert "step-000002" in caplog.text and "state.json" in caplog.text
     assert latest(tmp_path / "nowhere") is None
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_restored_optimizer_takes_the_same_steps_whatever_the_memory_layout(optimizer: str) -> None:
-    """Contiguous states next to channels-last weights would silently be applied to the wrong weights."""
-
-    def build() -> tuple[nn.Module, torch.optim.Optimizer, dict[int, str]]:
-        torch.manual_seed(0)
-        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 5)).to(memory_format=torch.channels_last)
-        parameters = list(net.parameters())
-        if optimizer == "muon":
-            groups = [{"params": [*parameters[:2], parameters[3]]}]
-            built: torch.optim.Optimizer = MuonWithAdamW([parameters[2]], groups, 0.1, 0.0, (0.9, 0.99))
-        else:
-            built = torch.optim.AdamW(parameters, lr=0.1, fused=True)
-        return net, built, {id(parameter): name for name, parameter in net.named_parameters()}
-
-    def step(net: nn.Module, built: torch.optim.Optimizer, seed: int) -> None:
-        torch.manual_seed(seed)
-        net(torch.randn(2, 3, 3, 3)).square().sum().backward()
-        built.step()
-        built.zero_grad()
-
-    net, built, names = build()
-    for seed in range(3):
-        step(net, built, seed)
-    other, restored, other_names = build()
-    state = storage.optimizer_tensors(built, names)
-    saved = {name: value.detach().contiguous().clone() for name, value in state.items()}
-    with torch.no_grad():
-        for ours, theirs in zip(other.parameters(), net.parameters()):
-            ours.copy_(theirs)
-    storage.load_optimizer_tensors(restored, other_names, saved.items())
-    step(net, built, 7), step(other, restored, 7)
-    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters()))
-
-
-def test_optimizer_state_that_does_not_fit_is_refused() -> None:
-    net = nn.Linear(2, 3)
-    optimizer = torch.optim.AdamW(net.parameters())
-    names = {id(parameter): name for name, parameter in net.named_parameters()}
-    with pytest.raises(CheckpointError, match="gain"):
-        storage.check_optimizer_tensors(optimizer, names, {"gain:exp_avg": (2,)})
-    with pytest.raises(CheckpointError, match=r"\(2, 2\).*\(3, 2\)"):
-        storage.check_optimizer_tensors(optimizer, names, {"weight:exp_avg": (2, 2)})
