@@ -7,6 +7,16 @@ from setuptools import setup
 
 
 HERE = Path(__file__).parent
+TRAINING = ("config", "data", "checkpoint", "distributed", "evaluation", "output", "tools")
+# What training needs beside the models.
+TRAINING_REQUIRES = [
+    "accelerate>=1.12,<2",
+    "datasets>=4.4,<6",
+    "matplotlib>=3.8",
+    "pyyaml>=6.0",
+    "scikit-learn>=1.4",
+    "tqdm>=4.66",
+]
 
 setup(
     name="hfgen",
@@ -17,10 +27,19 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=["hfgen", "hfgen.models", "hfgen.model_cards"],
-    # The card templates stand at the top level of the repository, where people look for them.
-    package_dir={"hfgen.model_cards": "model_cards"},
-    package_data={"hfgen.model_cards": ["*.md"]},
+    packages=[
+        "hfgen",
+        "hfgen.models",
+        "hfgen.model_cards",
+        "hfgen.training",
+        *(f"hfgen.training.{name}" for name in TRAINING),
+    ],
+    # Card templates and training code are at the top level of the repository, where people look for them.
+    package_dir={"hfgen.model_cards": "model_cards", "hfgen.training": "training"},
+    package_data={
+        "hfgen.model_cards": ["template_*.md"],
+        "hfgen.training": ["recipes/*.yaml", "slurm.sbatch", "README.md"],
+    },
     install_requires=[
         # The upper bound keeps an install from pulling CUDA builds of several GB where a CPU build is at hand.
         "torch>=2.11,<2.14",
@@ -34,28 +53,16 @@ setup(
     ],
     entry_points={"console_scripts": ["hfgen=hfgen.cli:main"]},
     extras_require={
-        "training": [
-            "accelerate>=1.12,<2",
-            "datasets>=4.4,<6",
-            "matplotlib>=3.8",
-            "pyyaml>=6.0",
-            "scikit-learn>=1.4",
-            "tqdm>=4.66",
-        ],
+        "training": TRAINING_REQUIRES,
         "diffusers": ["diffusers>=0.36,<1"],
         "test": [
-            "accelerate>=1.12,<2",
-            "datasets>=4.4,<6",
+            *TRAINING_REQUIRES,
             "diffusers>=0.36,<1",
             "hypothesis>=6.100",
-            "matplotlib>=3.8",
             "mypy>=1.15",
             "pytest>=8.2",
-            "pyyaml>=6.0",
             "ruff>=0.12",
-            "scikit-learn>=1.4",
             "tensorboard>=2.16",
-            "tqdm>=4.66",
             "types-pyyaml",
             "types-tqdm",
         ],

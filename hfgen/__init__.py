@@ -1,7 +1,7 @@
 """The classic generative models as ordinary Hugging Face models: Auto-Encoder, VAE, GAN and GPT.
 
 Importing hfgen registers its classes with transformers' Auto classes, so that `AutoModel.from_pretrained(folder)`
-works without `trust_remote_code`. All other rooms are loaded when one of their names is first used.
+works without `trust_remote_code`. All other modules are imported when one of their names is first used.
 """
 
 from importlib import import_module
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from hfgen.models import MODELS
 from hfgen.models.modeling_autoencoder import AutoencoderConfig, AutoencoderModel
 from hfgen.models.modeling_gan import GANConfig, GANModel
 from hfgen.models.modeling_gpt import GPTConfig, GPTForCausalLM, GPTModel
@@ -17,15 +18,11 @@ from hfgen.models.modeling_vae import VAEConfig, VAEModel
 
 __version__ = "0.1.0"
 
-for _config, _model in (
-    (AutoencoderConfig, AutoencoderModel),
-    (VAEConfig, VAEModel),
-    (GANConfig, GANModel),
-    (GPTConfig, GPTModel),
-):
-    AutoConfig.register(_config.model_type, _config, exist_ok=True)
-    AutoModel.register(_config, _model, exist_ok=True)
-AutoModelForCausalLM.register(GPTConfig, GPTForCausalLM, exist_ok=True)
+for _architecture in MODELS.values():
+    AutoConfig.register(_architecture.config.model_type, _architecture.config, exist_ok=True)
+    AutoModel.register(_architecture.config, _architecture.model, exist_ok=True)
+    if _architecture.causal_lm is not None:
+        AutoModelForCausalLM.register(_architecture.config, _architecture.causal_lm, exist_ok=True)
 
 _LAZY = {
     "build_character_tokenizer": "hfgen.tokenization",

@@ -4,7 +4,7 @@
     write_card("runs/vae-mnist", "me/vae-mnist")    ... that names its repository
 
 Everything in a card comes from the folder: results.json, config.json, the newest samples and the plot. A number that
-is not there is not in the card. The wording is in `model_cards/template_*.md`, one an architecture (Jinja).
+was not measured is not on the card. The wording is in `model_cards/template_*.md` (Jinja), one file per architecture.
 """
 
 from __future__ import annotations
@@ -22,38 +22,29 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from hfgen.models import MODELS
+
 
 @dataclass(frozen=True)
-class Family:
-    """What cards of one architecture have in common.
+class Template:
+    """The wording of an architecture's cards, and the header in the comment at its top.
 
     Attributes:
-        template: file name of the wording.
-        task: a task of the Hub's list.
-        task_name: the same for people.
+        path: of the file, a Jinja template.
+        task: one of the Hub's tasks.
         tags: what people search for.
+        columns: what README's table of results shows: (metric, label, format), the most important one first.
     """
 
-    template: str
+    path: Path
     task: str
-    task_name: str
-    tags: tuple[str, ...]
+    tags: list[str]
+    columns: list[tuple[str, str, str]]
 
+    @property
+    def task_name(self) -> str:
+        return self.task.replace("-", " ").title()
 
-FAMILIES = {
-    "hfgen_autoencoder": Family(
-        "template_autoencoder.md", "image-feature-extraction", "Image Feature Extraction",
-        ("autoencoder", "image-compression", "anomaly-detection"),
-    ),
-    "hfgen_vae": Family(
-        "template_vae.md", "unconditional-image-generation", "Unconditional Image Generation",
-        ("vae", "variational-autoencoder"),
-    ),
-    "hfgen_gan": Family(
-        "template_gan.md", "unconditional-image-generation", "Unconditional Image Generation", ("gan", "dcgan"),
-    ),
-    "hfgen_gpt": Family("template_gpt.md", "text-generation", "Text Generation", ("gpt",)),
-}  # fmt: skip
 
 # Metric -> name for people, what it says.
 METRICS = {
@@ -88,15 +79,11 @@ METRICS = {
     "perplexity": ("Perplexity", "exp(loss): as unsure as a choice among so many equally likely tokens"),
 }  # fmt: skip
 
-# Of a run's arguments, those that say where or how it ran and not what was computed.
-NOT_IN_RECIPE = {
-    "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id", "hub_private_repo",
-    "hub_strategy", "report_to", "disable_tqdm", "dataset_path", "cpu_threads",
-}  # fmt: skip
 BUILT_IN_DATASETS = {
     "digits": "scikit-learn's 1,797 handwritten digits of 8 × 8 pixels",
     "python-docs": "the language reference that ships inside CPython",
 }
+TEMPLATE_HEADER = re.compile(r"{#\n(.*?)-#}", flags=re.DOTALL)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 REPO_LINE = re.compile(r'^repo = ".*"$', flags=re.MULTILINE)
 SAMPLE_CHARACTERS = 600
@@ -130,12 +117,12 @@ def render_card(folder: str | Path, repo_id: str | None = None, results: dict[st
     folder = Path(folder).resolve()
     results = _read_json(folder / "results.json") if results is None else results
     config = _read_json(folder / "config.json")
-    family = FAMILIES.get(config.get("model_type", ""))
-    if family is None:
+    if config.get("model_type") not in MODELS:
         raise CardError(
-            f"{folder / 'config.json'} has the model_type {config.get('model_type')!r}; cards can be written for "
-            f"{', '.join(FAMILIES)}."
+            f"{folder / 'config.json'}: model_type must be one of {', '.join(MODELS)}, got "
+            f"{config.get('model_type')!r}. Cards are written for models of hfgen only."
         )
+    template = load_template(config["model_type"])
     arguments = results.get("arguments", {})
     repo_id = repo_id or arguments.get("hub_model_id") or folder.name
     name = repo_id.rpartition("/")[2]
@@ -154,9 +141,7 @@ def render_card(folder: str | Path, repo_id: str | None = None, results: dict[st
         "results": _results_section(results),
         "training": _training_section(folder, config, results),
     }
-    card = ModelCard.from_template(
-        _metadata(name, family, results), template_path=str(find_template(family.template)), **values
-    )
+    card = ModelCard.from_template(_metadata(name, template, results), template_path=str(template.path), **values)
     card.text = "\n" + _reflowed(card.text)
     return str(card)
 
@@ -166,48 +151,51 @@ def name_repository(card: str, repo_id: str) -> str:
     return REPO_LINE.sub(f'repo = "{repo_id}"', card)
 
 
-def find_template(name: str) -> Path:
-    """Where a template lies: in the installed package, or beside it in a checkout."""
-    package = Path(__file__).parent
+def load_template(model_type: str) -> Template:
+    """Finds the template of an architecture, in the installed package or beside it in a checkout."""
+    name, package = f"template_{MODELS[model_type].family}.md", Path(__file__).parent
     for folder in (package / "model_cards", package.parent / "model_cards"):
         if (folder / name).is_file():
-            return folder / name
-    raise CardError(f"The template {name} is missing: neither in {package} nor beside it. Install hfgen anew.")
+            header = TEMPLATE_HEADER.match((folder / name).read_text(encoding="utf-8"))
+            if header is None:
+                raise CardError(f"{folder / name} must begin with a comment that holds task, tags and columns.")
+            return Template(folder / name, **yaml.safe_load(header[1]))
+    raise CardError(f"The template {name} is missing, in {package} and beside it. Install hfgen again.")
 
 
 def is_hub_id(name: str | None) -> bool:
-    """Whether a name can only mean something on the Hub: owner/name, and no such path here."""
+    """True if a name can only mean something on the Hub: owner/name, and no such local path."""
     return bool(name and HUB_ID.fullmatch(name) and not Path(name).exists())
 
 
-def _metadata(name: str, family: Family, results: dict[str, Any]) -> ModelCardData:
+def _metadata(name: str, template: Template, results: dict[str, Any]) -> ModelCardData:
     arguments = results.get("arguments", {})
     dataset = results.get("dataset")
     base_model = arguments.get("model_name_or_path")
-    tags = ["hfgen", *family.tags]
+    tags = ["hfgen", *template.tags]
     if dataset in BUILT_IN_DATASETS:
         tags.append(str(dataset))
     return ModelCardData(
         license="apache-2.0",
         library_name="transformers",
-        pipeline_tag=family.task,
+        pipeline_tag=template.task,
         tags=tags,
         datasets=[str(dataset)] if is_hub_id(dataset) else None,
         base_model=base_model if is_hub_id(base_model) else None,
         model_name=name,
-        eval_results=_eval_results(family, results) or None,
+        eval_results=_eval_results(template, results) or None,
     )
 
 
-def _eval_results(family: Family, results: dict[str, Any]) -> list[EvalResult]:
+def _eval_results(template: Template, results: dict[str, Any]) -> list[EvalResult]:
     arguments = results.get("arguments", {})
     dataset = results.get("dataset")
     if not dataset:
         return []
     return [
         EvalResult(
-            task_type=family.task,
-            task_name=family.task_name,
+            task_type=template.task,
+            task_name=template.task_name,
             dataset_type=dataset if is_hub_id(dataset) else _short(dataset),
             dataset_name=_short(dataset),
             dataset_config=arguments.get("dataset_config_name"),
@@ -259,7 +247,7 @@ def _describe_model(config: dict[str, Any]) -> dict[str, Any]:
 def _describe_samples(folder: Path) -> dict[str, Any]:
     """The newest samples: a picture to show, or a text to quote."""
     found: dict[str, Any] = {"sample_image": None, "sample_text": None, "vocabulary": "its own vocabulary"}
-    images, texts = (sorted((folder / "samples").glob(f"step-*.{suffix}"), key=_step) for suffix in ("png", "txt"))
+    images, texts = (sorted((folder / "samples").glob(f"step-*.{suffix}"), key=step_of) for suffix in ("png", "txt"))
     if images:
         found["sample_image"] = images[-1].relative_to(folder).as_posix()
     if texts:
@@ -351,8 +339,9 @@ def _training_section(folder: Path, config: dict[str, Any], results: dict[str, A
         parts += [f"```bash\n{results['command']}\n```"]
     recipe = {
         name: value
-        for name, value in results.get("arguments", {}).items()
-        if value is not None and name not in NOT_IN_RECIPE
+        # Runs of earlier releases have no recipe.
+        for name, value in results.get("recipe", results.get("arguments", {})).items()
+        if value is not None
     }
     if recipe:
         script = config["model_type"].removeprefix("hfgen_")
@@ -405,7 +394,8 @@ def _number(value: float) -> str:
     return f"{value:.{max(0, 3 - math.floor(math.log10(abs(value))))}f}" if abs(value) >= 1e-6 else f"{value:.2e}"
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """Returns the N of `step-N`, a checkpoint or a file of samples; -1 for any other name."""
     digits = path.stem.removeprefix("step-")
     return int(digits) if digits.isdigit() else -1
 

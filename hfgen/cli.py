@@ -1,32 +1,46 @@
-"""The command `hfgen`: models to the Hub and back.
+"""The command `hfgen`: train models, and share them on the Hub.
 
-hfgen push runs/vae-mnist me/vae-mnist      publish a folder as one commit
-hfgen pull me/vae-mnist                     a checked copy
-hfgen card runs/vae-mnist                   write README.md anew
-hfgen check me/vae-mnist                    would it load?
-hfgen sample me/vae-mnist                   a picture, or a text
+hfgen train vae --output_dir vae-digits     train a model
+hfgen push vae-digits me/vae-digits         publish a folder as one commit
+hfgen pull me/vae-digits                    download a checked copy
+hfgen card vae-digits                       rewrite its card
+hfgen check me/vae-digits                   check that it would load
+hfgen sample me/vae-digits                  draw a picture, or write a text
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hfgen.models import MODELS
+
+
+FAMILIES = [architecture.family for architecture in MODELS.values()]
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    arguments = build_parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
+    if words[:1] == ["train"] and len(words) > 1 and not words[1].startswith("-"):
+        # Its flags are the script's and the launcher's; argparse would take them for its own.
+        arguments = parser.parse_args(words[:2])
+        arguments.words = words[2:]
+    else:
+        arguments = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "httpx2", "filelock", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # It has a handler of its own, which would say everything twice.
+    # It has a handler of its own, which would repeat everything.
     logging.getLogger("huggingface_hub").propagate = False
     try:
-        arguments.run(arguments)
+        return arguments.run(arguments) or 0
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return 130
@@ -37,44 +51,50 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"hfgen {arguments.command}: {redact(str(error))}", file=sys.stderr)
         return 1
-    return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hfgen",
-        description="Models of hfgen to the Hugging Face Hub and back. Log in once with `hf auth login`.",
+        description="Train the models of hfgen and share them on the Hugging Face Hub. Log in once: `hf auth login`.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    push = commands.add_parser("push", help="publish a folder as one commit", description=push_command_line.__doc__)
+    training = commands.add_parser(
+        "train",
+        help="train a model",
+        description=_train.__doc__,
+        usage="hfgen train MODEL [RECIPE] [--flag value ...]",
+    )
+    training.add_argument("model", metavar="MODEL", choices=FAMILIES, help=", ".join(FAMILIES))
+    training.set_defaults(run=_train, words=[])
+
+    push = commands.add_parser("push", help="publish a folder as one commit", description=_push.__doc__)
     push.add_argument("folder", metavar="FOLDER", type=Path, help="what a training left, or a saved model")
     push.add_argument("repo", metavar="REPO", help="owner/name on the Hub; without an owner, yours")
     push.add_argument("--private", action="store_true", help="make the repository private")
     push.add_argument("--revision", metavar="BRANCH", help="branch, made if it is not there (default: main)")
     push.add_argument("--checkpoints", choices=("none", "last", "all"), default="none",
                       help="training state that goes along (default: none)")  # fmt: skip
-    push.set_defaults(run=push_command_line)
+    push.set_defaults(run=_push)
 
-    pull = commands.add_parser("pull", help="download a checked copy", description=pull_command_line.__doc__)
+    pull = commands.add_parser("pull", help="download a checked copy", description=_pull.__doc__)
     pull.add_argument("repo", metavar="REPO", help="owner/name on the Hub")
     pull.add_argument("folder", metavar="FOLDER", type=Path, nargs="?", help="new folder (default: the name of REPO)")
     pull.add_argument("--revision", help="branch, tag or commit (default: main)")
-    pull.set_defaults(run=pull_command_line)
+    pull.set_defaults(run=_pull)
 
-    card = commands.add_parser("card", help="write README.md anew", description=card_command_line.__doc__)
+    card = commands.add_parser("card", help="rewrite the card", description=_card.__doc__)
     card.add_argument("folder", metavar="FOLDER", type=Path, help="what a training left")
     card.add_argument("--repo", help="repository that the card names (default: --hub_model_id, or the folder's name)")
-    card.set_defaults(run=card_command_line)
+    card.set_defaults(run=_card)
 
-    check = commands.add_parser(
-        "check", help="tell whether a model would load", description=check_command_line.__doc__
-    )
+    check = commands.add_parser("check", help="check whether a model would load", description=_check.__doc__)
     check.add_argument("model", metavar="FOLDER_OR_REPO")
     check.add_argument("--revision", help="branch, tag or commit (default: main)")
-    check.set_defaults(run=check_command_line)
+    check.set_defaults(run=_check)
 
-    sample = commands.add_parser("sample", help="draw images or write text", description=sample_command_line.__doc__)
+    sample = commands.add_parser("sample", help="draw images or write text", description=_sample.__doc__)
     sample.add_argument("model", metavar="FOLDER_OR_REPO")
     sample.add_argument("--revision", help="branch, tag or commit (default: main)")
     sample.add_argument("--count", type=_positive, default=64, help="images to draw (default: 64)")
@@ -83,11 +103,20 @@ def build_parser() -> argparse.ArgumentParser:
     sample.add_argument("--tokens", type=_positive, default=200, help="tokens to write (default: 200)")
     sample.add_argument("--temperature", type=float, help="below 1 for likelier samples (default: the model's own)")
     sample.add_argument("--seed", type=int, default=0, help="of the random numbers (default: 0)")
-    sample.set_defaults(run=sample_command_line)
+    sample.set_defaults(run=_sample)
     return parser
 
 
-def push_command_line(arguments: argparse.Namespace) -> None:
+def _train(arguments: argparse.Namespace) -> int:
+    """Trains a model by accelerate's launcher, with your own accelerate config. RECIPE is a YAML file, or the name of
+    one that comes with hfgen. `hfgen train MODEL --help` explains every flag of the model's training; flags of
+    `accelerate launch`, such as --num_processes, go to the launcher."""
+    from hfgen.train_command import train
+
+    return train(arguments.model, arguments.words)
+
+
+def _push(arguments: argparse.Namespace) -> None:
     """Publishes a folder as one commit, or makes none if the repository holds it already. Training state, logs,
     pickles and hidden files stay behind."""
     from hfgen.hub import push_folder
@@ -103,53 +132,55 @@ def push_command_line(arguments: argparse.Namespace) -> None:
     print(f"{pushed.url} {'is now at' if pushed.is_new else 'held all of it already, at'} commit {pushed.commit}.")
 
 
-def pull_command_line(arguments: argparse.Namespace) -> None:
+def _pull(arguments: argparse.Namespace) -> None:
     """Downloads a model into a folder, which appears only when everything is there and was checked. Its code is not
     run."""
-    from hfgen.hub import pull
+    from hfgen import hub
 
-    folder = pull(arguments.repo, arguments.folder, arguments.revision)
+    folder = hub.pull(arguments.repo, arguments.folder, arguments.revision)
     print(f"{arguments.repo} is in {folder}.")
 
 
-def card_command_line(arguments: argparse.Namespace) -> None:
-    """Writes README.md of a run anew from its results.json, config.json and newest samples."""
+def _card(arguments: argparse.Namespace) -> None:
+    """Rewrites README.md of a run from its results.json, config.json and newest samples."""
     from hfgen.cards import write_card
 
     print(f"Wrote {write_card(arguments.folder, arguments.repo)}.")
 
 
-def check_command_line(arguments: argparse.Namespace) -> None:
-    """Tells whether a model would load, without running its code: whole files, safetensors, weights that fit the
+def _check(arguments: argparse.Namespace) -> None:
+    """Checks whether a model would load, without running its code: whole files, safetensors, weights that fit the
     config."""
-    from hfgen.loading import fetch_model
+    from hfgen.hub import fetch_model
 
     folder = fetch_model(arguments.model, arguments.revision)
     print(f"{arguments.model} would load ({folder}).")
 
 
-def sample_command_line(arguments: argparse.Namespace) -> None:
-    """Draws a grid of images into a file, or writes text, with a model of hfgen. The code beside the model is not
-    run: hfgen's own is."""
+def _sample(arguments: argparse.Namespace) -> None:
+    """Draws a grid of images into a file, or writes text, with a model of hfgen. hfgen's own code runs, not the code
+    beside the model."""
     import json
 
     import torch
 
     import hfgen
-    from hfgen.loading import fetch_model
+    from hfgen.hub import fetch_model
 
     folder = fetch_model(arguments.model, arguments.revision)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     model_type, name = config.get("model_type"), (config.get("architectures") or ["?"])[0]
-    if model_type not in ("hfgen_vae", "hfgen_gan", "hfgen_gpt"):
+    architecture = MODELS.get(str(model_type))
+    if architecture is None or not (architecture.causal_lm or hasattr(architecture.model, "sample")):
         raise ValueError(f"{arguments.model} is a model of the type {model_type!r}, and nothing can be drawn from it.")
     model = getattr(hfgen, name).from_pretrained(folder).eval()
-    if model_type == "hfgen_gpt":
+    if architecture.causal_lm:
         _write_text(model, folder, arguments)
         return
-    options = {} if arguments.temperature is None else {
-        "temperature" if model_type == "hfgen_vae" else "truncation": arguments.temperature
-    }  # fmt: skip
+    # A GAN calls its temperature truncation.
+    parameters = inspect.signature(model.sample).parameters
+    knob = "temperature" if "temperature" in parameters else "truncation"
+    options = {} if arguments.temperature is None else {knob: arguments.temperature}
     images = model.sample(arguments.count, generator=torch.Generator().manual_seed(arguments.seed), **options)
     hfgen.image_grid(images, columns=min(8, arguments.count)).save(arguments.output)
     print(f"Wrote {arguments.output}.")

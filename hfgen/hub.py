@@ -33,8 +33,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from hfgen.cards import name_repository
-from hfgen.loading import INDEX, PICKLED_SUFFIXES, WEIGHTS, LoadError, check_folder, explain_missing_weights
+from hfgen.cards import name_repository, step_of
+from hfgen.model_folder import INDEX, PICKLED_SUFFIXES, WEIGHTS, LoadError, check_folder, explain_missing_weights
 
 
 logger = logging.getLogger(__name__)
@@ -198,7 +198,7 @@ def select_files(folder: Path, checkpoints: CheckpointUpload = "none") -> tuple[
                 left_out.append(relative.as_posix())
             else:
                 files[relative.as_posix()] = path
-    saved = sorted((folder / "checkpoints").glob("step-*"), key=_step)
+    saved = sorted((folder / "checkpoints").glob("step-*"), key=step_of)
     for number, checkpoint in enumerate(saved):
         name = f"checkpoints/{checkpoint.name}" if checkpoints == "all" else LAST_CHECKPOINT
         if checkpoints == "all" or (checkpoints == "last" and number == len(saved) - 1):
@@ -278,6 +278,25 @@ def download(repo_id: str, revision: str | None = None) -> Path:
     return _download(repo_id, commit, allow_patterns=patterns, ignore_patterns=[*CHECKPOINT_FILES, "samples/*"])
 
 
+def fetch_model(name_or_path: str | Path, revision: str | None = None, model_type: str | None = None) -> Path:
+    """Returns the checked folder of a model: a local one, or a Hub repository's files in the cache.
+
+    Args:
+        name_or_path: folder, or repository on the Hub.
+        revision: branch, tag or commit of the repository.
+        model_type: the only type to accept; any type if None.
+
+    Raises:
+        HubError: there is no such repository or revision, or no network and no copy.
+        LoadError: the model would not load, or not safely.
+    """
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        folder = download(str(name_or_path), revision)
+    check_folder(folder, model_type)
+    return folder
+
+
 def fetch_checkpoint(source: str) -> Path:
     """The newest training state of a repository, in the cache.
 
@@ -294,7 +313,7 @@ def fetch_checkpoint(source: str) -> Path:
     info = _call(lambda: HfApi().model_info(repo_id, revision=revision or None), repo_id, revision or None)
     paths = [entry.rfilename for entry in info.siblings or []]
     names = {path.rpartition("/")[0] for path in paths if path.endswith("/state.json")}
-    numbered = sorted((Path(name) for name in names if re.fullmatch(r"checkpoints/step-\d+", name)), key=_step)
+    numbered = sorted((Path(name) for name in names if re.fullmatch(r"checkpoints/step-\d+", name)), key=step_of)
     found = LAST_CHECKPOINT if LAST_CHECKPOINT in names else numbered[-1].as_posix() if numbered else None
     if found is None:
         raise HubError(
@@ -474,11 +493,6 @@ def _check_for_tokens(files: dict[str, Path]) -> None:
         content = file.read_bytes()
         if pattern.search(content) or (token and token in content):
             raise HubError(f"{file} holds an access token of the Hub ({path} in the repository). Nothing was pushed.")
-
-
-def _step(path: Path) -> int:
-    digits = path.name.removeprefix("step-")
-    return int(digits) if digits.isdigit() else -1
 
 
 class _Redacting(logging.Filter):

@@ -15,20 +15,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hfgen.cards import load_template
+
 
 ROOT = Path(__file__).resolve().parents[2]
 BEGIN, END = "<!-- results:", "<!-- /results -->"
-# What is shown of each architecture, with its unit: the one number people compare, then what explains it.
-SHOWN = {
-    "hfgen_autoencoder": [("mse", "test MSE", ".4f"), ("psnr", "PSNR, dB", ".1f")],
-    "hfgen_vae": [("nll", "test NLL (100 samples), nats", ".2f"), ("elbo", "ELBO", ".2f"), ("kl_loss", "KL", ".1f")],
-    "hfgen_gan": [
-        ("classifier_fid", "classifier FID", ".2f"),
-        ("label_accuracy", "samples taken for their class", ".1%"),
-        ("coverage", "coverage", ".2f"),
-    ],
-    "hfgen_gpt": [("loss", "validation loss, nats per character", ".3f"), ("bits_per_char", "bits", ".3f")],
-}
 
 
 def collect(run: Path, model_cards: Path) -> Path:
@@ -65,7 +56,7 @@ def _row(name: str, results: dict[str, Any]) -> str:
     metrics = results["metrics"]
     shown = ", ".join(
         f"{label} **{metrics[key]:{form}}**" if i == 0 else f"{label} {metrics[key]:{form}}"
-        for i, (key, label, form) in enumerate(SHOWN[results["model_type"]])
+        for i, (key, label, form) in enumerate(load_template(results["model_type"]).columns)
         if key in metrics
     )
     dataset = Path(results["dataset"]).name if "/" in results["dataset"] else results["dataset"]

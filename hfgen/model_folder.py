@@ -1,10 +1,9 @@
-"""Would this load? Checks of a model's files that run none of its code and read none of its numbers.
+"""Is a local folder a whole model, and safe to load? The checks run none of its code and read none of its weights.
 
     check_folder("vae-mnist")                 raises LoadError with what is wrong and what to do
-    folder = fetch_model("me/vae-mnist")      a checked folder: the one named, or the repository's in the cache
 
-transformers leaves gaps that are closed here: it reads pickled weights where there are no others, and it fills weights
-that a repository lacks with random numbers, which only a log line tells.
+transformers leaves gaps that are closed here: it reads pickled weights if there are no others, and it fills in missing
+weights with random numbers, which is reported only in the log.
 """
 
 from __future__ import annotations
@@ -15,11 +14,13 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from hfgen.models import MODELS
+
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack", ".npy", ".npz", ".joblib")
-# Names of tensors that an error lists before it only counts them.
+# Number of tensors that an error names before it only counts them.
 LISTED = 5
 
 
@@ -27,28 +28,8 @@ class LoadError(ValueError):
     """A model cannot be loaded, or not safely; the message says why and what to do."""
 
 
-def fetch_model(name_or_path: str | Path, revision: str | None = None, model_type: str | None = None) -> Path:
-    """The checked folder of a model: the local one that was named, or a Hub repository's files in the cache.
-
-    Args:
-        name_or_path: folder, or repository on the Hub.
-        revision: branch, tag or commit of the repository.
-        model_type: the only kind of model that will do; any kind if None.
-
-    Raises:
-        LoadError: it is not there, or would not load, or not safely.
-    """
-    from hfgen.hub import download
-
-    folder = Path(name_or_path)
-    if not folder.is_dir():
-        folder = download(str(name_or_path), revision)
-    check_folder(folder, model_type)
-    return folder
-
-
 def check_folder(folder: str | Path, model_type: str | None = None) -> None:
-    """Whether a folder holds a whole model: config, code, and weights that fit.
+    """Checks that a folder holds a whole model: config, code, and weights that fit.
 
     Weights are compared with the config name by name and shape by shape where hfgen knows the architecture.
 
@@ -56,10 +37,10 @@ def check_folder(folder: str | Path, model_type: str | None = None) -> None:
         LoadError: names the first thing that is wrong.
     """
     folder = Path(folder)
-    config = _read_json(folder / "config.json", "It is what tells which model this is.")
+    config = _read_json(folder / "config.json", "It says which model this is.")
     found = config.get("model_type")
     if model_type is not None and found != model_type:
-        raise LoadError(f"{folder} holds a model of the type {found!r}; expected {model_type!r}.")
+        raise LoadError(f"{folder} must hold a model of the type {model_type!r}, got {found!r}.")
     _check_code(folder, config)
     shapes = read_shapes(folder)
     model_class = _find_class(folder, config)
@@ -68,7 +49,7 @@ def check_folder(folder: str | Path, model_type: str | None = None) -> None:
 
 
 def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor, from the headers of a folder's safetensors files.
+    """Returns name and shape of every tensor, from the headers of a folder's safetensors files.
 
     Raises:
         LoadError: there are none, only pickled ones, or one is missing or damaged.
@@ -94,7 +75,7 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def explain_missing_weights(where: str, names: list[str]) -> str:
-    """Why a folder or repository with these files and no safetensors is refused."""
+    """Returns why a folder or repository with these files, but without safetensors, is refused."""
     pickled = sorted(name for name in names if name.endswith(PICKLED_SUFFIXES))
     if pickled:
         return (
@@ -117,7 +98,7 @@ def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _check_code(folder: Path, config: dict[str, Any]) -> None:
-    """The files of the model's own code that config.json names are there."""
+    """Checks that the code files that config.json names exist."""
     auto_map = config.get("auto_map") or {}
     for name, reference in auto_map.items() if isinstance(auto_map, dict) else ():
         module = str(reference).partition(".")[0]
@@ -129,34 +110,28 @@ def _check_code(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _find_class(folder: Path, config: dict[str, Any]) -> Any:
-    """hfgen's class for a config; None if the model is not one of hfgen's."""
-    import hfgen
-
+    """Returns hfgen's class for a config; None if the model is not one of hfgen's."""
     model_type = str(config.get("model_type"))
-    architectures = config.get("architectures") or []
     if not model_type.startswith("hfgen_"):
         return None
-    classes = [value for value in vars(hfgen).values() if getattr(value, "config_class", None) is not None]
-    known = {cls.config_class.model_type: cls for cls in classes}
-    if model_type not in known:
+    if model_type not in MODELS:
         raise LoadError(
-            f"{folder} holds a model of the type {model_type!r}, which hfgen {hfgen.__version__} does not know; it "
-            f"knows {', '.join(sorted(known))}. A newer hfgen may; without one, AutoModel.from_pretrained(..., "
-            "trust_remote_code=True) runs the code that lies beside the model, if you trust its author."
+            f"{folder} holds a model of the type {model_type!r}, which this release of hfgen does not know; it knows "
+            f"{', '.join(sorted(MODELS))}. A newer hfgen may; without one, AutoModel.from_pretrained(..., "
+            "trust_remote_code=True) runs the code beside the model, if you trust its author."
         )
-    fitting = {cls.__name__: cls for cls in classes if cls.config_class.model_type == model_type}
-    if not architectures:
-        return known[model_type]
-    if architectures[0] not in fitting:
+    classes = MODELS[model_type].classes
+    name = (config.get("architectures") or [MODELS[model_type].model.__name__])[0]
+    if name not in classes:
         raise LoadError(
-            f"{folder / 'config.json'} contradicts itself: the architecture {architectures[0]!r} is none of those of "
-            f"{model_type!r} ({', '.join(sorted(fitting))})."
+            f"{folder / 'config.json'} contradicts itself: the architecture of {model_type!r} must be one of "
+            f"{', '.join(sorted(classes))}, got {name!r}. Save the model again with hfgen's own class."
         )
-    return fitting[architectures[0]]
+    return classes[name]
 
 
 def _expected_shapes(folder: Path, model_class: Any, config: dict[str, Any]) -> tuple[dict[str, tuple[int, ...]], set]:
-    """What the config asks for: name -> shape, and the names that may be left out because they are tied to others."""
+    """Returns what the config asks for: name -> shape, and the names of tied tensors, which may be missing."""
     import torch
     from huggingface_hub.errors import StrictDataclassError
 
