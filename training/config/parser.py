@@ -1,4 +1,4 @@
-"""Flags and recipes: what a run is told, checked as a whole before any work starts.
+"""Reads the command line and the recipe of a run, and checks both as a whole before any work starts.
 
 `train_X.py [recipe.yaml] [--flag value ...]`: a recipe is a YAML mapping of flag names to values, a flag overrides it,
 and every field of the model's config is a flag too.
@@ -7,6 +7,7 @@ and every field of the model's config is a flag too.
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import difflib
 import inspect
@@ -22,7 +23,12 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, PreTrainedConfig
 
-from .flags import FROM_DATA, Arguments, DataArguments, RunArguments, _switch, flag
+from ..distributed import launcher
+from .flags import FROM_DATA, Arguments, DataArguments, RunArguments, flag, range_problems, switch
+
+
+# Environment variable with the command that `hfgen train` was given up to the script's own flags, as a shell reads it.
+COMMAND = "HFGEN_COMMAND"
 
 
 def parse(
@@ -39,17 +45,18 @@ def parse(
         description: first line of --help.
         defaults: the script's own defaults for flags of RunArguments or DataArguments.
         extra_class: dataclass with the script's own flags.
-        argv: arguments without the program's name; sys.argv when None.
+        argv: words of the command line without the program's name; sys.argv if None.
 
     Raises:
-        SystemExit: an unknown flag, an unknown recipe key or a value out of range: all problems in one message.
+        SystemExit: with all problems in one message: unknown flags or recipe keys, values of the wrong type or out of
+            range.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     command = _repeating_command(argv)
     classes: list[Any] = [RunArguments, DataArguments, _model_arguments_class(config_class)]
     classes += [extra_class] if extra_class else []
     parser = _Parser(classes, description=description, formatter_class=_HelpFormatter, allow_abbrev=False,
-                     usage="%(prog)s [recipe.yaml] [--flag value ...]")  # fmt: skip
+                     usage=f"{os.environ.get(COMMAND, '%(prog)s')} [recipe.yaml] [--flag value ...]")  # fmt: skip
     parser.set_defaults(**defaults)
     problems: list[str] = []
     if argv and not argv[0].startswith("-"):
@@ -62,7 +69,7 @@ def parse(
     if len(given.get("image_size", ())) == 1:
         given["image_size"] *= 2
     for part in (run, data, *extra):
-        problems += part.problems() if hasattr(part, "problems") else []
+        problems += range_problems(part) + (part.problems() if hasattr(part, "problems") else [])
     if run.model_name_or_path is None:
         problems += _config_problems(config_class, given)
     if problems:
@@ -73,19 +80,26 @@ def parse(
 
 
 def strict_error_text(error: StrictDataclassError) -> str:
-    """What a config's own check says, without what huggingface_hub wraps around it."""
+    """Returns the message of a config's own check, without what huggingface_hub wraps around it."""
     return str(error.__cause__ or error)
 
 
 class _Parser(HfArgumentParser):
     """Raises where argparse would print its first problem and exit."""
 
+    @staticmethod
+    def _parse_dataclass_field(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
+        """Hides the metadata that argparse does not know."""
+        field = copy.copy(field)
+        field.metadata = {name: value for name, value in field.metadata.items() if name != "meaning"}  # type: ignore
+        HfArgumentParser._parse_dataclass_field(parser, field)
+
     def error(self, message: str) -> typing.NoReturn:
         raise ValueError(message)
 
 
 class _HelpFormatter(argparse.HelpFormatter):
-    """Flags by the one name that the documentation uses, with defaults that say something."""
+    """Shows flags by the one name that the documentation uses, and only defaults that say something."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if action.nargs == 0:
@@ -97,14 +111,17 @@ class _HelpFormatter(argparse.HelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
         if action.nargs == 0 and action.dest != "help":
             return f"Turn --{action.dest} off."
-        if action.default is None or action.default is False or action.default == argparse.SUPPRESS:
+        if action.default in (None, False, "", argparse.SUPPRESS):
             return action.help or ""
         default = " ".join(map(str, action.default)) if isinstance(action.default, list) else action.default
         return f"{action.help} (default: {default})"
 
 
 def _checked(argv: list[str], parser: _Parser, classes: list[type]) -> tuple[list[str], list[str]]:
-    """Words that can be parsed, and a problem for each flag that cannot: argparse alone would stop at the first."""
+    """Returns the words that can be parsed, and a problem for each flag that cannot.
+
+    Flag by flag, because argparse stops at its first problem.
+    """
     starts = [index for index, word in enumerate(argv) if word.startswith("--") or index == 0]
     good, problems = [], []
     for start, stop in zip(starts, [*starts[1:], len(argv)]):
@@ -127,8 +144,8 @@ def _checked(argv: list[str], parser: _Parser, classes: list[type]) -> tuple[lis
 
 
 def _config_problems(config_class: type[PreTrainedConfig], given: dict[str, Any]) -> list[str]:
-    """What the config says to the values that were given, before any data is looked for."""
-    # The size of the images is not known yet; any number of stages divides this one.
+    """Returns what the config's own checks say about the given values, before any data is loaded."""
+    # The images' size is not known yet; this one is divisible by any number of stages.
     stand_in = {"image_size": [2**40] * 2} if "image_size" in _field_names(config_class) else {}
     try:
         config_class(**{**stand_in, **given})
@@ -140,20 +157,23 @@ def _config_problems(config_class: type[PreTrainedConfig], given: dict[str, Any]
 
 
 def _repeating_command(argv: list[str]) -> str:
-    """The command line that repeats this run, with as many processes, as a shell reads it."""
+    """Returns the command line that repeats this run, with as many processes, as a shell reads it."""
+    if COMMAND in os.environ:
+        return shlex.join([*shlex.split(os.environ[COMMAND]), *argv])
     script = Path(sys.argv[0])
-    name = f"training/{script.name}" if script.parent.name == "training" else script.name
-    processes, machines = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("GROUP_WORLD_SIZE", "1"))
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1", "yes")
+    name = [f"training/{script.name}" if script.parent.name == "training" else script.name]
+    if (__package__ or "").startswith("hfgen."):
+        name = ["-m", f"hfgen.training.{script.stem}"]
     launch = ["accelerate", "launch"]
-    # Several machines: their addresses and ranks are the launcher's business.
-    if processes > 1 and machines == 1:
-        launch = [*(["env", "ACCELERATE_USE_CPU=true"] if on_cpu else []), *launch, "--multi_gpu", "--num_processes",
-                  str(processes)]  # fmt: skip
-    return shlex.join([*launch, name, *argv])
+    # With several machines, their addresses and ranks are the launcher's business.
+    if launcher.world_size() > 1 and launcher.machines() <= 1:
+        launch = [*(["env", "ACCELERATE_USE_CPU=true"] if launcher.on_cpu() else []), *launch]
+        launch += ["--multi_gpu", "--num_processes", str(launcher.world_size())]
+    return shlex.join([*launch, *name, *argv])
 
 
 def _read_recipe(path: Path, classes: list[type]) -> tuple[dict[str, Any], list[str]]:
+    """Returns the values of a recipe by flag, and everything that is wrong with it."""
     if not path.is_file():
         return {}, [f"there is no recipe {path}; the ones that come with hfgen are in training/recipes/"]
     try:
@@ -176,7 +196,7 @@ def _read_recipe(path: Path, classes: list[type]) -> tuple[dict[str, Any], list[
 
 
 def _coerced(value: Any, kind: Any) -> Any:
-    """A YAML value as the type of its flag: 1e-3 is a string to YAML, 1 an int where a float is meant."""
+    """Converts a YAML value to its flag's type: to YAML, 1e-3 is a string, and 1 is an int where a float is meant."""
     options = typing.get_args(kind)
     if value is None and type(None) in options:
         return None
@@ -219,7 +239,7 @@ def _did_you_mean(word: str, classes: list[type]) -> str:
 
 
 def _model_arguments_class(config_class: type[PreTrainedConfig]) -> type:
-    """A dataclass with the config's own fields, all optional, and their explanations from its docstring."""
+    """Makes a dataclass of the config's own fields, all optional, with help from the config's docstring."""
     helps = _argument_helps(inspect.getdoc(config_class) or "")
     inherited = _field_names(PreTrainedConfig)
     fields: list[tuple[str, Any, Any]] = []
@@ -230,9 +250,13 @@ def _model_arguments_class(config_class: type[PreTrainedConfig]) -> type:
         if kind is not None:
             default = "that of the data" if entry.name in FROM_DATA else entry.default
             help = helps.get(entry.name, entry.name) + ("" if default is None else f" (default: {default})")
-            fields.append((entry.name, kind | None, (_switch if kind is bool else flag)(None, help)))
+            fields.append(
+                (entry.name, kind | None, (switch if kind is bool else flag)(None, help, on_resume="refuse"))
+            )
     if "num_labels" in helps:
-        fields.append(("num_labels", int | None, flag(None, helps["num_labels"] + " (default: 0)")))
+        fields.append(
+            ("num_labels", int | None, flag(None, helps["num_labels"] + " (default: 0)", on_resume="refuse"))
+        )
     return dataclasses.make_dataclass("ModelArguments", fields, namespace={"_argument_group_name": "model"})
 
 
@@ -241,7 +265,7 @@ def _field_names(cls: Any) -> set[str]:
 
 
 def _flag_type(kind: Any) -> Any:
-    """The type of a config field's flag: the widest of its alternatives; None for what no flag can express."""
+    """Returns the type of a config field's flag, the widest of its alternatives; None if no flag can express it."""
     options = set(typing.get_args(kind)) or {kind}
     for candidate in (list[int], float, int, str, bool):
         if candidate in options:
@@ -250,7 +274,7 @@ def _flag_type(kind: Any) -> Any:
 
 
 def _argument_helps(docstring: str) -> dict[str, str]:
-    """Name -> explanation of the `Args:` section of a docstring."""
+    """Returns name -> explanation from the `Args:` section of a docstring."""
     section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", docstring, flags=re.DOTALL | re.MULTILINE)
     if section is None:
         return {}
@@ -260,7 +284,7 @@ def _argument_helps(docstring: str) -> dict[str, str]:
 
 
 def command_to_resume(arguments: Arguments) -> str:
-    """The run's own command, without what would make it start anew or go back to an earlier checkpoint."""
+    """Returns the run's own command, without what would start it over or go back to an earlier checkpoint."""
     command = arguments.command
     if arguments.run.overwrite_output_dir:
         command += " --overwrite_output_dir false"

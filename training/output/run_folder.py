@@ -1,16 +1,18 @@
-"""The output folder: whether it may be used, what a new run clears away, how files appear in it whole."""
+"""The output folder: whether it can be used, what a new run deletes, and how files appear in it only when complete."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..config.flags import Arguments, as_recipe
+from transformers import PreTrainedModel
+
+from ..config.flags import Arguments, as_recipe, without_surroundings
 from ..durable_files import flush, write_json
 
 
@@ -23,15 +25,14 @@ FILES_OF_A_RUN = (
 
 
 def is_finished(output_dir: Path, arguments: Arguments) -> bool:
-    """Whether the folder holds the results of this very command."""
-    free = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to", "disable_tqdm", "push_to_hub",
-            "hub_model_id", "hub_private_repo", "hub_strategy", "checkpoints_total_limit", "cpu_threads")  # fmt: skip
-    before, now = read_results(output_dir).get("arguments", {}), json.loads(json.dumps(as_recipe(arguments)))
-    return {**before, **dict.fromkeys(free)} == {**now, **dict.fromkeys(free)}
+    """True if the folder holds the results of this very command, wherever and however it was run."""
+    settings = (read_results(output_dir).get("arguments", {}), json.loads(json.dumps(as_recipe(arguments))))
+    before, now = (without_surroundings(values, arguments) for values in settings)
+    return before == now
 
 
 def read_results(output_dir: Path) -> dict[str, Any]:
-    """What results.json holds; empty if there is none that can be read."""
+    """Returns the content of results.json; empty if there is none that can be read."""
     try:
         content = json.loads((output_dir / "results.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -40,7 +41,7 @@ def read_results(output_dir: Path) -> dict[str, Any]:
 
 
 def check_output_dir(output_dir: Path, overwrite: bool, has_checkpoints: bool) -> None:
-    """Refuses a folder with content that is not a run of hfgen.
+    """Refuses a folder with content that is not a run of hfgen, or a run that cannot be resumed.
 
     Raises:
         ValueError: says what was found and what to do.
@@ -48,7 +49,7 @@ def check_output_dir(output_dir: Path, overwrite: bool, has_checkpoints: bool) -
     taken = next((path for path in (output_dir, *output_dir.parents) if path.exists() and not path.is_dir()), None)
     if taken is not None:
         raise ValueError(
-            f"--output_dir {output_dir} cannot be a folder, as {taken} is a file. Give a name that is not taken."
+            f"--output_dir must be a folder, got {output_dir}, where {taken} is a file. Give another name."
         )
     if not output_dir.is_dir() or not any(output_dir.iterdir()):
         return
@@ -56,19 +57,19 @@ def check_output_dir(output_dir: Path, overwrite: bool, has_checkpoints: bool) -
     if not is_run:
         found = ", ".join(sorted(path.name for path in output_dir.iterdir())[:5])
         raise ValueError(
-            f"--output_dir {output_dir} is not empty and is not a run of hfgen that could be resumed: it holds "
-            f"{found}. Give another folder, or empty this one."
+            f"--output_dir must be empty or a run of hfgen, got {output_dir}, which holds {found}. Give another "
+            "folder, or empty this one."
         )
     has_weights = (output_dir / "model.safetensors").exists() or (output_dir / "results.json").exists()
     if has_weights and not overwrite and not has_checkpoints:
         raise ValueError(
             f"--output_dir {output_dir} holds a run without a checkpoint to resume from. Give another folder, or "
-            "--overwrite_output_dir to start anew."
+            "--overwrite_output_dir to start over."
         )
 
 
 def prepare_output_dir(output_dir: Path, overwrite: bool) -> None:
-    """Makes the folder; with overwrite, deletes what an earlier run left, and nothing else."""
+    """Creates the folder; with overwrite, deletes what an earlier run left, and nothing else."""
     if overwrite and output_dir.is_dir():
         for name in FOLDERS_OF_A_RUN:
             shutil.rmtree(output_dir / name, ignore_errors=True)
@@ -85,7 +86,7 @@ def prepare_output_dir(output_dir: Path, overwrite: bool) -> None:
 
 @contextmanager
 def save_staged(output_dir: Path) -> Iterator[Path]:
-    """A folder to write to, whose files are moved to output_dir once all of them are complete."""
+    """Yields a folder to write to, whose files are moved to output_dir once all of them are complete."""
     staging = output_dir / ".staging"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
@@ -98,13 +99,20 @@ def save_staged(output_dir: Path) -> Iterator[Path]:
 
 
 def write_results(output_dir: Path, results: dict[str, Any]) -> None:
-    """Writes results.json: complete, or the one that was there."""
+    """Replaces results.json in one step."""
     temporary = output_dir / ".results.json"
     write_json(temporary, results)
     os.replace(temporary, output_dir / "results.json")
 
 
-def write_model_folder(model, output_dir, save_extras) -> None:
+def write_model_folder(model: PreTrainedModel, output_dir: Path, save_extras: Callable[[Path], object]) -> None:
+    """Writes the model, and what belongs beside it, into the folder: all of it or nothing.
+
+    Args:
+        model: in evaluation mode.
+        output_dir: of the run.
+        save_extras: writes image processor or tokenizer into a folder.
+    """
     with save_staged(output_dir) as staging:
         model.save_pretrained(staging, max_shard_size="1GB")
         save_extras(staging)

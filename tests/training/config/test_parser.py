@@ -22,7 +22,7 @@ CONFIGS = [AutoencoderConfig, VAEConfig, GANConfig, GPTConfig]
 
 @dataclass
 class ExtraArguments:
-    nll_samples: int = flag(100, "Samples for the estimate.")
+    nll_samples: int = flag(100, "Samples for the estimate.", on_resume="free")
 
     def problems(self) -> list[str]:
         return [] if self.nll_samples >= 0 else [f"--nll_samples must be at least 0, got {self.nll_samples}"]
