@@ -150,7 +150,7 @@ def test_model_of_another_architecture_is_refused(tmp_path: Path) -> None:
     path = saved(small_vae(), tmp_path)
     for model_class, config_class in ((AutoencoderModel, AutoencoderConfig), (GPTForCausalLM, GPTConfig)):
         with pytest.raises(
-            ValueError, match=r"holds a model of the type 'hfgen_vae'; expected 'hfgen_(autoencoder|gpt)'"
+            ValueError, match=r"must hold a model of the type 'hfgen_(autoencoder|gpt)', got 'hfgen_vae'"
         ):
             load_model(model_class, told(config_class, "--model_name_or_path", path))
 

@@ -107,7 +107,7 @@ def test_help_explains_every_flag(config: type, capsys: pytest.CaptureFixture[st
     for name, text in _argument_helps(inspect.getdoc(config) or "").items():
         if name != "rope_parameters":
             assert text.replace("%%", "%") in flags[f"--{name}"]
-    assert "Highest learning rate. (default: 0.125)" in shown
+    assert "Peak learning rate. (default: 0.125)" in shown
     assert "default: None" not in shown
 
 
@@ -132,7 +132,7 @@ def test_all_problems_are_told_at_once_before_any_work(recipe: Any) -> None:
         "--nll_samples must be at least 0, got -5",
         "--eval_steps: expected one argument",
         "--streaming: Truthy value expected",
-        "--output_dir is required",
+        "--output_dir must be given",
     ):
         assert expected in text
     assert not Path("out").exists()
