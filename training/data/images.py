@@ -58,9 +58,10 @@ def load_images(
     evaluation = limited(evaluation, args.max_eval_samples or (MAX_STREAMED_EVAL_IMAGES if args.streaming else None))
 
     # What all images must have, or are made to have.
+    example = first_example(train, train_name)
     try:
-        first = _read_header(first_example(train, train_name)[column])
-    except _Unreadable as error:
+        first = _read_header(example[column])
+    except ValueError as error:
         raise ValueError(f"{train_name}, example 0: {error}") from error
     decoder = ImageDecoder(
         column=column,
@@ -250,16 +251,8 @@ class _Header:
     num_channels: int
 
 
-class _Unreadable(ValueError):
-    """There is no image, or it cannot be read; the message says what to do."""
-
-
 def _read_header(image: Any) -> _Header:
-    """Reads an image as far as its header.
-
-    Raises:
-        _Unreadable: There is none.
-    """
+    """Reads an image as far as its header. Raises ValueError if it cannot be read."""
     from PIL import ExifTags, Image, ImageMode
 
     image = _fetched(image)
@@ -267,9 +260,7 @@ def _read_header(image: Any) -> _Header:
     source = io.BytesIO(parts["bytes"]) if parts.get("bytes") is not None else parts.get("path")
     if source is None:
         kind = "nothing" if image is None else type(image).__name__
-        raise _Unreadable(
-            f"image must be one, got {kind}. Remove the row, or name another column with --image_column."
-        )
+        raise ValueError(f"image must be one, got {kind}. Remove the row, or name another column with --image_column.")
     try:
         with Image.open(source) as opened:
             # Only a JPEG says so without being decoded; other formats that are rotated need --image_size.
@@ -278,9 +269,9 @@ def _read_header(image: Any) -> _Header:
             return _Header(size, 1 if ImageMode.getmode(opened.mode).basemode == "L" else 3)
     except Exception as error:  # PIL's readers raise OSError, SyntaxError, struct.error and others.
         reason = re.sub(r"\s*<_io[^>]*>", "", str(error))
-        raise _Unreadable(
-            f"image must be readable, got corrupt or unknown data ({type(error).__name__}: {reason}). Repair the file or "
-            "remove it from the dataset."
+        raise ValueError(
+            f"image must be readable, got corrupt or unknown data ({type(error).__name__}: {reason}). Repair the file "
+            "or remove it from the dataset."
         ) from None
 
 
