@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..randomness import derive_seed
 from .batches import Batch, Decode, EpochOrder, Feed, GlobalBatch, image_batch, on_device
+from .mapped_tokens import MappedTokens
 from .workers import load_batches
 
 
@@ -38,26 +39,8 @@ class TensorFeed(Feed):
             yield image_batch(pixels[index], None if labels is None else labels[index])
 
 
-class Tokens(Protocol):
-    """A text as one sequence of token ids: [`HeldTokens`] or [`mapped_tokens.MappedTokens`]."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, part: slice) -> Tensor:
-        """The ids of a slice without a step, int32 (tokens,)."""
-        ...
-
-    def to(self, device: torch.device) -> Tokens:
-        """The same tokens, whose windows come on `device`."""
-        ...
-
-    def windows(self, starts: Tensor, length: int) -> Tensor:
-        """`length` ids from each start on, int32 (starts, length). The first token follows the last."""
-        ...
-
-
 class HeldTokens:
-    """Tokens in memory: in the device's own, if it has any."""
+    """Token ids in memory: in the device's own, if it has any."""
 
     def __init__(self, ids: np.ndarray | Tensor):
         self._ids = torch.as_tensor(ids if isinstance(ids, Tensor) else ids.astype(np.int32))
@@ -66,15 +49,21 @@ class HeldTokens:
         return len(self._ids)
 
     def __getitem__(self, part: slice) -> Tensor:
+        """The ids of a slice, int32 (tokens,)."""
         return self._ids[part]
 
     def to(self, device: torch.device) -> HeldTokens:
+        """The same tokens on `device`."""
         return HeldTokens(self._ids.to(device))
 
     def windows(self, starts: Tensor, length: int) -> Tensor:
+        """`length` ids from each start on, int32 (starts, length). The first token follows the last."""
         device = self._ids.device
         starts = starts.to(device, non_blocking=True)
         return self._ids[(starts[:, None] + torch.arange(length, device=device)) % len(self)]
+
+
+Tokens = HeldTokens | MappedTokens
 
 
 class TokenFeed(Feed):

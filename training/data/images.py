@@ -63,30 +63,14 @@ def load_images(
         first = _read_header(example[column])
     except ValueError as error:
         raise ValueError(f"{train_name}, example 0: {error}") from error
+    size = first.size if image_size is None else (image_size[0], image_size[-1])
+    channels = num_channels or first.num_channels
     decoder = ImageDecoder(
-        column=column,
-        label_column=label_column,
-        num_classes=len(label_names),
-        name=train_name,
-        size=first.size if image_size is None else (image_size[0], image_size[-1]),
-        num_channels=num_channels or first.num_channels,
-        resize=image_size is not None,
-        convert=num_channels is not None,
+        column, label_column, len(label_names), train_name, size, channels, image_size is not None, bool(num_channels)
     )
-    eval_decoder = replace(decoder, name=f"{name} ({eval_split})")
-    eval_pixels, eval_labels = _eval_images(evaluation, eval_decoder, args)
-    feed = _feed(train, decoder, seed, args)
-    return ImageData(
-        feed,
-        eval_pixels,
-        eval_labels,
-        decoder.size,
-        decoder.num_channels,
-        label_names,
-        name,
-        eval_split,
-        args.dataset_revision,
-    )
+    pixels, labels = _eval_images(evaluation, replace(decoder, name=f"{name} ({eval_split})"), args)
+    feed, revision = _feed(train, decoder, seed, args), args.dataset_revision
+    return ImageData(feed, pixels, labels, size, channels, label_names, name, eval_split, revision)
 
 
 def _feed(train: Any, decoder: ImageDecoder, seed: int, args: DataArguments) -> Feed:

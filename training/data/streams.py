@@ -212,20 +212,13 @@ class StreamFeed(Feed):
     _state: State = field(default_factory=dict, init=False)
 
     def state(self) -> State:
-        """After the last batch that `batches` handed out, however far workers have read ahead; JSON-serializable.
-
-        Holds the position of each of this process's readers, None for one that has not begun.
-        """
+        """The position of each of this process's readers after the last batch that `batches` handed out."""
         return {**self._state, "readers": list(self._state["readers"])}
 
     def batches(
         self, first_step: int, global_batch: GlobalBatch, device: torch.device, state: State | None = None
     ) -> Iterator[Batch]:
-        """Yields this process's micro-batches on the device, from the start or from a state.
-
-        Raises:
-            ValueError: `first_step` is not 0 and there is no state, or the state belongs to another stream.
-        """
+        """As [`Feed.batches`]. Raises ValueError if the state is missing or belongs to another stream."""
         if first_step and not state:
             raise ValueError(f"first_step must be 0 for a stream without a state, got {first_step}. Pass its state.")
         now = {"processes": global_batch.processes, "workers": self.num_workers, "shards": shard_count(self.dataset)}
