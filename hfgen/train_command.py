@@ -55,6 +55,8 @@ def train(family: str, words: list[str]) -> int:
         return subprocess.run([sys.executable, *script, "--help"]).returncode
     # The script's own paragraph says what went wrong; the launcher would print its own traceback below it.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # Nor does a user of hfgen need to know which of the launcher's flags had defaults.
+    logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)
     previous = signal.signal(signal.SIGINT, _leave_to_the_script)
     try:
         launch_command(parser.parse_args([*for_launcher, *script, *for_script]))
