@@ -244,7 +244,9 @@ def _read_header(image: Any) -> _Header:
     source = io.BytesIO(parts["bytes"]) if parts.get("bytes") is not None else parts.get("path")
     if source is None:
         kind = "nothing" if image is None else type(image).__name__
-        raise ValueError(f"image must be one, got {kind}. Remove the row, or name another column with --image_column.")
+        raise ValueError(
+            f"value must be an image, got {kind}. Remove the row, or name another one with --image_column."
+        )
     try:
         with Image.open(source) as opened:
             # Only a JPEG says so without being decoded; other formats that are rotated need --image_size.
