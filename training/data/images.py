@@ -37,8 +37,7 @@ def load_images(
         num_channels: 1 or 3 to convert to. None: all images must have the channels of the first one.
 
     Raises:
-        ValueError: The dataset, a split or a column is missing, or an image cannot be used; the message says what to
-            do.
+        ValueError: The dataset, a split or a column is missing, or an image cannot be used.
     """
     if image_size is not None and len(image_size) not in (1, 2):
         raise ValueError(f"--image_size must be HEIGHT WIDTH or one number for a square, got {image_size}.")
