@@ -37,8 +37,7 @@ def load_images(
         num_channels: 1 or 3 to convert to. None: all images must have the channels of the first one.
 
     Raises:
-        ValueError: The dataset, a split or a column is missing, or an image cannot be used; the message says what to
-            do.
+        ValueError: The dataset, a split or a column is missing, or an image cannot be used.
     """
     if image_size is not None and len(image_size) not in (1, 2):
         raise ValueError(f"--image_size must be HEIGHT WIDTH or one number for a square, got {image_size}.")
@@ -244,7 +243,9 @@ def _read_header(image: Any) -> _Header:
     source = io.BytesIO(parts["bytes"]) if parts.get("bytes") is not None else parts.get("path")
     if source is None:
         kind = "nothing" if image is None else type(image).__name__
-        raise ValueError(f"image must be one, got {kind}. Remove the row, or name another column with --image_column.")
+        raise ValueError(
+            f"value must be an image, got {kind}. Remove the row, or name another one with --image_column."
+        )
     try:
         with Image.open(source) as opened:
             # Only a JPEG says so without being decoded; other formats that are rotated need --image_size.

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -93,32 +94,27 @@ def map_tokens(corpus: Corpus, counts: CorpusScan, tokenizer: Any) -> MappedToke
     Raises:
         ValueError: The text cannot be read, the disk is full, or the tokenizer has no token to close documents with.
     """
-    import datasets
-
     is_closed = counts.documents > 1
     encoder = CorpusEncoder(tokenizer, counts.alphabet)
     dtype = np.uint16 if encoder.dtype == np.uint16 else np.uint32
 
-    def rows() -> Iterator[dict[str, np.ndarray]]:
+    def tables() -> Iterator[pa.Table]:
         logger.info("Tokenizing %s once: %s characters.", corpus.name, f"{counts.characters:,}")
         for group in grouped(corpus.pieces()):
             ids = encoder([piece.text for piece in group], [is_closed and piece.ends for piece in group])
-            yield {"input_ids": ids.astype(dtype, copy=False)}
+            values = pa.array(ids.astype(dtype, copy=False))
+            yield pa.table({"input_ids": pa.ListArray.from_arrays(pa.array([0, len(ids)], pa.int32()), values)})
 
-    features = datasets.Features({"input_ids": datasets.List(datasets.Value(np.dtype(dtype).name))})
     fingerprint = ["tokens", corpus.fingerprint, is_closed, describe_tokenizer(tokenizer)]
-    return MappedTokens(cached_dataset(rows, features, fingerprint, corpus.name).data.column("input_ids"))
+    return MappedTokens(cached_dataset(tables, fingerprint, corpus.name).data.column("input_ids"))
 
 
 def describe_tokenizer(tokenizer: Any) -> str:
     """Everything that the ids of a text depend on, as JSON."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:  # written in Python: its vocabulary and settings
-        state = {
-            "class": type(tokenizer).__name__,
-            "vocab": tokenizer.get_vocab(),
-            "init": repr(tokenizer.init_kwargs),
-        }
+        settings = repr(tokenizer.init_kwargs)
+        state = {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab(), "init": settings}
     else:
         # Padding and truncation are leftovers of the last call and have no effect here.
         state = json.loads(backend.to_str()) | {"padding": None, "truncation": None}

@@ -57,11 +57,6 @@ class Reader:
     limit: int | None = None  # examples per epoch of all readers together
     place: Place = field(default_factory=Place)  # advances with what is read
 
-    def next_epoch(self) -> Iterator[tuple[str, dict]]:
-        """Goes to the next epoch and yields its examples."""
-        self.place = Place(self.place.epoch + 1)
-        return self.rest_of_epoch()
-
     def rest_of_epoch(self) -> Iterator[tuple[str, dict]]:
         """Yields (where it is, example) for this reader's examples from `place` to the end of the epoch."""
         place, examples = self.place, self._pass_shards()
@@ -177,7 +172,8 @@ class ShuffledExamples:
                     f"example in the stream in {empty_epochs} epochs. Use fewer processes and workers, or more data."
                 )
             else:
-                self._rest = self.reader.next_epoch()
+                self.reader.place = Place(self.reader.place.epoch + 1)
+                self._rest = self.reader.rest_of_epoch()
                 empty_epochs += 1
 
     def _permutation(self, size: int) -> list[int]:

@@ -97,20 +97,20 @@ class _Split:
 
 
 def _split_text(splits: dict[str, Any], name: str, args: DataArguments) -> _Split:
-    train = find_split(splits, args.train_split, "--train_split")
-    eval_split = find_eval_split(splits, args)
-    train_name = f"{name} ({args.train_split})"
+    train, eval_split = find_split(splits, args.train_split, "--train_split"), find_eval_split(splits, args)
+    train_name, eval_name = f"{name} ({args.train_split})", f"{name} ({eval_split})"
     source = _source(train, args.text_column, train_name)
+    num_bytes = source.num_bytes
+    if eval_split is not None:
+        num_bytes += _source(splits[eval_split], args.text_column, eval_name).num_bytes
+    in_memory = fits_in_memory(4 * num_bytes, args.in_memory)  # at most one token per byte, 4 bytes per token
     if eval_split is None:
-        in_memory = _fits_in_memory([source], args)
         total = (scan if in_memory else cached_scan)(Corpus(source, train_name)).characters
         cut = int(0.9 * total)  # the usual split of tiny Shakespeare
         eval_split = f"last 10 % of {args.train_split}"
         corpus = Corpus(source, train_name, stop=cut, max_documents=args.max_train_samples)
         evaluation = Corpus(source, f"{name} ({eval_split})", start=cut, max_documents=args.max_eval_samples)
         return _Split(corpus, evaluation, eval_split, in_memory)
-    eval_name = f"{name} ({eval_split})"
-    in_memory = _fits_in_memory([source, _source(splits[eval_split], args.text_column, eval_name)], args)
     source = _source(limited(train, args.max_train_samples), args.text_column, train_name)
     eval_source = _source(limited(splits[eval_split], args.max_eval_samples), args.text_column, eval_name)
     return _Split(Corpus(source, train_name), Corpus(eval_source, eval_name), eval_split, in_memory)
@@ -149,11 +149,6 @@ def _check_column(dataset: Any, column: str, name: str) -> None:
             f"--text_column must be a column of {name} ({', '.join(columns)}), got {column!r}. Name the one with the "
             "text."
         )
-
-
-def _fits_in_memory(sources: list[TextFiles | Column], args: DataArguments) -> bool:
-    # At most one token per byte of text, 4 bytes per token.
-    return fits_in_memory(4 * sum(source.num_bytes for source in sources), args.in_memory)
 
 
 def _hold_tokens(corpus: Corpus, counts: CorpusScan, tokenizer: Any) -> HeldTokens:
