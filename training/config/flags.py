@@ -1,175 +1,248 @@
-"""The flags of a run, as dataclasses."""
+"""The flags of a run, as dataclasses. A flag says itself which values it takes and what it means on a resume."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeAlias
 
+
+OnResume: TypeAlias = Literal["refuse", "warn", "free"]
 
 # Config fields whose default is what the data has.
 FROM_DATA = ("image_size", "num_channels", "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def flag(default: Any, help: str, on_resume: str = "", in_recipe: bool = True, **metadata: Any) -> Any:
-    """A dataclass field with the text that --help shows for it; `metadata` goes to argparse."""
-    return field(default=default, metadata={"help": help, **metadata})
+@dataclass(frozen=True)
+class Meaning:
+    """What a flag declares beside its default and its help: the arguments of [`flag`]."""
+
+    on_resume: OnResume
+    in_recipe: bool
+    gt: float | None
+    ge: float | None
+    lt: float | None
 
 
-def _switch(default: bool | None, help: str) -> Any:
-    """A flag that is on without a value: `--name`, `--name true`, `--name false`."""
-    return flag(default, help, nargs="?", const=True)
+def flag(
+    default: Any, help: str, *, on_resume: OnResume, in_recipe: bool = True, gt: float | None = None,
+    ge: float | None = None, lt: float | None = None, **metadata: Any,
+) -> Any:  # fmt: skip
+    """A dataclass field that is a flag.
+
+    Args:
+        default: None for a flag that follows from others or is off.
+        help: for --help, which adds the default unless it is None or False.
+        on_resume: what a changed value means for a run that resumes: "refuse", it is another run; "warn", the run
+            continues, and the change is logged; "free", nothing that a step computes depends on it.
+        in_recipe: False for what says where or how a run was done, not what it computed. Cards leave it out, and a
+            finished run stays finished if it changes.
+        gt, ge, lt: the value must be greater than, at least, or less than this.
+        metadata: further arguments of argparse's add_argument.
+    """
+    extras = {"help": help, "meaning": Meaning(on_resume, in_recipe, gt, ge, lt), **metadata}
+    if isinstance(default, tuple):  # of a list, which must not be shared
+        return field(default_factory=lambda: list(default), metadata=extras)
+    return field(default=default, metadata=extras)
+
+
+def switch(default: bool | None, help: str, *, on_resume: OnResume, in_recipe: bool = True) -> Any:
+    """A flag that is true without a value, and may be None: `--name`, `--name true`, `--name false`."""
+    return flag(default, help, on_resume=on_resume, in_recipe=in_recipe, nargs="?", const=True)
+
+
+# Laid out as tables by hand.
+# fmt: off
 
 
 @dataclass
 class DataArguments:
-    """Where examples come from."""
+    """The dataset, and how it is read."""
 
     _argument_group_name = "data"
 
     dataset_name: str | None = flag(
-        None,
-        "A dataset on the Hub, a local dataset folder, a folder of images, a text file, or a built-in that needs no "
-        "download: digits (1,797 images of 8 x 8), python-docs (465,000 characters). Default: the built-in that fits.",
-    )
+        None, "Dataset to train on: the name of a dataset on the Hub, a local dataset folder, a folder of images, a "
+        "text file, or a built-in dataset that needs no download: digits (1,797 images of 8 x 8 pixels) or "
+        "python-docs (465,000 characters). Default: the built-in dataset for the model.", on_resume="refuse")
     dataset_path: str | None = flag(
-        None, "Local copy of dataset_name: a folder or file that is read in its place where it exists."
-    )
-    dataset_config_name: str | None = flag(None, "Configuration of the dataset, where it has several.")
-    dataset_revision: str | None = flag(None, "Branch, tag or commit of a dataset on the Hub.")
-    train_split: str = flag("train", "Split to learn from.")
+        None, "Local copy of --dataset_name, a folder or a file. It is read instead if it exists.",
+        on_resume="warn", in_recipe=False)
+    dataset_config_name: str | None = flag(
+        None, "Configuration name of the dataset, if it has several.", on_resume="refuse")
+    dataset_revision: str | None = flag(
+        None, "Branch, tag or commit of a dataset on the Hub. Default: its main branch.", on_resume="refuse")
+    train_split: str = flag("train", "Name of the training split.", on_resume="refuse")
     eval_split: str | None = flag(
-        None, "Split to measure on. Default: test or validation if there is one, else a tenth held out of train_split."
-    )
-    image_column: str | None = flag(None, "Column with the images. Default: the one column of that type.")
-    label_column: str | None = flag(None, "Column with class labels. Default: label, labels or fine_label.")
-    text_column: str = flag("text", "Column with the text.")
-    streaming: bool = flag(False, "Read the dataset while training instead of downloading or loading it first.")
-    shuffle_buffer_size: int = flag(
-        10_000, "Examples of a streamed dataset that each process and worker holds and shuffles at a time."
-    )
-    in_memory: bool | None = _switch(
-        None,
-        "Hold the whole dataset in memory. Default: if it needs less than 2 GB, which 500 MB of text do, at 4 bytes "
-        "a token. Else images are decoded by workers, and text is tokenized once into a file that is mapped.",
-    )
-    dataloader_num_workers: int | None = flag(
-        None,
-        "Processes that read and decode when the dataset is not in memory. Default: one a core, at most 4; 0 for a "
-        "stream, where their number decides the order of the examples and must stay the same on a resume.",
-    )
-    max_train_samples: int | None = flag(None, "Use only so many training examples.")
+        None, "Name of the evaluation split. Default: test or validation if the dataset has one, otherwise a tenth of "
+        "--train_split is held out.", on_resume="free")
+    image_column: str | None = flag(
+        None, "Name of the column that contains the images. Default: the only column of images.", on_resume="refuse")
+    label_column: str | None = flag(
+        None, "Name of the column that contains the class labels. Default: label, labels or fine_label.",
+        on_resume="refuse")
+    text_column: str = flag("text", "Name of the column that contains the text.", on_resume="refuse")
+    max_train_samples: int | None = flag(
+        None, "Maximum number of training examples to use. Default: all.", on_resume="refuse", ge=1)
     max_eval_samples: int | None = flag(
-        None, "Use only so many evaluation examples. Default: all, or 10,000 images or 1,000 texts of a stream."
-    )
+        None, "Maximum number of evaluation examples to use. Default: all; of a stream, 10,000 images or 1,000 texts.",
+        on_resume="free", ge=1)
+    streaming: bool = flag(
+        False, "Stream the dataset during training instead of downloading or loading it first.", on_resume="refuse")
+    shuffle_buffer_size: int = flag(
+        10_000, "Number of streamed examples that each process and worker holds in memory to shuffle them.",
+        on_resume="refuse", ge=1)
+    in_memory: bool | None = switch(
+        None, "Whether to hold the whole dataset in memory. Otherwise workers decode the images, and text is "
+        "tokenized once into a file that is mapped into memory. Default: true for a dataset that needs less than 2 GB "
+        "(500 MB of text, which takes 4 bytes per token).", on_resume="free")
+    # What a changed number means for a stream is checked where the stream is resumed.
+    dataloader_num_workers: int | None = flag(
+        None, "Number of worker processes that read and decode data that is not in memory. Default: one per CPU core, "
+        "at most 4; 0 for a stream, where the order of the examples depends on it, so it must not change on a "
+        "resume.", on_resume="free", ge=0)
 
     def problems(self) -> list[str]:
-        """Everything that is wrong with the values, in words; empty if they will do."""
-        found = _out_of_range(self, "above 0", "shuffle_buffer_size", "max_train_samples", "max_eval_samples")
-        found += _out_of_range(self, "at least 0", "dataloader_num_workers")
-        if self.streaming and self.in_memory:
-            found.append("--streaming and --in_memory exclude each other")
-        return found
+        """Returns a sentence for each combination of values that is not possible."""
+        both = self.streaming and self.in_memory
+        return ["--in_memory must be false with --streaming, got true. Leave one of them out"] if both else []
 
 
 @dataclass
 class RunArguments:
-    """How long to train, on what, and what to leave behind."""
+    """The training itself: outputs, length, optimization, hardware, and what is reported when."""
 
-    _argument_group_name = "run"
+    _argument_group_name = "training"
 
-    output_dir: str | None = flag(None, "Folder for the model, its card, results, samples and checkpoints. Required.")
-    overwrite_output_dir: bool = flag(False, "Delete what an earlier run left in output_dir and start anew.")
-    model_name_or_path: str | None = flag(None, "Start from the weights of this model, a folder or a Hub repository.")
-    max_train_steps: int | None = flag(None, "Stop after so many optimizer steps.")
-    num_train_epochs: float | None = flag(None, "Stop after so many passes over the training data.")
+    # Where it starts and ends
+    output_dir: str = flag(
+        "", "Folder for the model, its card, results, samples and checkpoints. Required.",
+        on_resume="free", in_recipe=False)
+    overwrite_output_dir: bool = flag(
+        False, "Delete what an earlier run left in --output_dir, and start over.", on_resume="free", in_recipe=False)
+    resume_from_checkpoint: str | None = flag(
+        None, "Checkpoint to resume from: a folder, OWNER/NAME[@REVISION] on the Hub, or latest. Default: the latest "
+        "one in --output_dir, if there is one.", on_resume="free", in_recipe=False)
+    model_name_or_path: str | None = flag(
+        None, "Model whose weights the training starts from: a folder or a repository on the Hub.", on_resume="free")
+    seed: int = flag(0, "Seed of all random numbers.", on_resume="refuse", ge=0)
+
+    # Length
+    max_train_steps: int | None = flag(None, "Maximum number of optimizer steps.", on_resume="free", ge=1)
+    num_train_epochs: float | None = flag(
+        None, "Maximum number of passes over the training data.", on_resume="free", gt=0)
     max_train_seconds: float | None = flag(
-        None,
-        "Stop after so many seconds of training; the learning rate decays in time for it. 60 when no other length is "
-        "given. With several lengths the first one reached counts.",
-    )
-    per_device_train_batch_size: int = flag(128, "Examples a process and a micro-step.")
-    per_device_eval_batch_size: int = flag(256, "Examples a process at once in evaluation.")
-    gradient_accumulation_steps: int = flag(1, "Micro-steps whose gradients are added before a step.")
-    learning_rate: float = flag(1e-3, "Highest learning rate.")
+        None, "Maximum training time in seconds; the learning rate schedule follows the clock. Default: 60 if no "
+        "other length is given. If several are given, the one reached first ends the training.",
+        on_resume="free", gt=0)
+
+    # Batches. The global batch size must not change on a resume; it is checked by itself.
+    per_device_train_batch_size: int = flag(
+        128, "Training batch size per process and micro-batch.", on_resume="free", ge=1)
+    per_device_eval_batch_size: int = flag(256, "Evaluation batch size per process.", on_resume="free", ge=1)
+    gradient_accumulation_steps: int = flag(
+        1, "Number of micro-batches whose gradients are accumulated per optimizer step.", on_resume="free", ge=1)
+
+    # Optimization
+    learning_rate: float = flag(1e-3, "Peak learning rate.", on_resume="warn", gt=0)
     lr_scheduler_type: Literal[
         "linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt", "warmup_stable_decay"
-    ] = flag("linear", "Shape of the decay, a name of transformers.get_scheduler.")
-    warmup_ratio: float = flag(0.02, "GlobalBatch of the run in which the learning rate rises from 0.")
+    ] = flag("linear", "Learning rate schedule, by its name in transformers.get_scheduler.", on_resume="warn")
+    warmup_ratio: float = flag(
+        0.02, "Fraction of the training over which the learning rate rises from 0.", on_resume="warn", ge=0, lt=1)
     optimizer: Literal["adamw", "muon"] = flag(
-        "adamw", "adamw, or muon for the matrices of hidden layers and adamw for all else."
-    )
-    adam_beta1: float = flag(0.9, "Decay of AdamW's first moment.")
-    adam_beta2: float = flag(0.99, "Decay of AdamW's second moment.")
-    weight_decay: float = flag(0.0, "Decoupled weight decay of matrices and kernels.")
-    max_grad_norm: float = flag(0.0, "Longest gradient, longer ones are scaled down to it; 0 turns this off.")
-    ema_decay: float = flag(0.0, "Decay of the moving average of the weights that is published; 0 turns it off.")
-    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = flag(
-        "auto", "auto means bf16 where the processor or GPU multiplies it natively, no elsewhere."
-    )
-    cpu_threads: int | None = flag(
-        None, "Threads of each process on a CPU. Default: the cores of the machine, shared by its processes."
-    )
-    channels_last: bool = flag(True, "Lay image tensors out with channels last, the faster order for convolutions.")
-    torch_compile: bool = flag(False, "Compile the model: costs 10 to 60 s once, pays in long runs.")
-    gradient_checkpointing: bool = flag(False, "Recompute activations in the backward pass to save memory.")
-    seed: int = flag(0, "All random numbers derive from it.")
-    full_determinism: bool = flag(
-        False, "Deterministic kernels on a GPU too, for resuming to the bit there; slower. A CPU has no others."
-    )
-    eval_steps: int | None = flag(None, "Evaluate every so many steps. Default: four times in the run.")
-    logging_steps: int = flag(50, "Write a line of metrics every so many steps.")
-    sample_steps: int | None = flag(None, "BatchRNG samples every so many steps. Default: with each evaluation.")
-    checkpointing_steps: int = flag(500, "Write a checkpoint every so many steps; one is always written at the end.")
-    checkpoints_total_limit: int | None = flag(2, "CheckpointUpload to keep, the newest ones.")
-    resume_from_checkpoint: str | None = flag(
-        None, "Checkpoint folder to go on from, or latest. Default: the latest in output_dir, if there is one."
-    )
+        "adamw", "Optimizer: adamw, or muon for the weight matrices of hidden layers with adamw for everything else.",
+        on_resume="refuse")
+    adam_beta1: float = flag(0.9, "Decay rate of AdamW's first moment estimate.", on_resume="warn", ge=0, lt=1)
+    adam_beta2: float = flag(0.99, "Decay rate of AdamW's second moment estimate.", on_resume="warn", ge=0, lt=1)
+    weight_decay: float = flag(
+        0.0, "Decoupled weight decay, applied to weight matrices and convolution kernels.", on_resume="warn", ge=0)
+    max_grad_norm: float = flag(
+        0.0, "Clip the gradient norm to this value; 0 disables clipping.", on_resume="warn", ge=0)
+    ema_decay: float = flag(
+        0.0, "Decay rate of the exponential moving average of the weights, which is published in their place; 0 "
+        "disables it.", on_resume="warn", ge=0, lt=1)
     on_nonfinite: Literal["stop", "skip"] = flag(
-        "stop", "What to do with a step whose loss or gradient is not finite."
-    )
-    report_to: list[str] = field(
-        default_factory=lambda: ["none"], metadata={"help": "Trackers: tensorboard, wandb, trackio, all, none, ..."}
-    )
-    disable_tqdm: bool = flag(False, "No progress bar.")
-    push_to_hub: bool = flag(False, "Publish the folder on the Hub when done.")
-    hub_model_id: str | None = flag(None, "Repository to publish to. Default: the name of output_dir.")
-    hub_private_repo: bool = flag(False, "Create the repository as private.")
+        "stop", "What to do if a loss or gradient is not finite: stop the training, or skip the step.",
+        on_resume="free")
+
+    # Hardware
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = flag(
+        "auto", "Mixed precision; auto is bf16 on processors and GPUs that multiply it natively, and no on all "
+        "others.", on_resume="warn")
+    cpu_threads: int | None = flag(
+        None, "Number of CPU threads per process. Default: the CPU cores of the machine divided by its processes.",
+        on_resume="warn", in_recipe=False, ge=1)
+    channels_last: bool = flag(
+        True, "Store images in the channels-last memory format, which is faster for convolutions.", on_resume="warn")
+    torch_compile: bool = flag(
+        False, "Compile the model with torch.compile. It takes 10 to 60 seconds at the start and pays off in long "
+        "runs.", on_resume="warn")
+    gradient_checkpointing: bool = flag(
+        False, "Recompute activations in the backward pass to save memory, at the cost of speed.", on_resume="warn")
+    full_determinism: bool = flag(
+        False, "Use deterministic kernels on a GPU, so that a resumed run is bitwise identical; slower. A CPU always "
+        "does.", on_resume="warn")
+
+    # What is measured, logged and saved
+    eval_steps: int | None = flag(
+        None, "Number of steps between evaluations. Default: a quarter of the training.", on_resume="free", ge=1)
+    sample_steps: int | None = flag(
+        None, "Number of steps between samples. Default: samples are drawn with each evaluation.",
+        on_resume="free", ge=1)
+    logging_steps: int = flag(50, "Number of steps between logged training metrics.", on_resume="free", ge=1)
+    checkpointing_steps: int = flag(
+        500, "Number of steps between checkpoints. One is always saved at the end.", on_resume="free", ge=1)
+    checkpoints_total_limit: int | None = flag(
+        2, "Maximum number of checkpoints to keep; the oldest are deleted.", on_resume="free", in_recipe=False, ge=1)
+    report_to: list[str] = flag(  # noqa: RUF009 - a list is made for each instance
+        ("none",), "Experiment trackers: tensorboard, wandb, trackio, or others that accelerate knows; all for every "
+        "installed one, none for none.", on_resume="free", in_recipe=False)
+    disable_tqdm: bool = flag(False, "Hide the progress bar.", on_resume="free", in_recipe=False)
+
+    # The Hub
+    push_to_hub: bool = flag(
+        False, "Push --output_dir to the Hub when the training ends, or earlier; see --hub_strategy.",
+        on_resume="free", in_recipe=False)
+    hub_model_id: str | None = flag(
+        None, "Repository to push to, OWNER/NAME or NAME. Default: the name of --output_dir.",
+        on_resume="free", in_recipe=False)
+    hub_private_repo: bool = flag(False, "Make the repository private.", on_resume="free", in_recipe=False)
     hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = flag(
-        "end", "What is published when, as in transformers."
-    )
+        "end", "What to push when: end, the model when the training ends; every_save, the model with every checkpoint "
+        "too; checkpoint, also the latest checkpoint, as last-checkpoint; all_checkpoints, also every checkpoint.",
+        on_resume="free", in_recipe=False)
 
     def problems(self) -> list[str]:
-        """Everything that is wrong with the values, in words; empty if they will do."""
+        """Returns a sentence for each combination of values that is not possible, and for a missing output_dir."""
         found = []
         if not self.output_dir:
-            found.append("--output_dir is required: the folder for the model and all that belongs to it")
-        found += _out_of_range(
-            self, "above 0", "max_train_steps", "num_train_epochs", "max_train_seconds", "per_device_train_batch_size",
-            "per_device_eval_batch_size", "gradient_accumulation_steps", "learning_rate", "eval_steps",
-            "cpu_threads", "logging_steps", "sample_steps", "checkpointing_steps", "checkpoints_total_limit",
-        )  # fmt: skip
-        found += _out_of_range(self, "at least 0", "weight_decay", "max_grad_norm", "seed")
-        found += _out_of_range(self, "in [0, 1)", "adam_beta1", "adam_beta2", "ema_decay", "warmup_ratio")
+            found.append("--output_dir is required: the folder for the model, its results and its checkpoints")
         if self.resume_from_checkpoint and self.overwrite_output_dir:
-            found.append("--resume_from_checkpoint and --overwrite_output_dir exclude each other")
+            found.append("--resume_from_checkpoint must not be given with --overwrite_output_dir. Leave one out")
         return found
 
 
-def _out_of_range(values: Any, allowed: str, *names: str) -> list[str]:
-    """A sentence for each of the named values that is not in the allowed range, nor None."""
-    tests = {"above 0": lambda x: x > 0, "at least 0": lambda x: x >= 0, "in [0, 1)": lambda x: 0 <= x < 1}
-    given = {name: value for name in names if (value := getattr(values, name)) is not None}
-    return [
-        f"--{name} must be {allowed}, got {value}"
-        for name, value in given.items()
-        if not (math.isfinite(value) and tests[allowed](value))
-    ]
+# fmt: on
+
+
+def range_problems(values: Any) -> list[str]:
+    """Returns a sentence for each flag of a dataclass whose value is out of the range that the flag declares."""
+    found = []
+    for name, meaning in _meanings(values).items():
+        limits = ((meaning.gt, "greater than {:g}"), (meaning.ge, "at least {:g}"), (meaning.lt, "less than {:g}"))
+        value, words = getattr(values, name), [word.format(limit) for limit, word in limits if limit is not None]
+        if not words or value is None:
+            continue
+        above = (meaning.gt is None or value > meaning.gt) and (meaning.ge is None or value >= meaning.ge)
+        if not (math.isfinite(value) and above and (meaning.lt is None or value < meaning.lt)):
+            found.append(f"--{name} must be {' and '.join(words)}, got {value}")
+    return found
 
 
 @dataclass
 class Arguments:
-    """Everything a script was told.
+    """The parsed command line of a script.
 
     Attributes:
         run, data: the two dataclasses above.
@@ -186,30 +259,30 @@ class Arguments:
 
 
 def as_recipe(arguments: Arguments) -> dict[str, Any]:
-    """The run as a flat mapping, what a recipe would hold to repeat it."""
-    parts = [vars(arguments.run), vars(arguments.data), arguments.model]
-    if arguments.extra is not None:
-        parts.append(vars(arguments.extra))
-    return {name: value for part in parts for name, value in part.items()}
+    """Returns all settings of a run by the names of their flags: a recipe that repeats it."""
+    settings: dict[str, Any] = {}
+    for part in _parts(arguments):
+        settings |= vars(part)
+    return settings | arguments.model
 
 
-FIXED = (
-    "seed", "dataset_name", "dataset_config_name", "dataset_revision", "train_split", "image_column", "label_column",
-    "text_column", "streaming", "shuffle_buffer_size", "max_train_samples", "optimizer",
-)  # fmt: skip
-FREE = {
-    "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "max_train_steps", "num_train_epochs",
-    "max_train_seconds", "per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size",
-    "eval_split", "max_eval_samples", "in_memory", "dataloader_num_workers", "eval_steps", "logging_steps",
-    "sample_steps", "checkpointing_steps", "checkpoints_total_limit", "on_nonfinite", "report_to", "disable_tqdm",
-    "push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy", "nll_samples", "quality_samples",
-    "sample_length", "sample_temperature", "model_name_or_path",
-}  # fmt: skip
-
-
-def on_resume(arguments: Arguments) -> dict[str, str]:
-    return {
-        name: "refuse" if name in FIXED else "free" if name in FREE else "warn"
-        for name in as_recipe(arguments)
-        if name not in arguments.model
+def recipe_of(arguments: Arguments) -> dict[str, Any]:
+    """Returns the settings that decide what a run computes: those that cards show, and that make it the same run."""
+    left_out = {
+        name for part in _parts(arguments) for name, meaning in _meanings(part).items() if not meaning.in_recipe
     }
+    return {name: value for name, value in as_recipe(arguments).items() if name not in left_out}
+
+
+def on_resume(arguments: Arguments) -> dict[str, OnResume]:
+    """Returns what each flag means on a resume, by name. Fields of the model's config are not among them."""
+    return {name: meaning.on_resume for part in _parts(arguments) for name, meaning in _meanings(part).items()}
+
+
+def _parts(arguments: Arguments) -> list[Any]:
+    return [arguments.run, arguments.data, *([] if arguments.extra is None else [arguments.extra])]
+
+
+def _meanings(values: Any) -> dict[str, Meaning]:
+    """Returns what each field of a dataclass declares. KeyError for a field that is not made by [`flag`]."""
+    return {entry.name: entry.metadata["meaning"] for entry in fields(values)}

@@ -1,8 +1,9 @@
-"""Publishing a run on the Hub while it goes on.
+"""Publishing a run on the Hub while it is training.
 
-Every push is a snapshot of the output folder, taken in milliseconds with hard links, that a thread uploads as one
-commit. The training neither waits for the Hub nor fails with it: what cannot be pushed is reported, and the next push
-holds it as well. If pushes take longer than training needs from one to the next, only the newest waits.
+A push uploads a snapshot of the output folder, taken in milliseconds with hard links, as one commit in a background
+thread. The training neither waits for the Hub nor fails with it. While a push is under way, others are skipped, as in
+transformers: the next push, or the one at the end, holds everything. Unlike in transformers, that includes checkpoints
+that --checkpoints_total_limit has deleted in the meantime.
 """
 
 from __future__ import annotations
@@ -13,60 +14,54 @@ import shutil
 import sys
 import threading
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 
-from hfgen.hub import CheckpointUpload, HubError, Pushed, push_command, push_files, push_folder, select_files
+from hfgen.hub import CheckpointUpload, HubError, Pushed, push_command, push_files, select_files
 from hfgen.loading import LoadError, check_folder
 
 
 logger = logging.getLogger(__name__)
 Strategy: TypeAlias = Literal["end", "every_save", "checkpoint", "all_checkpoints"]
 SNAPSHOTS = ".push"
-CHECKPOINTS: dict[str, CheckpointUpload] = {"checkpoint": "last", "all_checkpoints": "all"}
+UPLOADED_CHECKPOINTS: dict[str, CheckpointUpload] = {"checkpoint": "last", "all_checkpoints": "all"}
 
 
 class HubPusher:
-    """Pushes of one run; to be used by the main process alone.
+    """The pushes of one run. Only the main process may push.
 
     Args:
         folder: the run's output folder.
-        repo_id: owner/name; without an owner, the user's; the folder's name if None.
+        repo_id: OWNER/NAME or NAME; the folder's name if None.
         private: make the repository private.
-        strategy: when to push what, as in transformers: "end", the finished model; "every_save", the model with every
-            checkpoint; "checkpoint", the newest training state too, as last-checkpoint/; "all_checkpoints", all.
+        strategy: what to push when: "end", the finished model; "every_save", the model with every checkpoint, too;
+            "checkpoint", also the newest checkpoint, as last-checkpoint/; "all_checkpoints", also every checkpoint.
 
     Raises:
-        ValueError: the name of the repository will not do.
+        ValueError: the Hub does not allow such a name.
     """
 
     def __init__(self, folder: Path, repo_id: str | None = None, private: bool = False, strategy: Strategy = "end"):
-        self.folder = folder
+        self.folder, self.private = folder, private
         self.repo_id = repo_id or folder.resolve().name
-        self.private = private
         self.pushes_while_training = strategy != "end"
-        self._checkpoints: CheckpointUpload = CHECKPOINTS.get(strategy, "none")
+        self._checkpoints: CheckpointUpload = UPLOADED_CHECKPOINTS.get(strategy, "none")
         try:
             validate_repo_id(self.repo_id)
         except HFValidationError as error:
-            raise ValueError(f"--hub_model_id {self.repo_id} will not do: {error}") from None
-        self._changed = threading.Condition()
-        self._waiting: tuple[int, Path] | None = None
-        self._ending = False
-        self._count = 0
-        self._worker: threading.Thread | None = None
-
-    @property
-    def command(self) -> str:
-        """What the user can run to publish the folder."""
-        return push_command(self.folder, self.repo_id, self.private, checkpoints=self._checkpoints)
+            raise ValueError(f"--hub_model_id must be a valid repository name, got {self.repo_id}. {error}") from None
+        self._command = push_command(folder, self.repo_id, private, checkpoints=self._checkpoints)
+        self._is_ending = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._uploading: Path | None = None
+        self._snapshots = 0
 
     def push(self, step: int) -> None:
-        """Has what the folder holds now published in the background; does nothing for the strategy "end".
+        """Pushes the folder in the background, unless the strategy is "end" or a push is under way.
 
-        The folder must hold a whole model: config.json, weights, card. A push that fails is reported, not raised.
+        The folder must hold a whole model: config.json, weights, card. A push that fails is logged, not raised.
         """
         if not self.pushes_while_training:
             return
@@ -75,121 +70,95 @@ class HubPusher:
         except (OSError, LoadError) as error:
             logger.warning("Step %d is not pushed: %s", step, error)
             return
-        with self._changed:
-            if self._waiting is not None:
-                self._supersede(self._waiting[1], snapshot)
-            self._waiting = (step, snapshot)
-            self._changed.notify()
-        if self._worker is None:
-            # The bars would be drawn over that of the training.
-            disable_progress_bars()
-            self._worker = threading.Thread(target=self._work, name="push to the Hub", daemon=True)
-            self._worker.start()
+        if self._is_pushing():
+            logger.info("Step %d is not pushed, because a push is under way. The next one holds it.", step)
+            return
+        disable_progress_bars()  # they would be drawn over that of the training
+        self._uploading = snapshot
+        # A daemon, because a run that was stopped does not wait for the Hub.
+        self._thread = threading.Thread(
+            target=self._push_step, name="push to the Hub", args=(step, snapshot), daemon=True
+        )
+        self._thread.start()
 
     def push_at_end(self) -> bool:
-        """Publishes the finished folder, and waits for it; to be called when all files are in place.
+        """Pushes the finished folder and waits until it is published.
 
         Returns:
-            Whether it is published. If not, the reason and the command that finishes it were printed.
+            False if it failed: the reason and the command that completes the push were printed.
         """
         try:
-            self._end_worker()
-            pushed = push_folder(
-                self.folder, self.repo_id, private=self.private, message="End of training",
-                checkpoints=self._checkpoints,
-            )  # fmt: skip
-        except (HubError, LoadError) as error:
-            print(f"\nThe training is done and whole in {self.folder}, but not published. {error}", file=sys.stderr)
+            self._is_ending.set()
+            if self._thread is not None:  # it no longer waits between attempts
+                self._thread.join()
+            pushed = self._upload(self._take_snapshot(), "End of training")
+        except (HubError, LoadError, OSError) as error:
+            print(
+                f"\nThe training is finished and saved in {self.folder}, but not published. {error}", file=sys.stderr
+            )
             return False
         except KeyboardInterrupt:
             print(
-                f"\nThe training is done and whole in {self.folder}; publishing it was interrupted. To finish it:\n\n"
-                f"    {self.command}\n",
+                f"\nThe training is finished and saved in {self.folder}; publishing it was interrupted. To complete "
+                f"it:\n\n    {self._command}\n",
                 file=sys.stderr,
             )
             return False
-        print(_report(pushed))
+        finally:
+            shutil.rmtree(self.folder / SNAPSHOTS, ignore_errors=True)
+        print(f"Published{'' if pushed.is_new else ' already'}: {pushed.url} (commit {pushed.commit})")
         return True
 
     def cancel(self) -> None:
-        """Ends the pushes of a run that stopped early. No half of a commit can be left behind."""
-        with self._changed:
-            self._ending = True
-            self._changed.notify()
+        """Abandons the push of a run that was stopped. A commit is atomic: either it lands or nothing changes."""
+        self._is_ending.set()
         shutil.rmtree(self.folder / SNAPSHOTS, ignore_errors=True)
+
+    def _is_pushing(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
 
     def _take_snapshot(self) -> Path:
+        """Returns a folder with the files that the repository is to hold, laid out as there.
+
+        Earlier snapshots that were not published are dissolved. Checkpoints that only they hold move to the new one.
+        """
         home = self.folder / SNAPSHOTS
-        if self._count == 0:  # left by a run that was killed
+        if not self._snapshots:  # left by a run that was killed
             shutil.rmtree(home, ignore_errors=True)
-        self._count += 1
-        snapshot = home / f"{self._count}"
+        self._snapshots += 1
+        snapshot, uploading = home / f"{self._snapshots}", self._uploading if self._is_pushing() else None
         for name, file in select_files(self.folder, self._checkpoints)[0].items():
-            target = snapshot / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _link_or_copy(file, target)
+            (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+            _link_or_copy(file, snapshot / name)
         check_folder(snapshot)
+        for earlier in [path for path in home.iterdir() if path not in (snapshot, uploading)]:
+            for checkpoint in earlier.glob("checkpoints/step-*"):
+                target = snapshot / "checkpoints" / checkpoint.name
+                if not target.exists():
+                    target.parent.mkdir(exist_ok=True)
+                    checkpoint.rename(target)
+            shutil.rmtree(earlier, ignore_errors=True)
         return snapshot
 
-    def _supersede(self, old: Path, new: Path) -> None:
-        """Drops a snapshot that is not yet being pushed; a checkpoint that only it holds goes on to the next."""
-        for checkpoint in sorted(old.glob("checkpoints/step-*")):
-            target = new / "checkpoints" / checkpoint.name
-            if not target.exists():
-                target.parent.mkdir(exist_ok=True)
-                os.rename(checkpoint, target)
-        shutil.rmtree(old, ignore_errors=True)
+    def _push_step(self, step: int, snapshot: Path) -> None:
+        try:
+            pushed = self._upload(
+                snapshot, f"Training in progress, step {step}", attempts=3, wait=self._is_ending.wait
+            )
+            logger.info("Step %d is published: %s", step, pushed.url)
+        except Exception as error:
+            logger.warning("Step %d is not published, and the training continues. %s", step, error)
+        else:
+            shutil.rmtree(snapshot, ignore_errors=True)
 
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                while self._waiting is None and not self._ending:
-                    self._changed.wait()
-                if self._waiting is None or self._ending:
-                    return
-                (step, snapshot), self._waiting = self._waiting, None
-            try:
-                files = {path.relative_to(snapshot).as_posix(): path for path in snapshot.rglob("*") if path.is_file()}
-                message = f"Training in progress, step {step}"
-                pushed = push_files(
-                    files, self.repo_id, private=self.private, message=message, command=self.command, wait=self._wait
-                )
-                logger.info("Step %d is published: %s", step, pushed.url)
-            except _Superseded:
-                return
-            except Exception as error:
-                logger.warning("Step %d is not published, the training goes on. %s", step, error)
-            finally:
-                shutil.rmtree(snapshot, ignore_errors=True)
-
-    def _wait(self, seconds: float) -> None:
-        """Waits before another attempt; the end of the training ends the wait, as the last push holds everything."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._ending, timeout=seconds)
-            if self._ending:
-                raise _Superseded
-
-    def _end_worker(self) -> None:
-        with self._changed:
-            self._ending = True
-            self._changed.notify()
-        if self._worker is not None:
-            self._worker.join()
-        shutil.rmtree(self.folder / SNAPSHOTS, ignore_errors=True)
-
-
-class _Superseded(Exception):
-    """Another push does what this one was to do."""
-
-
-def _report(pushed: Pushed) -> str:
-    if pushed.is_new:
-        return f"Published: {pushed.url} (commit {pushed.commit})"
-    return f"Published already: {pushed.url} (commit {pushed.commit})"
+    def _upload(self, snapshot: Path, message: str, **retries: Any) -> Pushed:
+        files = {path.relative_to(snapshot).as_posix(): path for path in snapshot.rglob("*") if path.is_file()}
+        command = self._command
+        return push_files(files, self.repo_id, private=self.private, message=message, command=command, **retries)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
-    """Weights are replaced by renaming and never written into, so that a link keeps them; all else is small."""
+    """Weights are replaced by renaming and never written into, so a link keeps them; everything else is small."""
     if source.suffix == ".safetensors":
         try:
             os.link(source, target)

@@ -1,4 +1,4 @@
-"""metrics.jsonl, and the trackers, which receive the same values."""
+"""metrics.jsonl, and the experiment trackers, which receive the same values."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from ..config.flags import Arguments, as_recipe
 
@@ -18,13 +19,13 @@ logger = logging.getLogger(__name__)
 
 
 class MetricsLog:
-    """metrics.jsonl, one JSON object a logged or evaluated step, and the trackers, which are told the same.
+    """metrics.jsonl, one JSON object per logged or evaluated step, and the trackers, which receive the same values.
 
     Args:
         path: of the file.
-        text: what it held when the checkpoint was written that the run goes on from; later lines are dropped, as the
-            same steps will be done again.
-        accelerator: its main process writes; its trackers are told.
+        text: its content when the checkpoint that the run resumes from was saved. Later lines are dropped, because
+            their steps will be repeated.
+        accelerator: its main process writes; has the trackers.
     """
 
     def __init__(self, path: Path, text: str, accelerator: Accelerator):
@@ -36,11 +37,11 @@ class MetricsLog:
             os.replace(temporary, path)
 
     def text(self) -> str:
-        """Everything written so far; nothing on other processes than the main one, which may not see the file."""
+        """Returns everything written so far; nothing in other processes, which may not see the file."""
         return self.path.read_text(encoding="utf-8") if self.accelerator.is_main_process else ""
 
     def write(self, values: dict[str, Any]) -> None:
-        """Appends a line and tells the trackers, whose failures never stop a run."""
+        """Appends a line and passes it to the trackers, whose failures never stop a run."""
         if not self.accelerator.is_main_process:
             return
         with open(self.path, "a", encoding="utf-8") as file:
@@ -50,35 +51,38 @@ class MetricsLog:
                 tracker.log({k: v for k, v in values.items() if k != "step"}, step=int(values["step"]))
             except Exception as error:
                 if tracker.name not in self._silent:
-                    logger.warning("The tracker %s fails, and the run goes on without it: %s", tracker.name, error)
+                    logger.warning("The tracker %s failed, and the run continues without it: %s", tracker.name, error)
                 self._silent.add(tracker.name)
 
 
 def json_numbers(values: dict[str, Any]) -> dict[str, Any]:
-    """NaN and infinity, which JSON does not know, as null."""
+    """Replaces NaN and infinity, which are not valid JSON, with None."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
 def start_trackers(accelerator: Accelerator, arguments: Arguments) -> None:
-    """Starts --report_to; one that cannot start is named and left out."""
-    config = {k: v for k, v in as_recipe(arguments).items() if isinstance(v, (int, float, str, bool))}
-    wanted, started = accelerator.log_with, []
-    for name in set(arguments.run.report_to) - {"all", "none", *map(str, wanted)}:
-        logger.warning("The tracker %s is left out: its package is not installed.", name)
-    for name in wanted:
-        accelerator.log_with, accelerator.trackers = [name], []
+    """Starts the trackers of --report_to, one by one: one that cannot start is reported and left out."""
+    settings = {k: v for k, v in as_recipe(arguments).items() if isinstance(v, (int, float, str, bool))}
+    installed = [str(name) for name in accelerator.log_with]
+    for name in set(arguments.run.report_to) - {"all", "none", *installed}:
+        logger.warning("The tracker %s is left out, because its package is not installed.", name)
+    for name in installed:
+        tracker_class = LOGGER_TYPE_TO_CLASS[name]
+        folder = [accelerator.logging_dir] if tracker_class.requires_logging_directory else []
         try:
-            accelerator.init_trackers(Path(arguments.run.output_dir or "hfgen").name, config=config)
-            started += accelerator.trackers
+            tracker = tracker_class(Path(arguments.run.output_dir).name, *folder)
+            tracker.start()
+            tracker.store_init_configuration(settings)
         except Exception as error:
             logger.warning("The tracker %s cannot be started and is left out: %s", name, error)
-    accelerator.log_with, accelerator.trackers = wanted, started
+        else:
+            accelerator.trackers.append(tracker)
 
 
 def end_trackers(accelerator: Accelerator) -> None:
-    """Lets every tracker finish; a failure is told and ignored."""
+    """Lets every tracker finish. Failures are logged and ignored."""
     for tracker in accelerator.trackers:
         try:
             tracker.finish()
         except Exception as error:
-            logger.warning("The tracker %s fails at the end: %s", tracker.name, error)
+            logger.warning("The tracker %s failed at the end: %s", tracker.name, error)

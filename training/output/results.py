@@ -1,4 +1,4 @@
-"""."""
+"""What results.json and the model card say about a run."""
 
 from __future__ import annotations
 
@@ -9,30 +9,58 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from transformers import PreTrainedModel
 
+from ..config.flags import Arguments, as_recipe, recipe_of
 from ..data.batches import GlobalBatch
 from ..progress import Progress
+from .metrics_log import json_numbers
 
 
-def describe_results(
-    progress: Progress, global_batch: GlobalBatch, seconds_evaluated: float, accelerator: Accelerator
+def describe_run(
+    model: PreTrainedModel,
+    dataset: dict[str, Any],
+    metrics: dict[str, float],
+    progress: Progress,
+    global_batch: GlobalBatch,
+    seconds_evaluated: float,
+    arguments: Arguments,
+    accelerator: Accelerator,
 ) -> dict[str, Any]:
-    """How long and on what the model was trained, as results.json and the card give it."""
-    busy = progress.compute_seconds / progress.seconds if progress.seconds else 1.0
+    """Returns the content of results.json: the model, the data, the metrics, the training, the machine, the command.
+
+    Args:
+        model: the published one.
+        dataset: its name, revision and split.
+        metrics: of the last evaluation.
+        progress: at the end of the training, or so far.
+        global_batch: gives the number of examples per step.
+        seconds_evaluated: how long the final evaluation took.
+        arguments: of the run.
+        accelerator: gives precision, device and number of processes.
+    """
+    compute = progress.compute_seconds / progress.seconds if progress.seconds else 1.0
     return {
+        "model_type": model.config.model_type,
+        **dataset,
+        "metrics": json_numbers(metrics),
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "steps": progress.step,
         "skipped_steps": progress.skipped_steps,
         "examples_seen": progress.step * global_batch.size,
         "seconds_trained": round(progress.seconds, 1),
         "seconds_evaluated": round(seconds_evaluated, 1),
-        "share_outside_compute": round(max(0.0, 1 - busy), 4),
+        "share_outside_compute": round(max(0.0, 1 - compute), 4),
         "mixed_precision": accelerator.mixed_precision,
         **describe_machine(accelerator.num_processes, accelerator.device),
+        "command": arguments.command,
+        "arguments": as_recipe(arguments),
+        "recipe": recipe_of(arguments),
     }
 
 
 def describe_machine(processes: int, device: torch.device) -> dict[str, Any]:
-    """Hardware and versions, as results.json and the card give them."""
+    """Returns the hardware, the number of processes, and the versions of the libraries."""
     hardware = f"{torch.get_num_threads()} threads of {_processor()}"
     if device.type == "cuda":
         hardware = torch.cuda.get_device_name(device)
@@ -50,18 +78,3 @@ def _processor() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def describe_run(model, dataset, metrics, progress, global_batch, seconds_evaluated, arguments, accelerator):
-    from ..config.flags import as_recipe
-    from .metrics_log import json_numbers
-
-    return {
-        "model_type": model.config.model_type,
-        **dataset,
-        "metrics": json_numbers(metrics),
-        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        **describe_results(progress, global_batch, seconds_evaluated, accelerator),
-        "command": arguments.command,
-        "arguments": as_recipe(arguments),
-    }
