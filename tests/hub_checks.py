@@ -13,7 +13,6 @@ import json
 import logging
 import shutil
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -30,7 +29,6 @@ from hfgen import hub as hub_module
 from hfgen.cli import main as command_line
 from hfgen.hub import HubError, download, fetch_checkpoint, fetch_model, pull, push_folder, redact
 from hfgen.model_folder import LoadError, check_folder
-from training.output.hub_push import HubPusher
 
 from .hub.fixture import HubProcess
 
@@ -310,107 +308,19 @@ def check_unsafe_and_damaged_repositories_are_refused(place: Place) -> None:
         fetch_model(place.repo, model_type="hfgen_gan")
 
 
-# While training
-
-
-def check_pusher_end(place: Place) -> None:
-    pusher = HubPusher(place.folder, place.repo)
-    pusher.push(1)
-    assert pusher.push_at_end()
-    assert place.titles() == ["End of training", "initial commit"]
-
-
-def check_pusher_checkpoint_and_resume(place: Place) -> None:
-    pusher = HubPusher(place.folder, place.repo, strategy="checkpoint")
-    pusher.push(1)
-    wait_until(lambda: place.api.repo_exists(place.repo) and len(place.titles()) == 2)
-    assert {name for name in place.files() if name.startswith("last-checkpoint/")} >= {"last-checkpoint/state.json"}
-    shutil.copytree(place.folder / "checkpoints/step-000002", place.folder / "checkpoints/step-000003")
-    (place.folder / "checkpoints/step-000003/new.json").write_text("{}")
-    assert pusher.push_at_end()
-    assert place.titles()[:2] == ["End of training", "Training in progress, step 1"]
+def check_newest_training_state_is_fetched(place: Place) -> None:
+    first = push_folder(place.folder, place.repo, checkpoints="last")
+    saved = place.folder / "checkpoints/step-000002"
+    shutil.copytree(saved, place.folder / "checkpoints/step-000010")
+    (place.folder / "checkpoints/step-000010/new.json").write_text("{}")
+    push_folder(place.folder, place.repo, checkpoints="last")
     assert not any("checkpoints/" in name for name in place.files()) and "last-checkpoint/new.json" in place.files()
-    fetched = fetch_checkpoint(f"{place.repo}@{place.api.list_repo_commits(place.repo)[1].commit_id}")
-    assert {path.name for path in fetched.iterdir()} == {
-        path.name for path in (place.folder / "checkpoints/step-000002").iterdir()
-    }
+    fetched = fetch_checkpoint(f"{place.repo}@{first.commit}")
+    assert {path.name for path in fetched.iterdir()} == {path.name for path in saved.iterdir()}
+    push_folder(place.folder, f"{place.repo}-all", checkpoints="all")
+    assert fetch_checkpoint(f"{place.repo}-all").name == "step-000010"
     with refused(HubError, "no training state", "--hub_strategy checkpoint"):
         fetch_checkpoint(f"{place.repo}@{place.api.list_repo_commits(place.repo)[-1].commit_id}")
-    assert not (place.folder / ".push").exists()
-
-
-def check_pusher_all_checkpoints(place: Place) -> None:
-    """A push that falls due while another one is under way is skipped; the last one holds what is in the folder."""
-    pusher = HubPusher(place.folder, place.repo, strategy="all_checkpoints")
-    place.hub.inject("slow", path="/commit/", method="POST", seconds=1.5)
-    pusher.push(1)
-    wait_until(lambda: place.hub.requests(path="/preupload/"))
-    shutil.copytree(place.folder / "checkpoints/step-000002", place.folder / "checkpoints/step-000003")
-    started = time.perf_counter()
-    pusher.push(2)
-    pusher.push(3)
-    assert time.perf_counter() - started < 1, "the training waited for the Hub"
-    wait_until(lambda: len(place.titles()) == 2)
-    assert place.titles()[0] == "Training in progress, step 1"
-    assert "checkpoints/step-000003/state.json" not in place.files()
-    assert pusher.push_at_end() and place.titles()[0] == "End of training"
-    place.assert_every_commit_loads()
-    assert fetch_checkpoint(place.repo).name == "step-000003"
-
-
-def check_pusher_takes_snapshots(place: Place) -> None:
-    """What is uploaded is what was there at the time, though the training continues writing."""
-    pusher = HubPusher(place.folder, place.repo, strategy="every_save")
-    before = (place.folder / "model.safetensors").read_bytes()
-    place.hub.inject("slow", path="/repos/create", seconds=1.0)
-    pusher.push(1)
-    (place.folder / "metrics.jsonl").write_text("later\n")
-    changed = place.folder / ".new"
-    changed.write_bytes(before[:-4] + b"\x00\x00\x80\x3f")
-    changed.rename(place.folder / "model.safetensors")
-    assert pusher.push_at_end()
-    first = place.api.list_repo_commits(place.repo)[1].commit_id
-    assert (download(place.repo, first) / "model.safetensors").read_bytes() == before
-    assert "later" not in Path(place.api.hf_hub_download(place.repo, "metrics.jsonl", revision=first)).read_text()
-
-
-def check_pusher_reports_and_goes_on(place: Place) -> None:
-    place.hub.inject("expired_token", times=None)
-    pusher = HubPusher(place.folder, place.repo, strategy="checkpoint")
-    pusher.push(1)
-    wait_until(lambda: "Step 1 is not published, the training continues" in place.log.getvalue())
-    errors = io.StringIO()
-    with contextlib.redirect_stderr(errors):
-        assert not pusher.push_at_end()
-    command = f"hfgen push {place.folder} {place.repo} --checkpoints last"
-    assert command in errors.getvalue() and "The training is done and whole" in errors.getvalue()
-    place.hub.clear_faults()
-    assert command_line(command.split()[1:]) == 0
-    assert "last-checkpoint/state.json" in place.files()
-
-
-def check_pusher_does_not_wait_out_an_old_push(place: Place) -> None:
-    """At the end a push that waits for its next attempt is dropped: the last one holds all of it."""
-    place.hub.inject("status", path="/commit/", method="POST", status=429, retry_after=60)
-    pusher = HubPusher(place.folder, place.repo, strategy="every_save")
-    pusher.push(1)
-    wait_until(lambda: "Trying again" in place.log.getvalue())
-    started = time.perf_counter()
-    assert pusher.push_at_end() and time.perf_counter() - started < 10
-    assert place.titles() == ["End of training", "initial commit"]
-
-
-def check_pusher_refuses_a_bad_name_at_once(place: Place) -> None:
-    with refused(ValueError, "--hub_model_id a/b/c"):
-        HubPusher(place.folder, "a/b/c")
-
-
-def wait_until(condition: Callable[[], object], timeout: float = 20) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError("waited in vain")
-        time.sleep(0.05)
 
 
 # The command
@@ -452,7 +362,7 @@ def run_checks(hub: HubProcess, runs: Path, scratch: Path) -> None:
         logging.getLogger().setLevel(logging.INFO)
         folder = scratch / name / f"run-{name}"
         shutil.copytree(runs / "vae", folder)
-        if name == "command_line" or name.startswith(("pusher", "push_is", "what")):
+        if name == "command_line" or name.startswith(("push_is", "what")):
             command_line(["card", str(folder)])
         started = time.perf_counter()
         outcome: dict[str, object] = {"name": name, "error": None}
@@ -465,9 +375,6 @@ def run_checks(hub: HubProcess, runs: Path, scratch: Path) -> None:
             logger.removeHandler(handler)
         print("check: " + json.dumps(outcome | {"seconds": round(time.perf_counter() - started, 2)}), flush=True)
         print(log.getvalue(), file=sys.stderr)
-    for thread in threading.enumerate():
-        if thread.name == "push to the Hub" and thread.is_alive():
-            print("check: " + json.dumps({"name": "threads_end", "error": "a push is still running"}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""From flags to a model: fresh, or with the weights of one that was published."""
+"""Builds the model of a run from its flags: a new one, or one with published weights."""
 
 from __future__ import annotations
 
@@ -21,10 +21,15 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def build_config(config_class: type[Config], given: dict[str, Any], **derived: Any) -> Config:
-    """A config from flags and from what follows from the data; flags win.
+    """Returns a config.
+
+    Args:
+        config_class: of the model.
+        given: fields from flags; they take precedence.
+        derived: fields that follow from the data.
 
     Raises:
-        ValueError: everything that is wrong with the values.
+        ValueError: lists everything that is wrong with the values.
     """
     try:
         return config_class(**{**derived, **given})
@@ -35,13 +40,12 @@ def build_config(config_class: type[Config], given: dict[str, Any], **derived: A
 
 
 def load_model(model_class: type[Model], arguments: Arguments) -> Model | None:
-    """The model that --model_name_or_path names, with the config fields that were given; None without the flag.
+    """Returns the model of --model_name_or_path with the config fields of the flags; None without that flag.
 
-    Weights are float32 whatever they were published in.
+    Weights become float32, in whatever precision they were published.
 
     Raises:
-        ValueError: it cannot be loaded, is of another architecture, or a config field that was given changes its
-            shape.
+        ValueError: the model cannot be loaded, has another architecture, or a flag changes its shape.
     """
     name = arguments.run.model_name_or_path
     if name is None:
@@ -65,68 +69,60 @@ def load_model(model_class: type[Model], arguments: Arguments) -> Model | None:
     model, report = loaded
     _check_every_weight_was_loaded(report, name, arguments.model)
     for tensor in (*model.parameters(), *model.buffers()):
-        # In memory of torch's own, which is aligned: where weights read from a file begin is chance, and with it, on
-        # some processors, the last bit of a matrix product. A run could then not be repeated.
+        # Copy into aligned memory: file-backed alignment varies, and changes the last bit of matrix products on some
+        # CPUs. The run could then not be repeated.
         tensor.data = tensor.data.clone()
     return model
 
 
 def _check_every_weight_was_loaded(report: dict[str, Any], name: str, given: dict[str, Any]) -> None:
-    """transformers would draw weights that are missing at random, and leave out those that do not fit."""
+    """Refuses what transformers accepts: random values for missing weights, and weights that are left out."""
     mismatched = {entry[0] if isinstance(entry, tuple) else entry for entry in report["mismatched_keys"]}
     wrong = sorted({*report["missing_keys"], *report["unexpected_keys"], *mismatched})
     if wrong:
         flags = ", ".join(f"--{field}" for field in given) or "its config.json"
         raise ValueError(
-            f"--model_name_or_path {name} cannot be used: its weights are not those of the model {flags} describes: "
-            f"they differ in {', '.join(wrong[:5])}{' and others' if len(wrong) > 5 else ''}. Leave out flags that "
+            f"--model_name_or_path {name} cannot be used: its weights do not fit the model that {flags} describes. "
+            f"They differ in {', '.join(wrong[:5])}{' and others' if len(wrong) > 5 else ''}. Leave out flags that "
             "change the shape of the model, or train a new one without --model_name_or_path."
         )
 
 
 def load_image_model(model_class: type[Model], arguments: Arguments, seed: int) -> tuple[Model, ImageData]:
-    """An image model and its data, each made to fit the other.
+    """Returns an image model and its data. A new model fits the data; images are made to fit a published one.
 
     Args:
-        model_class: with a config that has image_size, num_channels and, where it can be conditional, num_labels.
-        arguments: the flags.
-        seed: the order of examples derives from it.
+        model_class: its config has image_size, num_channels and, if it can be conditional, num_labels.
+        arguments: of the run.
+        seed: of the order of the examples.
 
     Raises:
-        ValueError: data or config will not do, or a conditional model is asked for and the data has other classes.
+        ValueError: data or config cannot be used, or a conditional model and the data differ in their classes.
     """
-    model = load_model(model_class, arguments)
-    if model is None:
-        given = arguments.model
-        data = load_images(arguments.data, seed, given.get("image_size"), given.get("num_channels"))
-        classes: dict[str, Any] = {}
-        if given.get("num_labels"):
-            _check_classes(given["num_labels"], data)
-            classes = {"id2label": dict(enumerate(data.label_names)), "label2id": _ids(data.label_names)}
-        fresh = {name: value for name, value in given.items() if name not in ("image_size", "num_labels")}
-        config_class = model_class.config_class
-        assert config_class is not None
-        config = build_config(
-            config_class, fresh, image_size=list(data.image_size), num_channels=data.num_channels, **classes
-        )
-        return model_class(config), data
-    data = load_images(arguments.data, seed, model.config.image_size, model.config.num_channels)
-    # transformers gives every config two labels; the two models that can be conditional have none by default.
-    can_be_conditional = not type(model.config)().num_labels
-    if can_be_conditional and model.config.num_labels:
-        _check_classes(model.config.num_labels, data)
-        model.config.id2label = dict(enumerate(data.label_names))
-        model.config.label2id = _ids(data.label_names)
-    return model, data
+    given, model = arguments.model, load_model(model_class, arguments)
+    if model is not None:
+        data = load_images(arguments.data, seed, model.config.image_size, model.config.num_channels)
+        # transformers gives every config two labels; the architectures that can be conditional have none by default.
+        can_be_conditional = not type(model.config)().num_labels
+        for field, value in _classes(model.config.num_labels if can_be_conditional else 0, data).items():
+            setattr(model.config, field, value)
+        return model, data
+    data = load_images(arguments.data, seed, given.get("image_size"), given.get("num_channels"))
+    derived = {"num_channels": data.num_channels, **_classes(given.get("num_labels", 0), data)}
+    config_class = model_class.config_class
+    assert config_class is not None
+    fresh = {name: value for name, value in given.items() if name not in ("image_size", "num_labels")}
+    return model_class(build_config(config_class, fresh, image_size=list(data.image_size), **derived)), data
 
 
-def _check_classes(num_labels: int, data: ImageData) -> None:
-    if num_labels != len(data.label_names):
+def _classes(num_labels: int | None, data: ImageData) -> dict[str, Any]:
+    """Returns the config fields that name the classes; empty for an unconditional model."""
+    names = data.label_names
+    if not num_labels:
+        return {}
+    if num_labels != len(names):
+        found = f"{len(names)}, the number of classes in {data.name}" if names else f"0, as {data.name} has no classes"
         raise ValueError(
-            f"The model is conditional on --num_labels {num_labels} classes, and {data.name} has "
-            f"{len(data.label_names) or 'none that are named'}. Give the dataset's number, or 0 for a model without."
+            f"--num_labels must be {found}, got {num_labels}. Use another dataset, or an unconditional model (0)."
         )
-
-
-def _ids(label_names: list[str]) -> dict[str, int]:
-    return {name: index for index, name in enumerate(label_names)}
+    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}

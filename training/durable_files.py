@@ -1,4 +1,4 @@
-"""Files that are whole after a power cut: JSON written and flushed, folders flushed."""
+"""Files that survive a power cut: JSON that is written and flushed, folders that are flushed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from typing import Any
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON and flushes it to the disk. NaN and infinity, which JSON does not know, are refused."""
+    """Writes JSON and flushes it to the disk.
+
+    Raises:
+        ValueError: the content holds NaN or infinity, which are not valid JSON.
+    """
     with open(path, "w", encoding="utf-8") as file:
         file.write(to_json(content))
         file.flush()
@@ -17,11 +21,12 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def to_json(content: Any) -> str:
+    """Returns the text that [`write_json`] writes."""
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
 def flush(path: Path) -> None:
-    """Flushes a file's content, or a folder's list of names, to the disk."""
+    """Flushes the content of a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

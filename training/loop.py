@@ -299,12 +299,10 @@ def write_finished_run(
 
 def _results(state: TrainState, context: Context, model: PreTrainedModel, seconds_evaluated: float) -> dict[str, Any]:
     """Returns what results.json and the card say."""
-    about = {
-        **context.objective.data.describe(),
-        "metrics": state.latest,
-        "seconds_evaluated": round(seconds_evaluated, 1),
-    }
-    return describe_run(model, about, state.progress, context.global_batch, context.arguments, context.accelerator)
+    return describe_run(
+        model, context.objective.data.describe(), state.latest, state.progress, context.global_batch,
+        seconds_evaluated, context.arguments, context.accelerator,
+    )  # fmt: skip
 
 
 def report_finished(

@@ -56,16 +56,16 @@ class GANArguments:
     _argument_group_name = "gan"
 
     discriminator_learning_rate: float | None = flag(
-        None, "Learning rate of the discriminator. Default: --learning_rate.", on_resume="warn", allowed="above 0"
+        None, "Learning rate of the discriminator. Default: --learning_rate.", on_resume="warn", gt=0
     )
     discriminator_steps: int = flag(
-        1, "Number of updates of the discriminator per update of the generator.", on_resume="warn", allowed="above 0"
+        1, "Number of updates of the discriminator per update of the generator.", on_resume="warn", ge=1
     )
     quality_samples: int = flag(
         10_000,
         "Number of images to generate for the final comparison with real ones; 0 skips it.",
         on_resume="free",
-        allowed="at least 0",
+        ge=0,
     )
 
 

@@ -57,12 +57,12 @@ class GPTArguments:
     tokenizer_name: str | None = flag(
         None, "Tokenizer to use instead of one built from the characters of the text.", on_resume="warn"
     )
-    sample_length: int = flag(500, "Length of each sample in tokens.", on_resume="free", allowed="above 0")
+    sample_length: int = flag(500, "Length of each sample in tokens.", on_resume="free", ge=1)
     sample_temperature: float = flag(
         0.8,
         "Temperature of the samples, and of generate() in the published model.",
         on_resume="free",
-        allowed="above 0",
+        gt=0,
     )
 
 

@@ -47,7 +47,7 @@ class VAEArguments:
         100,
         "Number of importance samples per image for the final likelihood estimate; 0 skips it.",
         on_resume="free",
-        allowed="at least 0",
+        ge=0,
     )
 
 

@@ -1,8 +1,9 @@
-"""Pushes to the Hub while a run goes on.
+"""Publishing a run on the Hub while it is training.
 
-A push takes a snapshot of the output folder, in milliseconds with hard links, and a thread uploads it as one commit.
-The training neither waits for the Hub nor fails with it. A push that falls due while another one is under way is
-skipped, as in transformers: the next one, or the last one, holds everything that is then in the folder.
+A push uploads a snapshot of the output folder, taken in milliseconds with hard links, as one commit in a background
+thread. The training neither waits for the Hub nor fails with it. While a push is under way, others are skipped, as in
+transformers: the next push, or the one at the end, holds everything. Unlike in transformers, that includes checkpoints
+that --checkpoints_total_limit has deleted in the meantime.
 """
 
 from __future__ import annotations
@@ -13,135 +14,151 @@ import shutil
 import sys
 import threading
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 
-from hfgen.hub import CheckpointUpload, HubError, push_command, push_files, push_folder, select_files
+from hfgen.hub import CheckpointUpload, HubError, Pushed, push_command, push_files, select_files
 from hfgen.model_folder import LoadError, check_folder
 
 
 logger = logging.getLogger(__name__)
-
 Strategy: TypeAlias = Literal["end", "every_save", "checkpoint", "all_checkpoints"]
-SNAPSHOT = ".push"
-CHECKPOINTS: dict[str, CheckpointUpload] = {"checkpoint": "last", "all_checkpoints": "all"}
+SNAPSHOTS = ".push"
+UPLOADED_CHECKPOINTS: dict[str, CheckpointUpload] = {"checkpoint": "last", "all_checkpoints": "all"}
 
 
 class HubPusher:
-    """The pushes of one run, on its main process.
+    """The pushes of one run. Only the main process may push.
 
     Args:
         folder: the run's output folder.
-        repo_id: owner/name; without an owner, the user's; the folder's name if None.
+        repo_id: OWNER/NAME or NAME; the folder's name if None.
         private: make the repository private.
-        strategy: what to push when, as in transformers: "end", the finished model; "every_save", the model with every
-            checkpoint; "checkpoint", also the newest checkpoint, as last-checkpoint/; "all_checkpoints", also all
-            checkpoints that are in the folder at that time.
+        strategy: what to push when: "end", the finished model; "every_save", the model with every checkpoint, too;
+            "checkpoint", also the newest checkpoint, as last-checkpoint/; "all_checkpoints", also every checkpoint.
 
     Raises:
-        ValueError: the name of the repository is invalid.
+        ValueError: the Hub does not allow such a name.
     """
 
     def __init__(self, folder: Path, repo_id: str | None = None, private: bool = False, strategy: Strategy = "end"):
-        self.folder, self.repo_id, self.private = folder, repo_id or folder.resolve().name, private
+        self.folder, self.private = folder, private
+        self.repo_id = repo_id or folder.resolve().name
         self.pushes_while_training = strategy != "end"
-        self._checkpoints: CheckpointUpload = CHECKPOINTS.get(strategy, "none")
-        self._snapshot = folder / SNAPSHOT
-        self._ending = threading.Event()
-        # A daemon, so that a run that was asked to stop does not wait for the Hub.
-        self._thread: threading.Thread | None = None
+        self._checkpoints: CheckpointUpload = UPLOADED_CHECKPOINTS.get(strategy, "none")
         try:
             validate_repo_id(self.repo_id)
         except HFValidationError as error:
-            raise ValueError(f"--hub_model_id {self.repo_id} is not a valid repository name: {error}") from None
+            raise ValueError(f"--hub_model_id must be a valid repository name, got {self.repo_id}. {error}") from None
+        self._command = push_command(folder, self.repo_id, private, checkpoints=self._checkpoints)
+        self._is_ending = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._uploading: Path | None = None
+        self._snapshots = 0
 
     def push(self, step: int) -> None:
-        """Pushes what the folder holds now, in the background; does nothing with the strategy "end".
+        """Pushes the folder in the background, unless the strategy is "end" or a push is under way.
 
-        The folder must hold a whole model: config.json, weights, card. A push that fails is reported, not raised.
+        The folder must hold a whole model: config.json, weights, card. A push that fails is logged, not raised.
         """
         if not self.pushes_while_training:
             return
-        if self._thread is not None and self._thread.is_alive():
-            logger.info("Step %d is not pushed on its own: the push of an earlier step is still under way.", step)
-            return
         try:
-            files = self._take_snapshot()
+            snapshot = self._take_snapshot()
         except (OSError, LoadError) as error:
             logger.warning("Step %d is not pushed: %s", step, error)
             return
+        if self._is_pushing():
+            logger.info("Step %d is not pushed, because a push is under way. The next one holds it.", step)
+            return
         disable_progress_bars()  # they would be drawn over that of the training
-        self._thread = threading.Thread(target=self._upload, args=(step, files), name="push to the Hub", daemon=True)
+        self._uploading = snapshot
+        # A daemon, because a run that was stopped does not wait for the Hub.
+        self._thread = threading.Thread(
+            target=self._push_step, name="push to the Hub", args=(step, snapshot), daemon=True
+        )
         self._thread.start()
 
     def push_at_end(self) -> bool:
-        """Publishes the finished folder and waits for it.
+        """Pushes the finished folder and waits until it is published.
 
         Returns:
-            True if it is published. Otherwise the reason, and the command that completes the push, were printed.
+            False if it failed: the reason and the command that completes the push were printed.
         """
-        self._ending.set()
-        command = push_command(self.folder, self.repo_id, self.private, checkpoints=self._checkpoints)
-        done = f"\nThe training is done and whole in {self.folder}"
         try:
-            if self._thread is not None:
+            self._is_ending.set()
+            if self._thread is not None:  # it no longer waits between attempts
                 self._thread.join()
-            pushed = push_folder(
-                self.folder,
-                self.repo_id,
-                private=self.private,
-                message="End of training",
-                checkpoints=self._checkpoints,
+            pushed = self._upload(self._take_snapshot(), "End of training")
+        except (HubError, LoadError, OSError) as error:
+            print(
+                f"\nThe training is finished and saved in {self.folder}, but not published. {error}", file=sys.stderr
             )
-        except (HubError, LoadError) as error:
-            print(f"{done}, but not published. {error}", file=sys.stderr)
             return False
         except KeyboardInterrupt:
-            print(f"{done}; publishing it was interrupted. To complete it:\n\n    {command}\n", file=sys.stderr)
+            print(
+                f"\nThe training is finished and saved in {self.folder}; publishing it was interrupted. To complete "
+                f"it:\n\n    {self._command}\n",
+                file=sys.stderr,
+            )
             return False
+        finally:
+            shutil.rmtree(self.folder / SNAPSHOTS, ignore_errors=True)
         print(f"Published{'' if pushed.is_new else ' already'}: {pushed.url} (commit {pushed.commit})")
         return True
 
     def cancel(self) -> None:
-        """Ends the pushes of a run that stopped early. A commit is atomic, so none is left half done."""
-        self._ending.set()
-        shutil.rmtree(self._snapshot, ignore_errors=True)
+        """Abandons the push of a run that was stopped. A commit is atomic: either it lands or nothing changes."""
+        self._is_ending.set()
+        shutil.rmtree(self.folder / SNAPSHOTS, ignore_errors=True)
 
-    def _take_snapshot(self) -> dict[str, Path]:
-        """Links or copies what is to be pushed; returns path in the repository -> file."""
-        shutil.rmtree(self._snapshot, ignore_errors=True)  # of a run that was killed
-        files = {}
+    def _is_pushing(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _take_snapshot(self) -> Path:
+        """Returns a folder with the files that the repository is to hold, laid out as there.
+
+        Earlier snapshots that were not published are dissolved. Checkpoints that only they hold move to the new one.
+        """
+        home = self.folder / SNAPSHOTS
+        if not self._snapshots:  # left by a run that was killed
+            shutil.rmtree(home, ignore_errors=True)
+        self._snapshots += 1
+        snapshot, uploading = home / f"{self._snapshots}", self._uploading if self._is_pushing() else None
         for name, file in select_files(self.folder, self._checkpoints)[0].items():
-            files[name] = self._snapshot / name
-            files[name].parent.mkdir(parents=True, exist_ok=True)
-            _link_or_copy(file, files[name])
-        check_folder(self._snapshot)
-        return files
+            (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+            _link_or_copy(file, snapshot / name)
+        check_folder(snapshot)
+        for earlier in [path for path in home.iterdir() if path not in (snapshot, uploading)]:
+            for checkpoint in earlier.glob("checkpoints/step-*"):
+                target = snapshot / "checkpoints" / checkpoint.name
+                if not target.exists():
+                    target.parent.mkdir(exist_ok=True)
+                    checkpoint.rename(target)
+            shutil.rmtree(earlier, ignore_errors=True)
+        return snapshot
 
-    def _upload(self, step: int, files: dict[str, Path]) -> None:
-        command = push_command(self.folder, self.repo_id, self.private, checkpoints=self._checkpoints)
-        message = f"Training in progress, step {step}"
+    def _push_step(self, step: int, snapshot: Path) -> None:
         try:
-            pushed = push_files(
-                files, self.repo_id, private=self.private, message=message, command=command, wait=self._pause
+            pushed = self._upload(
+                snapshot, f"Training in progress, step {step}", attempts=3, wait=self._is_ending.wait
             )
             logger.info("Step %d is published: %s", step, pushed.url)
         except Exception as error:
-            if not self._ending.is_set():
-                logger.warning("Step %d is not published, the training continues. %s", step, error)
-        finally:
-            shutil.rmtree(self._snapshot, ignore_errors=True)
+            logger.warning("Step %d is not published, and the training continues. %s", step, error)
+        else:
+            shutil.rmtree(snapshot, ignore_errors=True)
 
-    def _pause(self, seconds: float) -> None:
-        """Waits before another attempt, but not beyond the end of the training, whose push holds everything."""
-        if self._ending.wait(seconds):
-            raise HubError("The training has ended.")
+    def _upload(self, snapshot: Path, message: str, **retries: Any) -> Pushed:
+        files = {path.relative_to(snapshot).as_posix(): path for path in snapshot.rglob("*") if path.is_file()}
+        command = self._command
+        return push_files(files, self.repo_id, private=self.private, message=message, command=command, **retries)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
-    """Links weights, which are replaced by renaming and never written into; copies everything else, which is small."""
+    """Weights are replaced by renaming and never written into, so a link keeps them; everything else is small."""
     if source.suffix == ".safetensors":
         try:
             os.link(source, target)

@@ -1,4 +1,4 @@
-"""metrics.jsonl, and the trackers, which receive the same values."""
+"""metrics.jsonl, and the experiment trackers, which receive the same values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.tracking import GeneralTracker
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from ..config.flags import Arguments, as_recipe
 
@@ -23,25 +23,25 @@ class MetricsLog:
 
     Args:
         path: of the file.
-        text: its content when the checkpoint that the run resumes from was written. Later lines are dropped, because
-            the same steps will be done again.
-        accelerator: its main process writes the file and feeds its trackers.
+        text: its content when the checkpoint that the run resumes from was saved. Later lines are dropped, because
+            their steps will be repeated.
+        accelerator: its main process writes; has the trackers.
     """
 
     def __init__(self, path: Path, text: str, accelerator: Accelerator):
         self.path, self.accelerator = path, accelerator
-        self._failed: set[str] = set()
+        self._silent: set[str] = set()
         if accelerator.is_main_process:
             temporary = path.with_name(f".{path.name}")
             temporary.write_text(text, encoding="utf-8")
             os.replace(temporary, path)
 
     def text(self) -> str:
-        """Returns everything written so far; "" on other processes, which may not see the file."""
+        """Returns everything written so far; nothing in other processes, which may not see the file."""
         return self.path.read_text(encoding="utf-8") if self.accelerator.is_main_process else ""
 
     def write(self, values: dict[str, Any]) -> None:
-        """Appends a line, and hands the values to the trackers, whose failures never stop a run."""
+        """Appends a line and passes it to the trackers, whose failures never stop a run."""
         if not self.accelerator.is_main_process:
             return
         with open(self.path, "a", encoding="utf-8") as file:
@@ -50,37 +50,39 @@ class MetricsLog:
             try:
                 tracker.log({k: v for k, v in values.items() if k != "step"}, step=int(values["step"]))
             except Exception as error:
-                if tracker.name not in self._failed:
-                    logger.warning("The tracker %s fails, and the run continues without it: %s", tracker.name, error)
-                self._failed.add(tracker.name)
+                if tracker.name not in self._silent:
+                    logger.warning("The tracker %s failed, and the run continues without it: %s", tracker.name, error)
+                self._silent.add(tracker.name)
 
 
 def json_numbers(values: dict[str, Any]) -> dict[str, Any]:
-    """Returns the values with null in place of NaN and infinity, which JSON does not have."""
+    """Replaces NaN and infinity, which are not valid JSON, with None."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
 def start_trackers(accelerator: Accelerator, arguments: Arguments) -> None:
-    """Starts the trackers of --report_to; one that cannot start is reported and left out."""
-    config = {k: v for k, v in as_recipe(arguments).items() if isinstance(v, (int, float, str, bool))}
-    wanted, started = accelerator.log_with, list[GeneralTracker]()
-    for name in set(arguments.run.report_to) - {"all", "none", *map(str, wanted)}:
-        logger.warning("The tracker %s is left out: its package is not installed.", name)
-    # One by one: accelerate starts all trackers of `log_with` or, if one of them fails, none.
-    for name in wanted:
-        accelerator.log_with, accelerator.trackers = [name], []
+    """Starts the trackers of --report_to, one by one: one that cannot start is reported and left out."""
+    settings = {k: v for k, v in as_recipe(arguments).items() if isinstance(v, (int, float, str, bool))}
+    installed = [str(name) for name in accelerator.log_with]
+    for name in set(arguments.run.report_to) - {"all", "none", *installed}:
+        logger.warning("The tracker %s is left out, because its package is not installed.", name)
+    for name in installed:
+        tracker_class = LOGGER_TYPE_TO_CLASS[name]
+        folder = [accelerator.logging_dir] if tracker_class.requires_logging_directory else []
         try:
-            accelerator.init_trackers(Path(arguments.run.output_dir).name, config=config)
-            started += accelerator.trackers
+            tracker = tracker_class(Path(arguments.run.output_dir).name, *folder)
+            tracker.start()
+            tracker.store_init_configuration(settings)
         except Exception as error:
             logger.warning("The tracker %s cannot be started and is left out: %s", name, error)
-    accelerator.log_with, accelerator.trackers = wanted, started
+        else:
+            accelerator.trackers.append(tracker)
 
 
 def end_trackers(accelerator: Accelerator) -> None:
-    """Lets every tracker finish; a failure is reported and ignored."""
+    """Lets every tracker finish. Failures are logged and ignored."""
     for tracker in accelerator.trackers:
         try:
             tracker.finish()
         except Exception as error:
-            logger.warning("The tracker %s fails at the end: %s", tracker.name, error)
+            logger.warning("The tracker %s failed at the end: %s", tracker.name, error)

@@ -1,4 +1,4 @@
-"""The plot of the losses."""
+"""The plot of losses and evaluations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from typing import Any
 
 
 def plot_losses(metrics: Path, target: Path, primary_metric: str) -> None:
-    """The losses of training, and beside them the primary_metric metric of evaluation, over the steps, as a PNG."""
+    """Plots the training losses and the primary metric of the evaluations over the steps.
+
+    Args:
+        metrics: metrics.jsonl.
+        target: the PNG to write; its folder is created.
+        primary_metric: name of an evaluation metric.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -22,7 +28,7 @@ def plot_losses(metrics: Path, target: Path, primary_metric: str) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), dpi=120)
     for name in losses:
         left.plot(*_curve(training, name), label=name.replace("_", " "), linewidth=1.3)
-    # A logarithmic scale for a loss that falls by orders of magnitude; the steep first lines would decide alone.
+    # Logarithmic for a loss that falls by orders of magnitude, apart from the steep first lines.
     values = [line[name] for line in training for name in losses if line.get(name) is not None]
     tail = [line[losses[0]] for line in training[len(training) // 10 :] if line.get(losses[0]) is not None]
     if tail and min(values) > 0 and max(tail) > 20 * min(tail):
@@ -47,6 +53,6 @@ def plot_losses(metrics: Path, target: Path, primary_metric: str) -> None:
 
 
 def _curve(lines: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """Steps and values; null, which stands for a value that is not finite, leaves a gap."""
+    """Returns steps and values. null, which stands for a value that is not finite, leaves a gap."""
     values = [math.nan if line.get(name) is None else line[name] for line in lines]
     return [line["step"] for line in lines], values

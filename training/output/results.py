@@ -1,4 +1,4 @@
-"""What results.json and the card say of a run: metrics, length, data, settings and the machine."""
+"""What results.json and the model card say about a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from ..config.flags import Arguments, as_recipe, without_surroundings
+from ..config.flags import Arguments, as_recipe, recipe_of
 from ..data.batches import GlobalBatch
 from ..progress import Progress
 from .metrics_log import json_numbers
@@ -19,41 +19,48 @@ from .metrics_log import json_numbers
 
 def describe_run(
     model: PreTrainedModel,
-    about: dict[str, Any],
+    dataset: dict[str, Any],
+    metrics: dict[str, float],
     progress: Progress,
     global_batch: GlobalBatch,
+    seconds_evaluated: float,
     arguments: Arguments,
     accelerator: Accelerator,
 ) -> dict[str, Any]:
-    """Returns the content of results.json.
+    """Returns the content of results.json: the model, the data, the metrics, the training, the machine, the command.
 
     Args:
-        model: the one that is published.
-        about: the data as it describes itself, `metrics` and `seconds_evaluated`.
-        progress, global_batch, arguments, accelerator: of the run.
+        model: the published one.
+        dataset: its name, revision and split.
+        metrics: of the last evaluation.
+        progress: at the end of the training, or so far.
+        global_batch: gives the number of examples per step.
+        seconds_evaluated: how long the final evaluation took.
+        arguments: of the run.
+        accelerator: gives precision, device and number of processes.
     """
-    settings = as_recipe(arguments)
-    busy = progress.compute_seconds / progress.seconds if progress.seconds else 1.0
+    compute = progress.compute_seconds / progress.seconds if progress.seconds else 1.0
     return {
         "model_type": model.config.model_type,
-        **about,
-        "metrics": json_numbers(about["metrics"]),
+        **dataset,
+        "metrics": json_numbers(metrics),
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "steps": progress.step,
         "skipped_steps": progress.skipped_steps,
         "examples_seen": progress.step * global_batch.size,
         "seconds_trained": round(progress.seconds, 1),
-        "share_outside_compute": round(max(0.0, 1 - busy), 4),
+        "seconds_evaluated": round(seconds_evaluated, 1),
+        "share_outside_compute": round(max(0.0, 1 - compute), 4),
         "mixed_precision": accelerator.mixed_precision,
-        **describe_machine(global_batch.processes, accelerator.device),
+        **describe_machine(accelerator.num_processes, accelerator.device),
         "command": arguments.command,
-        "arguments": settings,
-        "recipe": without_surroundings(settings, arguments),
+        "arguments": as_recipe(arguments),
+        "recipe": recipe_of(arguments),
     }
 
 
 def describe_machine(processes: int, device: torch.device) -> dict[str, Any]:
-    """Returns hardware and versions."""
+    """Returns the hardware, the number of processes, and the versions of the libraries."""
     hardware = f"{torch.get_num_threads()} threads of {_processor()}"
     if device.type == "cuda":
         hardware = torch.cuda.get_device_name(device)

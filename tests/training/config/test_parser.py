@@ -1,4 +1,4 @@
-"""Flags and recipes: what overrides what, what --help tells, and that all problems come at once."""
+"""Flags and recipes: what overrides what, what --help explains, and that all problems are reported at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 
 from hfgen import AutoencoderConfig, GANConfig, GPTConfig, VAEConfig
 from training.config.flags import Arguments, as_recipe, flag
-from training.config.parser import _argument_helps, parse
+from training.config.parser import command_to_resume, parse
 
 
 CONFIGS = [AutoencoderConfig, VAEConfig, GANConfig, GPTConfig]
@@ -22,21 +22,26 @@ CONFIGS = [AutoencoderConfig, VAEConfig, GANConfig, GPTConfig]
 
 @dataclass
 class ExtraArguments:
-    nll_samples: int = flag(100, "Samples for the estimate.", on_resume="free")
-
-    def problems(self) -> list[str]:
-        return [] if self.nll_samples >= 0 else [f"--nll_samples must be at least 0, got {self.nll_samples}"]
+    nll_samples: int = flag(100, "Number of samples.", on_resume="free", ge=0)
 
 
-def run(*argv: str, config: type = VAEConfig, extra: type | None = None, **defaults: Any) -> Arguments:
-    return parse(config, "Trains.", defaults, extra, ["--output_dir", "out", *argv])
+def run(*argv: str, config: type = VAEConfig, extra: type | None = None) -> Arguments:
+    return parse(config, "Trains.", {}, extra, [*argv, "--output_dir", "out"])
 
 
-def refusal(*argv: str, config: type = VAEConfig, extra: type | None = None) -> str:
+def refusal(*argv: str, extra: type | None = None) -> str:
     with pytest.raises(SystemExit) as caught:
-        parse(config, "Trains.", {}, extra, list(argv))
+        parse(VAEConfig, "Trains.", {}, extra, list(argv))
     assert isinstance(caught.value.code, str)  # printed, with exit status 1
     return caught.value.code
+
+
+def documented(config: type) -> dict[str, str]:
+    """Name -> first line of the explanation, for each field in a config's docstring that a flag can express."""
+    arguments = re.split(r"\n(?=\S)", (inspect.getdoc(config) or "").partition("Args:\n")[2])[0]
+    found = dict(re.findall(r"^ {4}(\w+)(?: \(.*?\))?: (.*)", arguments, flags=re.MULTILINE))
+    found.pop("rope_parameters", None)  # a dict
+    return found
 
 
 @pytest.fixture
@@ -51,24 +56,23 @@ def recipe(tmp_path: Path) -> Any:
 
 def test_flag_overrides_recipe_and_recipe_overrides_script(recipe: Any) -> None:
     path = recipe("learning_rate: 2.0\nseed: 2\noutput_dir: from-recipe\n")
-    arguments = parse(VAEConfig, "Trains.", {"learning_rate": 1.0, "seed": 1, "ema_decay": 0.5}, None,
-                      [path, "--learning_rate", "3"])  # fmt: skip
+    defaults = {"learning_rate": 1.0, "seed": 1, "ema_decay": 0.5}
+    arguments = parse(VAEConfig, "Trains.", defaults, None, [path, "--learning_rate", "3"])
     assert (arguments.run.learning_rate, arguments.run.seed, arguments.run.ema_decay) == (3.0, 2, 0.5)
     assert arguments.run.output_dir == "from-recipe"
 
 
 def test_yaml_values_become_what_their_flags_hold(recipe: Any) -> None:
-    path = recipe(
+    arguments = run(recipe(
         "learning_rate: 1e-3\nnum_train_epochs: 3\nhidden_channels: 8\nimage_size: 16\nreport_to: none\nbeta: 1\n"
-        "mixed_precision: no\nmax_train_samples: null\nstreaming: true\n"
-    )
-    arguments = parse(VAEConfig, "Trains.", {}, None, [path, "--output_dir", "out"])
+        "mixed_precision: no\nmax_train_samples: null\nstreaming: true\nchannels_last: false\nhub_model_id: -x\n"
+    ))  # fmt: skip
     assert arguments.run.learning_rate == 0.001
     assert arguments.run.num_train_epochs == 3.0 and isinstance(arguments.run.num_train_epochs, float)
     assert arguments.model == {"hidden_channels": [8], "image_size": [16, 16], "beta": 1.0}
-    assert arguments.run.report_to == ["none"]
-    assert arguments.run.mixed_precision == "no"
+    assert arguments.run.report_to == ["none"] and arguments.run.mixed_precision == "no"
     assert arguments.data.streaming is True and arguments.data.max_train_samples is None
+    assert arguments.run.channels_last is False and arguments.run.hub_model_id == "-x"
 
 
 def test_config_fields_are_flags_of_their_type() -> None:
@@ -78,23 +82,24 @@ def test_config_fields_are_flags_of_their_type() -> None:
     assert gpt == {"use_bias": True, "qk_norm": False, "hidden_dropout": 0.1}
     assert run("--generator-channels", "8", config=GANConfig).model == {"generator_channels": [8]}
     assert run("--noise_std=0.5", config=AutoencoderConfig).model == {"noise_std": 0.5}
-    assert run("--in_memory").data.in_memory is True
-    assert run("--in_memory", "false").data.in_memory is False
+    assert [run(*flags).data.in_memory for flags in ([], ["--in_memory"], ["--in_memory", "false"])] == [
+        None, True, False
+    ]  # fmt: skip
     assert run("--no_channels_last").run.channels_last is False
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_every_documented_config_field_that_a_flag_can_express_is_one(config: type) -> None:
-    documented = set(_argument_helps(inspect.getdoc(config) or "")) - {"rope_parameters"}  # a dict
+def test_every_documented_config_field_is_a_flag(config: type) -> None:
     with pytest.raises(SystemExit) as caught:
-        parse(config, "Trains.", {}, None, [f"--{name}_" for name in documented])
-    for name in documented:  # the nearest name of an unknown one is the flag itself
+        parse(config, "Trains.", {}, None, [f"--{name}_" for name in documented(config)])
+    for name in documented(config):  # the nearest name of an unknown one is the flag itself
         assert f"--{name}_; did you mean {name}?" in str(caught.value.code)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_help_explains_every_flag(config: type, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.setenv("COLUMNS", "1000")  # an explanation is not broken
+    monkeypatch.setenv("HFGEN_COMMAND", "hfgen train it")
     with pytest.raises(SystemExit) as caught:
         parse(config, "Trains it.", {"learning_rate": 0.125}, ExtraArguments, ["--help"])
     assert caught.value.code == 0
@@ -104,64 +109,76 @@ def test_help_explains_every_flag(config: type, capsys: pytest.CaptureFixture[st
     assert len(flags) > 60
     for name, explanation in flags.items():
         assert not explanation.startswith("-") and len(explanation.split()) >= 2, name
-    for name, text in _argument_helps(inspect.getdoc(config) or "").items():
-        if name != "rope_parameters":
-            assert text.replace("%%", "%") in flags[f"--{name}"]
+    for name, text in documented(config).items():
+        assert " ".join(text.split()) in flags[f"--{name}"]
+    assert shown.startswith("usage: hfgen train it [recipe.yaml] [--flag value ...]\n")
     assert "Peak learning rate. (default: 0.125)" in shown
-    assert "default: None" not in shown
+    assert "default: None" not in shown and "(default: )" not in shown
 
 
-def test_all_problems_are_told_at_once_before_any_work(recipe: Any) -> None:
+def test_all_problems_are_reported_at_once_before_any_work(recipe: Any) -> None:
     path = recipe("learning_rat: 1\nseed: soon\nlogging_steps: 0\n")
     text = refusal(
         path, "--latent_dimm", "3", "--max_train_steps", "many", "--optimizer", "sgd", "--latent_type", "round",
         "--beta", "-1", "--weight_decay", "nan", "--max_train_samples", "0", "--nll_samples", "-5", "--eval_steps",
-        "--streaming=maybe", extra=ExtraArguments,
+        "--streaming=maybe", "--learning_rate", "0", "--ema_decay", "1", "--in_memory", "--streaming",
+        "--overwrite_output_dir", "--resume_from_checkpoint", "latest", extra=ExtraArguments,
     )  # fmt: skip
     for expected in (
         f"unknown key 'learning_rat' in {path}; did you mean learning_rate?",
-        f"seed in {path} must be int, got 'soon'",
-        "--logging_steps must be above 0, got 0",
+        f"{path}: --seed: invalid int value: 'soon'",
+        "--logging_steps must be at least 1, got 0",
         "unknown argument --latent_dimm; did you mean latent_dim?",
         "--max_train_steps: invalid int value: 'many'",
         "--optimizer: invalid choice: 'sgd'",
         "latent_type must be one of vector, spatial, got 'round'",
         "beta must be a finite number of at least 0, got -1.0",
         "--weight_decay must be at least 0, got nan",
-        "--max_train_samples must be above 0, got 0",
+        "--max_train_samples must be at least 1, got 0",
         "--nll_samples must be at least 0, got -5",
         "--eval_steps: expected one argument",
         "--streaming: Truthy value expected",
-        "--output_dir must be given",
+        "--learning_rate must be greater than 0, got 0.0",
+        "--ema_decay must be at least 0 and less than 1, got 1.0",
+        "--in_memory must be false with --streaming",
+        "--resume_from_checkpoint must not be given with --overwrite_output_dir",
+        "--output_dir is required",
     ):
         assert expected in text
     assert not Path("out").exists()
 
 
-def test_a_recipe_anywhere_but_first_is_pointed_out() -> None:
+def test_misplaced_recipe_is_pointed_out() -> None:
     text = refusal("--output_dir", "out", "vae.yaml")
     assert "unexpected 'vae.yaml' after --output_dir, a recipe comes before all flags" in text
     assert "is required" not in text
 
 
-def test_recipe_that_cannot_be_read_is_named(tmp_path: Path, recipe: Any) -> None:
-    assert f"there is no recipe {tmp_path / 'absent.yaml'}" in refusal(str(tmp_path / "absent.yaml"))
+def test_unreadable_recipe_is_named(tmp_path: Path, recipe: Any) -> None:
+    assert f"there is no recipe {tmp_path / 'absent.yaml'}. Give" in refusal(str(tmp_path / "absent.yaml"))
     assert "must be a mapping of flag names to values, got list" in refusal(recipe("- seed\n"))
     assert "is not valid YAML" in refusal(recipe("seed: [1\n"))
-    path = tmp_path / "latin.yaml"
-    path.write_bytes(b"output_dir: caf\xe9\n")
-    assert "is not valid YAML" in refusal(str(path))
+    (tmp_path / "latin.yaml").write_bytes(b"output_dir: caf\xe9\n")
+    assert "is not valid YAML" in refusal(str(tmp_path / "latin.yaml"))
+
+
+def test_recipe_of_hfgen_is_found_by_its_bare_name() -> None:
+    for name in ("vae-binarized-mnist", "vae-binarized-mnist.yaml"):
+        assert run(name).data.dataset_name is not None
+    assert "there is no recipe nope. Give a YAML file, or one that comes with hfgen: autoencoder-mnist," in refusal(
+        "nope"
+    )
 
 
 @pytest.mark.parametrize(
-    "line", ["seed: 1.5", "seed: true", "seed: null", "learning_rate: [1]", "learning_rate: fast", "streaming: 1",
-             "hub_model_id: 3", "report_to: [1]", "mixed_precision: fp8", "seed: {a: 1}"],
+    "line", ["seed: 1.5", "seed: true", "learning_rate: [1, 2]", "learning_rate: fast", "streaming: 3",
+             "mixed_precision: fp8", "seed: {a: 1}", "hidden_channels: [a]"],
 )  # fmt: skip
 def test_recipe_value_of_another_type_is_refused(recipe: Any, line: str) -> None:
-    assert f"{line.split(':')[0]} in {recipe(line)} must be " in refusal(recipe(line), "--output_dir", "out")
+    assert f"{recipe(line)}: --{line.split(':')[0]}: " in refusal(recipe(line), "--output_dir", "out")
 
 
-def test_image_size_that_is_known_with_the_data_is_not_refused_before() -> None:
+def test_image_size_that_follows_from_the_data_is_not_refused_early() -> None:
     assert run("--hidden_channels", "8", "8", "8", "8").model == {"hidden_channels": [8, 8, 8, 8]}
     text = refusal("--output_dir", "out", "--hidden_channels", "8", "8", "--image_size", "30", "20")
     assert "image_size [30, 20] must be divisible by 4" in text
@@ -176,11 +193,13 @@ def test_length_is_a_minute_unless_one_is_given() -> None:
 def test_command_repeats_the_run_through_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setattr("sys.argv", ["/somewhere/hfgen/training/train_vae.py"])
-    arguments = run("--dataset_name", "my images; rm -rf $HOME", "--hub_model_id", "it's")
+    arguments = run("--hub_model_id", "it's", "--dataset_name", "my images; rm -rf $HOME")
     words = shlex.split(arguments.command)
     assert words[:3] == ["accelerate", "launch", "training/train_vae.py"]
-    assert parse(VAEConfig, "Trains.", {}, None, words[3:]).data.dataset_name == "my images; rm -rf $HOME"
-    assert words[-1] == "it's"
+    again = parse(VAEConfig, "Trains.", {}, None, words[3:])
+    assert again.data.dataset_name == "my images; rm -rf $HOME" and again.run.hub_model_id == "it's"
+    monkeypatch.setattr("training.config.parser.__package__", "hfgen.training.config")  # as installed
+    assert run().command == "accelerate launch -m hfgen.training.train_vae --output_dir out"
 
 
 def test_command_has_the_processes_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,14 +207,28 @@ def test_command_has_the_processes_of_the_run(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     monkeypatch.delenv("GROUP_WORLD_SIZE", raising=False)
-    assert run().command.startswith(
-        "accelerate launch --multi_gpu --num_processes 2 training/train_vae.py --output_dir"
-    )
+    launch = "accelerate launch --multi_gpu --num_processes 2 training/train_vae.py --output_dir out"
+    assert run().command == launch
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert run().command.startswith("env ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 ")
+    assert run().command == f"env ACCELERATE_USE_CPU=true {launch}"
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")  # several machines, each with a command of its own
+    assert run().command == "accelerate launch training/train_vae.py --output_dir out"
+    monkeypatch.setenv("HFGEN_COMMAND", "hfgen train vae --num_processes 2")
+    assert run("--seed", "1").command == "hfgen train vae --num_processes 2 --seed 1 --output_dir out"
 
 
-def test_a_run_written_as_a_recipe_repeats_it(recipe: Any) -> None:
+def test_command_to_resume_neither_starts_over_nor_goes_back() -> None:
+    assert command_to_resume(run()) == run().command
+    overwritten, earlier = (
+        run("--overwrite_output_dir"),
+        run("--resume_from_checkpoint", "out/checkpoints/step-000001"),
+    )
+    expected = " --overwrite_output_dir false --resume_from_checkpoint latest"
+    assert command_to_resume(overwritten) == overwritten.command + expected
+    assert command_to_resume(earlier) == earlier.command + " --resume_from_checkpoint latest"
+
+
+def test_run_written_as_a_recipe_repeats_it(recipe: Any) -> None:
     first = run("--hidden_channels", "8", "16", "--num_labels", "3", "--dataset_name", "digits", extra=ExtraArguments)
     again = parse(VAEConfig, "Trains.", {}, ExtraArguments, [recipe(yaml.safe_dump(as_recipe(first)))])
     assert as_recipe(again) == as_recipe(first)

@@ -1,4 +1,4 @@
-"""The collection of the recipes' models, and runs that publish themselves, against the test Hub."""
+"""The collection of the recipes' models, published on the test Hub."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.hub.fixture import HubProcess, running_hub
-from tests.runs import FAMILIES, ROOT, copy_run, trained_runs, training_command
-from tests.runs import run_commands as train
+from tests.runs import FAMILIES, ROOT, copy_run, trained_runs
 from training.tools.collect import collect
 from training.tools.publish import find_finished, find_problems
 
@@ -81,43 +80,3 @@ def test_cards_are_collected_with_their_pictures(tmp_path: Path) -> None:
         card = collect(trained_runs() / family, tmp_path / "cards") / "README.md"
         pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", card.read_text())
         assert pictures and all((card.parent / picture).is_file() for picture in pictures)
-
-
-def test_a_run_publishes_itself_and_goes_on_from_the_hub(hub: HubProcess, tmp_path: Path) -> None:
-    """With the training state in the repository, another machine makes the next steps, as if it had never stopped."""
-    flags = ["--push_to_hub", "--hub_model_id", "alice/run", "--hub_strategy", "checkpoint"]
-    said = train([training_command("vae", tmp_path / "run", *flags)], hub.env)
-    assert "alice/run" in said
-    (titles,) = commits(hub, "alice/run")
-    assert titles[0] == "End of training" and titles[-1] == "initial commit"
-    longer = ["--max_train_steps", "3"]
-    resume = ["--resume_from_checkpoint", "alice/run", *longer]
-    start = ["--model_name_or_path", "alice/run", *longer]
-    commands = {"resumed": resume, "run": longer, "tuned": start}
-    train([training_command("vae", tmp_path / name, *flags) for name, flags in commands.items()], hub.env)
-    expected = (tmp_path / "run" / "model.safetensors").read_bytes()
-    assert (tmp_path / "resumed" / "model.safetensors").read_bytes() == expected
-    assert (tmp_path / "tuned" / "results.json").is_file()
-
-
-def test_a_training_publishes_through_passing_faults(hub: HubProcess, tmp_path: Path) -> None:
-    flags = ["--push_to_hub", "--hub_model_id", "alice/faults", "--hub_strategy", "every_save"]
-    hub.inject("status", path="/repos/create", status=503)
-    hub.inject("status", path="/commit/", status=429, retry_after=1)
-    hub.inject("parent_moved", path="/commit/")
-    hub.inject("drop_upload", method="PUT", body_bytes=1000)
-    hub.run([sys.executable, *training_command("vae", tmp_path / "run", *flags)], cwd=ROOT)
-    hub.clear_faults()
-    (titles,) = commits(hub, "alice/faults")
-    assert titles[0] == "End of training" and "Foreign commit" in titles
-
-
-def test_a_training_ends_well_without_the_hub(hub: HubProcess, tmp_path: Path) -> None:
-    flags = ["--push_to_hub", "--hub_model_id", "alice/expired", "--hub_strategy", "every_save"]
-    command = training_command("vae", tmp_path / "run", *flags)
-    hub.inject("expired_token", path="/repos/create", times=None)
-    result = hub.run([sys.executable, *command], cwd=ROOT, check=False)
-    hub.clear_faults()
-    assert (tmp_path / "run" / "results.json").is_file() and (tmp_path / "run" / "model.safetensors").is_file()
-    assert result.returncode == 1 and f"hfgen push {tmp_path / 'run'} alice/expired" in result.stderr
-    assert "Traceback" not in result.stderr and hub.token not in result.stdout + result.stderr
