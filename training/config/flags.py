@@ -25,9 +25,16 @@ class Meaning:
 
 
 def flag(
-    default: Any, help: str, *, on_resume: OnResume, in_recipe: bool = True, gt: float | None = None,
-    ge: float | None = None, lt: float | None = None, **metadata: Any,
-) -> Any:  # fmt: skip
+    default: Any,
+    help: str,
+    *,
+    on_resume: OnResume,
+    in_recipe: bool = True,
+    gt: float | None = None,
+    ge: float | None = None,
+    lt: float | None = None,
+    **metadata: Any,
+) -> Any:
     """A dataclass field that is a flag.
 
     Args:

@@ -188,6 +188,10 @@ def _recipe_words(name: str, parser: _Parser) -> tuple[list[str], list[str]]:
     for key, value in recipe.items():
         if key not in actions:
             problems.append(f"unknown key {key!r} in {path}{parser.did_you_mean(str(key))}")
+        elif isinstance(value, (dict, list)) and actions[key].nargs != "+":
+            problems.append(f"{path}: --{key}: expected one value, got {value!r}")
+        elif isinstance(value, bool) and actions[key].type is str:
+            problems.append(f"{path}: --{key}: expected text, got {value!r}; put it in quotes")
         elif value is not None:  # null stands for the default
             good, bad = _sort_out(_flag_words(actions[key], value), parser)
             words += good
@@ -199,10 +203,9 @@ def _flag_words(action: argparse.Action, value: Any) -> list[str]:
     """Returns a value of a recipe as it would be given on the command line."""
     if value is False and "no" in (action.choices or ()):  # YAML reads a bare no as false
         value = "no"
-    values = [str(item) for item in value] if isinstance(value, list) else [str(value)]
     if action.nargs == "+":
-        return [f"--{action.dest}", *values]
-    return [f"--{action.dest}={' '.join(values)}"]
+        return [f"--{action.dest}", *map(str, value if isinstance(value, list) else [value])]
+    return [f"--{action.dest}={value}"]
 
 
 def _config_problems(config_class: type[PreTrainedConfig], given: dict[str, Any]) -> list[str]:
@@ -243,7 +246,7 @@ def _model_arguments_class(config_class: type[PreTrainedConfig]) -> type:
             continue
         kind = _flag_type(entry.type)
         if kind is not None:
-            default = "that of the data" if entry.name in FROM_DATA else entry.default
+            default = "from the data" if entry.name in FROM_DATA else entry.default
             help = helps.get(entry.name, entry.name) + ("" if default is None else f" (default: {default})")
             # On a resume, the whole config is compared.
             fields.append((entry.name, kind | None, (switch if kind is bool else flag)(None, help, on_resume="free")))
