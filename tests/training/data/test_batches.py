@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.training.data.datasets_on_disk import take
+from tests.training.data.tiny_data import take
 from training.data.batches import EpochOrder, GlobalBatch
 from training.data.feeds import TensorFeed
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.training.data.datasets_on_disk import write_text
+from tests.training.data.tiny_data import write_text
 from training.data.corpus import Column, Corpus, Piece, TextFiles, cached_scan, scan
 
 

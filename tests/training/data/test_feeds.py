@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training.data.datasets_on_disk import CPU, assert_same, images_of, take, text_of, write_texts
+from tests.training.data.tiny_data import CPU, assert_same, images_of, take, text_of, write_texts
 from training.data.batches import Feed, GlobalBatch
 from training.data.feeds import DatasetFeed, HeldTokens, TokenFeed
 from training.data.workers import default_num_workers

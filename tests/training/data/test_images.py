@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tests.training.data.datasets_on_disk import (
+from tests.training.data.tiny_data import (
     CPU,
     assert_same,
     encoded,
@@ -67,9 +67,7 @@ def test_large_split_is_held_as_uint8(tmp_path: Path) -> None:
     assert data.train.pixels.dtype == torch.uint8 and data.train.pixels.shape == (1350, 1, 4, 8)
 
 
-def test_evaluation_images_that_do_not_fit_in_memory_are_decoded_a_batch_at_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluation_split_that_is_large_is_decoded_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_parquet(tmp_path, [picture(i) for i in range(30)], labels=[i % 2 for i in range(30)])
     write_parquet(tmp_path, [picture(100 + i) for i in range(7)], "test", labels=[0, 1, 1, 0, 1, 0, 0])
     held = images_of(tmp_path)
@@ -77,13 +75,13 @@ def test_evaluation_images_that_do_not_fit_in_memory_are_decoded_a_batch_at_a_ti
     large = images_of(tmp_path)
     assert isinstance(held.eval_pixels, Tensor) and isinstance(large.eval_pixels, DecodedPixels)
     decoded: list[int] = []
-    decoder = large.eval_pixels.decoder
+    decode = ImageDecoder.__call__
 
-    def counted(rows: dict[str, list], positions: range) -> dict[str, Tensor]:
+    def counted(self: ImageDecoder, rows: dict[str, list], positions: range) -> dict[str, Tensor]:
         decoded.append(len(positions))
-        return decoder(rows, positions)
+        return decode(self, rows, positions)
 
-    large.eval_pixels.decoder = counted  # type: ignore[assignment]
+    monkeypatch.setattr(ImageDecoder, "__call__", counted)
     assert_same(list(large.eval_batches(3, CPU)), list(held.eval_batches(3, CPU)))
     assert decoded == [3, 3, 1]
     assert held.eval_labels is not None and large.eval_labels is not None

@@ -23,8 +23,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from hfgen.tokenization import CorpusEncoder, build_character_tokenizer
+from tests.training.data.tiny_data import CPU, assert_same, take, text_of, write_text, write_texts
 from tests.runs import differences, everything, text_file, train
-from tests.training.data.datasets_on_disk import CPU, assert_same, take, text_of, write_text, write_texts
 from training.data import corpus as corpora
 from training.data.batches import GlobalBatch
 from training.data.corpus import Corpus, TextFiles, scan
@@ -144,9 +144,7 @@ def test_files_of_a_folder_equal_memory(tmp_path: Path, tiny_pieces: None, optio
 
 @pytest.mark.parametrize("tokenizer", [None, word_tokenizer(TEXT), build_character_tokenizer("To be")])
 @pytest.mark.parametrize("limits", [{}, {"max_train_samples": 7, "max_eval_samples": 2}])
-def test_documents_of_a_dataset_equal_memory(
-    tmp_path: Path, tiny_pieces: None, tokenizer: Any, limits: dict[str, int]
-) -> None:
+def test_documents_of_a_dataset_equal_memory(tmp_path: Path, tiny_pieces: None, tokenizer: Any, limits: Any) -> None:
     """Also with a tokenizer that merges, and with one that spells most characters in bytes."""
     documents = [None, *(TEXT[i % 60 :][: 3 * i] for i in range(40)), ""]
     write_texts(tmp_path / "one", documents)
@@ -240,9 +238,7 @@ def map_file(path: Path) -> list[int]:
     return map_tokens(corpus, counts, build_character_tokenizer(counts.alphabet))[:].tolist()
 
 
-def test_of_two_processes_one_tokenizes_and_the_other_waits_for_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_two_processes_one_tokenizes_and_one_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_text(tmp_path / "a.txt", TEXT * 9)
     encode = CorpusEncoder.__call__
 

@@ -13,7 +13,7 @@ import datasets
 import pytest
 import torch
 
-from tests.training.data.datasets_on_disk import (
+from tests.training.data.tiny_data import (
     ROOT,
     images_of,
     picture,
@@ -84,7 +84,7 @@ def test_dataset_folder_with_splits_and_labels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_folder_of_images_with_classes(tmp_path: Path, streaming: bool) -> None:
+def test_folder_of_images_with_and_without_classes(tmp_path: Path, streaming: bool) -> None:
     for number in range(60):
         path = tmp_path / "pictures" / ("cat", "dog")[number % 2] / f"{number:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,15 +95,9 @@ def test_folder_of_images_with_classes(tmp_path: Path, streaming: bool) -> None:
     held_out = set(values(data.eval_pixels))
     (batch,) = take(data.train, 1, GlobalBatch(60 - len(held_out)))
     assert set(values(batch["pixel_values"])) == set(range(60)) - held_out
-
-
-def test_folder_of_images_without_classes(tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
-    for number in range(20):
-        picture(number, "RGB").save(tmp_path / "pictures" / f"{number:02d}.png")
-    data = images_of(tmp_path / "pictures")
-    assert data.label_names == [] and data.eval_labels is None
-    assert data.num_channels == 3 and "labels" not in take(data.train, 1, GlobalBatch(2))[0]
+    without = images_of(tmp_path / "pictures" / "cat", streaming=streaming)
+    assert without.label_names == [] and without.eval_labels is None
+    assert "labels" not in take(without.train, 1, GlobalBatch(2))[0]
 
 
 def test_folder_that_save_to_disk_wrote(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from tests.training.data.datasets_on_disk import (
+from tests.training.data.tiny_data import (
     CPU,
     assert_same,
     images_of,
@@ -34,16 +34,7 @@ from tests.training.data.datasets_on_disk import (
 from training.data import streams
 from training.data.batches import Batch, Feed, GlobalBatch
 from training.data.sources import hold_out
-from training.data.streams import (
-    MAX_PARTS,
-    ROWS_AT_A_TIME,
-    Place,
-    Reader,
-    ShuffledExamples,
-    State,
-    StreamFeed,
-    shard_count,
-)
+from training.data.streams import Reader, ShuffledExamples, State, StreamFeed, shard_count
 
 
 def sharded(count: int, shards: int) -> Any:
@@ -61,7 +52,7 @@ def numbers_feed(dataset: Any, buffer: int, workers: int = 0, seed: int = 0) -> 
 
 
 def epoch_of(dataset: Any, reader: int, readers: int, epoch: int = 0, limit: int | None = None) -> list[int]:
-    examples = Reader(dataset, 0, reader, readers, limit, Place(epoch)).rest_of_epoch()
+    examples = Reader(dataset, 0, reader, readers, limit, streams.Place(epoch)).rest_of_epoch()
     return [example["number"] for _, example in examples]
 
 
@@ -178,18 +169,16 @@ def test_resuming_reads_nothing_before_the_place(tmp_path: Path, held_out: bool)
         return [True] * len(examples["number"])
 
     dataset = datasets.load_dataset(str(folder), split="train", streaming=True)
-    dataset = dataset.filter(watched, batched=True, batch_size=ROWS_AT_A_TIME)
+    dataset = dataset.filter(watched, batched=True, batch_size=streams.ROWS_AT_A_TIME)
     dataset = hold_out(dataset, "number", "train")[0] if held_out else dataset
     feed = numbers_feed(dataset, buffer=50)
     take(feed, 140, GlobalBatch(50))
     converted.unlink()
     assert next(feed.batches(140, GlobalBatch(50), CPU, feed.state()))
-    assert len(converted.read_text().splitlines()) <= 2000 // 20 + 3 * 60 + 2 * ROWS_AT_A_TIME
+    assert len(converted.read_text().splitlines()) <= 2000 // 20 + 3 * 60 + 2 * streams.ROWS_AT_A_TIME
 
 
-def test_resuming_opens_no_shard_or_row_group_before_the_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resuming_opens_no_earlier_shard_or_row_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from datasets.packaged_modules.parquet.parquet import Parquet
 
     opened: list[tuple[str, Any]] = []
@@ -222,24 +211,18 @@ def test_readers_together_get_each_example_once_per_epoch(shards: int, readers: 
             assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_feed_gives_each_process_its_part_of_every_epoch() -> None:
-    for rank in range(2):
-        feed = numbers_feed(sharded(24, 4), buffer=5)
-        seen = [int(b["number"]) for b in take(feed, 36, GlobalBatch(1, rank=rank, processes=2))]
-        epochs = [seen[start : start + 12] for start in (0, 12, 24)]
-        assert [sorted(epoch) for epoch in epochs] == [
-            sorted(epoch_of(sharded(24, 4), rank, 2, number)) for number in range(3)
-        ]
-
-
-@pytest.mark.parametrize(("workers", "processes"), [(2, 1), (3, 1), (2, 2)])
-def test_processes_and_workers_divide_a_stream(workers: int, processes: int) -> None:
-    seen: list[int] = []
+@pytest.mark.parametrize(("workers", "processes"), [(0, 2), (2, 1), (3, 1), (2, 2)])
+def test_processes_and_workers_divide_each_epoch(workers: int, processes: int) -> None:
+    epochs: list[list[int]] = [[], []]
     for rank in range(processes):
-        feed = numbers_feed(sharded(24, 12), 5, workers)
-        batches = take(feed, 24 // processes, GlobalBatch(1, rank=rank, processes=processes))
-        seen += [int(batch["number"]) for batch in batches]
-    assert sorted(seen) == list(range(24))
+        feed, own = numbers_feed(sharded(24, 12), 5, workers), 24 // processes
+        batches = take(feed, 2 * own, GlobalBatch(1, rank=rank, processes=processes))
+        seen = [int(batch["number"]) for batch in batches]
+        epochs = [epochs[0] + seen[:own], epochs[1] + seen[own:]]
+        if not workers:
+            expected = [sorted(epoch_of(sharded(24, 12), rank, processes, number)) for number in (0, 1)]
+            assert [sorted(seen[:own]), sorted(seen[own:])] == expected
+    assert [sorted(epoch) for epoch in epochs] == [list(range(24))] * 2
 
 
 def test_order_of_shards_and_blocks_depends_on_epoch_and_seed() -> None:
@@ -287,9 +270,7 @@ def test_limit_opens_no_shard_after_the_last_example() -> None:
     assert opened == [0, 1]
 
 
-def test_very_many_shards_are_joined_and_very_many_row_groups_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_very_many_shards_and_row_groups_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "MAX_SHARDS", 40)
     assert shard_count(sharded(60, 60)) == 40
     assert sorted(epoch_of(sharded(60, 60), 0, 1)) == list(range(60))
@@ -299,7 +280,7 @@ def test_very_many_shards_are_joined_and_very_many_row_groups_too(
     reader, parts = Reader(dataset, 0, 0, 1), set()
     for _ in reader.rest_of_epoch():
         parts.add(reader.place.part)
-    assert len(parts) == MAX_PARTS
+    assert len(parts) == streams.MAX_PARTS
 
 
 def test_never_more_than_the_buffer_is_held() -> None:
@@ -314,7 +295,7 @@ def test_never_more_than_the_buffer_is_held() -> None:
 
     reader = Reader(datasets.IterableDataset.from_generator(rows), 0, 0, 1)
     for used, _ in enumerate(islice(ShuffledExamples(reader, buffer=100), 1000)):
-        assert read - used <= 100 + ROWS_AT_A_TIME
+        assert read - used <= 100 + streams.ROWS_AT_A_TIME
 
 
 def test_passes_over_parquet_do_not_wait(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hfgen.tokenization import build_character_tokenizer
-from tests.training.data.datasets_on_disk import CPU, take, text_of, write_text, write_texts
+from tests.training.data.tiny_data import CPU, take, text_of, write_text, write_texts
 from training.data.batches import GlobalBatch
 from training.data.streams import StreamFeed
 
