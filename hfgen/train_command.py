@@ -1,15 +1,13 @@
-"""`hfgen train`: starts a training script by accelerate's launcher.
+"""`hfgen train FAMILY [recipe] [--flag value ...]`: a training script under accelerate's launcher.
 
-hfgen train vae --output_dir vae-digits
-hfgen train vae vae-binarized-mnist --num_processes 2
+    train("vae", ["vae-binarized-mnist", "--num_processes", "2", "--max_train_steps", "100"])
 
-Flags of `accelerate launch` go to the launcher by their names; the user's own accelerate config applies. Everything
-else goes to the script. A recipe that comes with hfgen is found by its name.
+The launcher runs in this process with the user's own accelerate configuration. It gets the flags it knows by name
+(`--num_processes`, `--use_fsdp`, ...), and the script gets all others.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import logging
 import os
@@ -17,99 +15,179 @@ import shlex
 import signal
 import subprocess
 import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NoReturn
+from unittest import mock
 
 
-# Known to the launcher and to the scripts. The launcher's accumulation is one of DeepSpeed, which hfgen does not use.
-FOR_BOTH, FOR_THE_SCRIPT = {"--mixed_precision"}, {"--gradient_accumulation_steps"}
+# Flags that both the launcher and the scripts have: both get them.
+SHARED_FLAGS = {"mixed_precision", "gradient_accumulation_steps"}
+# Flags of the launcher that are decided here, or mean something else to the script.
+_NOT_PASSED = {"help", "module", "no_python"}
 
 
-def train(family: str, words: list[str]) -> int:
-    """Runs a training to its end.
+def train(family: str, words: Sequence[str]) -> int:
+    """Trains a model; returns the exit status.
 
     Args:
-        family: such as "vae".
-        words: the rest of the command line.
-
-    Returns:
-        the exit status: 0, or 1 if the script failed, which has then printed the reason.
+        family: of the architecture, as in `MODELS`.
+        words: the rest of the command line: a recipe, by its name or path, and flags.
 
     Raises:
-        ValueError: the training extra is not installed, or there is no such recipe.
+        ValueError: accelerate is not installed, there is no such recipe, or the launcher refused its flags.
     """
     if importlib.util.find_spec("accelerate") is None:
-        raise ValueError("hfgen train needs accelerate, which is not installed. Run: pip install 'hfgen[training]'")
-    from accelerate.commands.launch import launch_command, launch_command_parser
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        raise ValueError("accelerate must be installed to train. Run: pip install 'hfgen[training]'")
+    from accelerate.commands.launch import launch_command_parser
 
-    package, home = _find_training()
-    script = ["-m", f"{package}.train_{family}"] if package else [str(home / f"train_{family}.py")]
-    if words and not words[0].startswith("-"):
-        words = [str(_find_recipe(words[0], family, home)), *words[1:]]
     parser = launch_command_parser()
+    parser.error = _raise_error  # its own prints pages of usage
     for_launcher, for_script = split_flags(words, parser)
-    # What the script calls the command that repeats or resumes the run.
-    os.environ["HFGEN_COMMAND"] = shlex.join(["hfgen", "train", family, *_without(for_launcher, FOR_BOTH)])
-    if "-h" in for_script or "--help" in for_script:
-        return subprocess.run([sys.executable, *script, "--help"]).returncode
-    # The script's own paragraph says what went wrong; the launcher would print its own traceback below it.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    # Nor does a user of hfgen need to know which of the launcher's flags had defaults.
-    logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)
-    previous = signal.signal(signal.SIGINT, _leave_to_the_script)
-    try:
-        launch_command(parser.parse_args([*for_launcher, *script, *for_script]))
-    except (subprocess.CalledProcessError, ChildFailedError, SignalException):
-        return 1
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    return 0
+    home, start = find_script(family)
+    if for_script and not for_script[0].startswith("-"):
+        for_script[0] = find_recipe(for_script[0], family, home / "recipes")
+    if "-m" in start:
+        # Otherwise `python -m` looks in the current folder first, which may hold an hfgen without hfgen.training.
+        os.environ["PYTHONSAFEPATH"] = "1"
+    # The script names this command in its help, and where it says how to repeat or resume the run.
+    os.environ["HFGEN_COMMAND"] = shlex.join(["hfgen", "train", family, *for_launcher])
+    arguments = parser.parse_args([*for_launcher, *start, *for_script])
+    _use_several_cpu_processes(arguments)
+    return _launch(arguments)
 
 
-def split_flags(words: list[str], parser: argparse.ArgumentParser) -> tuple[list[str], list[str]]:
-    """Splits a command line into the launcher's flags, by its own parser, and everything else."""
+def split_flags(words: Sequence[str], parser: ArgumentParser) -> tuple[list[str], list[str]]:
+    """Splits a command line into the launcher's part and the script's part."""
+    actions = {name: action for action in parser._actions for name in action.option_strings if name[:2] == "--"}
     for_launcher: list[str] = []
     for_script: list[str] = []
-    position = 0
-    while position < len(words):
-        name, _, value = words[position].partition("=")
-        action = parser._option_string_actions.get(name) if name.startswith("--") else None
-        is_launchers = action is not None and name not in FOR_THE_SCRIPT | {"--help"}
-        takes_value = is_launchers and action is not None and action.nargs != 0 and not value
-        flag = words[position : position + 1 + takes_value]
-        position += len(flag)
-        # --mixed_precision auto is a value of hfgen alone.
-        is_valid = action is None or not action.choices or (value or flag[-1]) in action.choices
-        if is_launchers and not (name in FOR_BOTH and not is_valid):
-            for_launcher += flag
-        if not is_launchers or name in FOR_BOTH:
-            for_script += flag
+    words = list(words)
+    while words:
+        flag, has_value, value = words[0].partition("=")
+        action = actions.get(flag)
+        if action is None or action.dest in _NOT_PASSED:
+            for_script.append(words.pop(0))
+            continue
+        count = 1 if action.nargs == 0 or has_value else 2
+        taken, words = words[:count], words[count:]
+        is_shared = action.dest in SHARED_FLAGS
+        if is_shared:
+            for_script += taken
+        # The script's --mixed_precision takes "auto" too, which the launcher does not know.
+        if not is_shared or action.choices is None or (value or taken[-1]) in action.choices:
+            for_launcher += taken
     return for_launcher, for_script
 
 
-def _without(flags: list[str], names: set[str]) -> list[str]:
-    """Leaves out flags of these names with their values: the script repeats them itself."""
-    left_out = {i + offset for i, word in enumerate(flags) if word in names for offset in (0, 1)}
-    return [word for i, word in enumerate(flags) if i not in left_out and word.partition("=")[0] not in names]
+def find_script(family: str) -> tuple[Path, list[str]]:
+    """The folder of the training scripts, and how the launcher starts one: as an installed module or as a file."""
+    package = Path(__file__).resolve().parent
+    checkout = package.parent / "training"
+    spec = importlib.util.find_spec("hfgen.training")
+    if spec is not None and spec.origin is not None:
+        home = Path(spec.origin).resolve().parent
+        if home in (package / "training", checkout):  # and not of another copy of hfgen
+            return home, ["--module", f"hfgen.training.train_{family}"]
+    script = checkout / f"train_{family}.py"
+    if not script.is_file():
+        raise ValueError(f"{script} is missing, and so is the module hfgen.training. Reinstall hfgen.")
+    return checkout, [str(script)]
 
 
-def _find_training() -> tuple[str | None, Path]:
-    """Returns the name of the package with the training scripts, None if there are only files, and its folder."""
-    found = importlib.util.find_spec("hfgen.training")
-    if found is not None and found.submodule_search_locations:
-        return "hfgen.training", Path(next(iter(found.submodule_search_locations)))
-    return None, Path(__file__).resolve().parents[1] / "training"
+def find_recipe(name_or_path: str, family: str, folder: Path) -> str:
+    """The path of a recipe: a file, or the name of one that comes with hfgen.
+
+    Raises:
+        ValueError: there is no such recipe; lists those of the family.
+    """
+    if Path(name_or_path).is_file():
+        return name_or_path
+    recipes = {path.stem: path for path in sorted(folder.glob(f"{family}-*.yaml"))}
+    path = recipes.get(name_or_path.removesuffix(".yaml"))
+    if path is None:
+        raise ValueError(
+            f"The recipe must be a file or one of {', '.join(recipes)}, got {name_or_path!r}. Check its name, or "
+            "leave it out to train with the defaults."
+        )
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
-def _find_recipe(name: str, family: str, home: Path) -> Path:
-    """Returns the path of a recipe: a file, or one that comes with hfgen."""
-    known = {path.stem: path for path in sorted((home / "recipes").glob(f"{family}-*.yaml"))}
-    if not Path(name).is_file() and name not in known:
-        names = ", ".join(known) or "none"
-        raise ValueError(f"recipe must be a file or one of {names}, got {name}. Give it before all flags.")
-    return Path(name) if Path(name).is_file() else known[name]
+def _raise_error(message: str) -> NoReturn:
+    raise ValueError(f"The launcher refused its flags: {message}. See `accelerate launch --help`.")
 
 
-def _leave_to_the_script(*_: object) -> None:
-    """Ctrl-C reaches the script as well, which saves and ends; the launcher waits for it."""
+def _use_several_cpu_processes(arguments: Namespace) -> None:
+    """accelerate starts a single process on a machine without accelerators, whatever --num_processes says."""
+    import torch
+
+    if (arguments.num_processes or 1) < 2 or arguments.mpirun_hostfile is not None:
+        return
+    if arguments.cpu or not torch.accelerator.is_available():
+        arguments.cpu = False
+        arguments.multi_gpu = not arguments.use_fsdp
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+
+
+def _launch(arguments: Namespace) -> int:
+    """Runs accelerate's launcher; what it raises when a script fails becomes an exit status, as the script has
+    already said what was wrong."""
+    from accelerate.commands import launch
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    # "The following values were not passed to `accelerate launch`": its defaults are meant.
+    logging.getLogger(launch.__name__).setLevel(logging.ERROR)
+    # The report on a failed process repeats what the process has printed.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # torch's launcher would repeat Ctrl-C, which a terminal sends to all processes; the second one ends them at once.
+    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGHUP,SIGQUIT")
+    try:
+        with (
+            mock.patch.object(launch, "simple_launcher", _run_one_process),
+            _on_signals([signal.SIGINT], lambda: os.kill(os.getpid(), signal.SIGTERM)),
+        ):
+            launch.launch_command(arguments)
+    except subprocess.CalledProcessError as error:
+        return _exit_status(error.returncode)
+    except ChildFailedError as error:
+        return _exit_status(error.get_first_failure()[1].exitcode)
+    except SignalException as error:
+        return 128 + error.sigval.value
+    return 0
+
+
+def _run_one_process(arguments: Namespace) -> None:
+    """In place of accelerate's function of the same task, which dies of a signal without waiting for the training."""
+    from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+
+    command, environment = prepare_simple_launcher_cmd_env(arguments)
+    process = subprocess.Popen(command, env=environment)
+    # SIGTERM, not SIGINT: a terminal has sent Ctrl-C to the training as well, and a second one would end it at once.
+    with _on_signals([signal.SIGINT, signal.SIGTERM], process.terminate):
+        status = process.wait()
+    if status:
+        raise subprocess.CalledProcessError(status, command)
+
+
+def _exit_status(status: int) -> int:
+    """The exit status for one of a process; reports the signal that killed it, which it could not report itself."""
+    if status >= 0:
+        return status
+    name = signal.Signals(-status).name
+    advice = " Memory may have run out: try a smaller --per_device_train_batch_size." if name == "SIGKILL" else ""
+    print(f"hfgen train: the training was killed by {name}.{advice}", file=sys.stderr)
+    return 128 - status
+
+
+@contextmanager
+def _on_signals(numbers: Sequence[signal.Signals], action: Callable[[], Any]) -> Iterator[None]:
+    previous = {number: signal.signal(number, lambda *_: action()) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

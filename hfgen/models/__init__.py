@@ -1,48 +1,68 @@
-"""MODELS, the one list of architectures. Auto classes, cards, the command line and the checks of folders follow it.
+"""One self-contained file per architecture, config and network together, and `MODELS`, the one list of them."""
 
-Each `modeling_X.py` is self-contained, config and network together: it is what travels to the Hub.
-"""
-
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hfgen.models.modeling_autoencoder import AutoencoderConfig, AutoencoderModel
-from hfgen.models.modeling_gan import GANConfig, GANModel
-from hfgen.models.modeling_gpt import GPTConfig, GPTForCausalLM, GPTModel
-from hfgen.models.modeling_vae import VAEConfig, VAEModel
+from .modeling_autoencoder import AutoencoderConfig, AutoencoderModel
+from .modeling_gan import GANConfig, GANModel
+from .modeling_gpt import GPTConfig, GPTForCausalLM, GPTModel
+from .modeling_vae import VAEConfig, VAEModel
 
 
-class Architecture(NamedTuple):
-    """An architecture.
+@dataclass(frozen=True)
+class Architecture:
+    """What the rest of hfgen knows about an architecture.
+
+    Everything else follows from the family: `training/train_FAMILY.py` trains it, `training/recipes/FAMILY-*.yaml`
+    repeat published results, and `model_cards/template_FAMILY.md` is the card.
 
     Attributes:
-        config: its config class, whose `model_type` is "hfgen_" and the name of the family.
-        model: the class that AutoModel loads.
-        causal_lm: the class that AutoModelForCausalLM loads, if it is a language model.
+        family: the short name, as in `hfgen train FAMILY`.
+        title: the full name.
+        config_class: the config; its `model_type` is the key in `MODELS`.
+        base_model_class: the class that `AutoModel` loads.
+        head_classes: further classes, by the Auto class of transformers that loads them.
+        samples: what `hfgen sample` gets from a model: "images", "text", or "nothing".
+        temperature: the argument of `sample` or `generate` that `hfgen sample --temperature` sets.
     """
 
-    config: type[PreTrainedConfig]
-    model: type[PreTrainedModel]
-    causal_lm: type[PreTrainedModel] | None = None
+    family: str
+    title: str
+    config_class: type[PreTrainedConfig]
+    base_model_class: type[PreTrainedModel]
+    head_classes: dict[str, type[PreTrainedModel]] = field(default_factory=dict)
+    samples: str = "nothing"
+    temperature: str = "temperature"
 
     @property
-    def family(self) -> str:
-        """The name in `train_X.py`, `template_X.md` and `hfgen train X`."""
-        return self.config.model_type.removeprefix("hfgen_")
-
-    @property
-    def classes(self) -> dict[str, type[PreTrainedModel]]:
-        """The model classes by name, the one that is trained first."""
-        return {cls.__name__: cls for cls in (self.causal_lm, self.model) if cls is not None}
+    def model_classes(self) -> dict[str, type[PreTrainedModel]]:
+        """Every model class, by its name in config.json's `architectures`."""
+        return {cls.__name__: cls for cls in (self.base_model_class, *self.head_classes.values())}
 
 
-MODELS = {
-    architecture.config.model_type: architecture
+MODELS = MappingProxyType({
+    architecture.config_class.model_type: architecture
     for architecture in (
-        Architecture(AutoencoderConfig, AutoencoderModel),
-        Architecture(VAEConfig, VAEModel),
-        Architecture(GANConfig, GANModel),
-        Architecture(GPTConfig, GPTModel, GPTForCausalLM),
+        Architecture("autoencoder", "Auto-Encoder", AutoencoderConfig, AutoencoderModel),
+        Architecture("vae", "Variational Auto-Encoder", VAEConfig, VAEModel, samples="images"),
+        Architecture(
+            "gan", "Generative Adversarial Network", GANConfig, GANModel, samples="images", temperature="truncation"
+        ),
+        Architecture("gpt", "GPT", GPTConfig, GPTModel, {"AutoModelForCausalLM": GPTForCausalLM}, samples="text"),
     )
-}
+})  # fmt: skip
+
+__all__ = [
+    "MODELS",
+    "AutoencoderConfig",
+    "AutoencoderModel",
+    "GANConfig",
+    "GANModel",
+    "GPTConfig",
+    "GPTForCausalLM",
+    "GPTModel",
+    "VAEConfig",
+    "VAEModel",
+]

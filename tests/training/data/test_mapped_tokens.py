@@ -23,8 +23,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from hfgen.tokenization import CorpusEncoder, build_character_tokenizer
-from tests.training.data.tiny_data import CPU, assert_same, take, text_of, write_text, write_texts
 from tests.runs import differences, everything, text_file, train
+from tests.training.data.tiny_data import CPU, assert_same, take, text_of, write_text, write_texts
 from training.data import corpus as corpora
 from training.data.batches import GlobalBatch
 from training.data.corpus import Corpus, TextFiles, scan
