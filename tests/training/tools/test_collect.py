@@ -24,16 +24,16 @@ def test_every_file_of_readmes_map_exists_and_every_module_is_on_it() -> None:
     modules = [path for folder in ("hfgen", "training") for path in (ROOT / folder).rglob("*.py")]
     assert modules
 
-    missing = {path.name for path in modules if path.name not in file_map}
+    missing = {path.name for path in modules if path.name not in file_map} - {"__init__.py"}
     assert not missing
     named = {word for line in file_map.splitlines() for word in line.split() if word.endswith(".py")}
     assert named <= {path.name for path in modules}
 
 
-def test_every_test_that_readme_names_exists() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"`(test_\w+)`", readme))
-    assert named
+def test_every_test_that_the_fault_table_names_exists() -> None:
+    table = (ROOT / "training" / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)`", table))
+    assert len(named) > 15
 
     texts = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
     written = {name for text in texts for name in re.findall(r"^def (test_\w+)", text, flags=re.MULTILINE)}
