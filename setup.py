@@ -7,59 +7,64 @@ from setuptools import setup
 
 
 HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "hfgen" / "__init__.py").read_text(encoding="utf-8"))[1]
+
+TRAINING = [
+    "accelerate>=1.12,<2",
+    "datasets>=4.4,<6",
+    "matplotlib>=3.8",
+    "scikit-learn>=1.4",
+    "tqdm>=4.66",
+]
+DIFFUSERS = ["diffusers>=0.36,<1"]
+TEST = [
+    *TRAINING,
+    *DIFFUSERS,
+    "hypothesis>=6.100",
+    "mypy>=1.15",
+    "pytest>=8.2",
+    "ruff>=0.12",
+    "tensorboard>=2.16",
+    "types-pyyaml",
+    "types-tqdm",
+]
+
+# Card templates and training scripts are at the top level of the repository, where people look for them, and inside
+# the package once installed.
+ELSEWHERE = {"hfgen.model_cards": "model_cards"}
+for folder in sorted({path.parent for path in (HERE / "training").rglob("__init__.py")}):
+    relative = folder.relative_to(HERE)
+    ELSEWHERE[".".join(("hfgen", *relative.parts))] = relative.as_posix()
 
 setup(
     name="hfgen",
-    version=re.search(r'__version__ = "(.+?)"', (HERE / "hfgen" / "__init__.py").read_text(encoding="utf-8"))[1],
-    description="Auto-Encoder, VAE, GAN and GPT as ordinary Hugging Face models, trained well in a minute.",
+    version=VERSION,
+    description="Auto-Encoder, VAE, GAN and GPT as ordinary Hugging Face models, trained well in minutes.",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=["hfgen", "hfgen.models", "hfgen.model_cards"],
-    # The card templates stand at the top level of the repository, where people look for them.
-    package_dir={"hfgen.model_cards": "model_cards"},
-    package_data={"hfgen.model_cards": ["*.md"]},
+    packages=["hfgen", "hfgen.models", *ELSEWHERE],
+    package_dir=ELSEWHERE,
+    package_data={
+        "hfgen.model_cards": ["template_*.md"],
+        "hfgen.training": ["recipes/*.yaml", "slurm.sbatch", "README.md"],
+    },
     install_requires=[
-        # The upper bound keeps an install from pulling CUDA builds of several GB where a CPU build is at hand.
+        # The upper bound keeps pip from replacing an installed CPU build by CUDA builds of several GB.
         "torch>=2.11,<2.14",
-        # 5.17 asks for torchvision to import AutoImageProcessor.
+        # 5.17 needs torchvision to import AutoImageProcessor.
         "transformers>=5.18,<6",
         "huggingface_hub>=1.20,<3",
         "safetensors>=0.6",
         "numpy>=1.26",
         "pillow>=10.4",
         "jinja2>=3.1",
+        "pyyaml>=6.0",
     ],
     entry_points={"console_scripts": ["hfgen=hfgen.cli:main"]},
-    extras_require={
-        "training": [
-            "accelerate>=1.12,<2",
-            "datasets>=4.4,<6",
-            "matplotlib>=3.8",
-            "pyyaml>=6.0",
-            "scikit-learn>=1.4",
-            "tqdm>=4.66",
-        ],
-        "diffusers": ["diffusers>=0.36,<1"],
-        "test": [
-            "accelerate>=1.12,<2",
-            "datasets>=4.4,<6",
-            "diffusers>=0.36,<1",
-            "hypothesis>=6.100",
-            "matplotlib>=3.8",
-            "mypy>=1.15",
-            "pytest>=8.2",
-            "pyyaml>=6.0",
-            "ruff>=0.12",
-            "scikit-learn>=1.4",
-            "tensorboard>=2.16",
-            "tqdm>=4.66",
-            "types-pyyaml",
-            "types-tqdm",
-        ],
-    },
+    extras_require={"training": TRAINING, "diffusers": DIFFUSERS, "test": TEST},
     classifiers=[
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",

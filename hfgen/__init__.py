@@ -1,31 +1,26 @@
 """The classic generative models as ordinary Hugging Face models: Auto-Encoder, VAE, GAN and GPT.
 
 Importing hfgen registers its classes with transformers' Auto classes, so that `AutoModel.from_pretrained(folder)`
-works without `trust_remote_code`. All other rooms are loaded when one of their names is first used.
+works without `trust_remote_code`. Everything else is loaded when one of its names is first used.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+import transformers
 
-from hfgen.models.modeling_autoencoder import AutoencoderConfig, AutoencoderModel
-from hfgen.models.modeling_gan import GANConfig, GANModel
-from hfgen.models.modeling_gpt import GPTConfig, GPTForCausalLM, GPTModel
-from hfgen.models.modeling_vae import VAEConfig, VAEModel
+from . import models
+from .models import *  # noqa: F403
 
 
 __version__ = "0.1.0"
 
-for _config, _model in (
-    (AutoencoderConfig, AutoencoderModel),
-    (VAEConfig, VAEModel),
-    (GANConfig, GANModel),
-    (GPTConfig, GPTModel),
-):
-    AutoConfig.register(_config.model_type, _config, exist_ok=True)
-    AutoModel.register(_config, _model, exist_ok=True)
-AutoModelForCausalLM.register(GPTConfig, GPTForCausalLM, exist_ok=True)
+for _model_type, _architecture in models.MODELS.items():
+    _config_class = _architecture.config_class
+    transformers.AutoConfig.register(_model_type, _config_class, exist_ok=True)
+    transformers.AutoModel.register(_config_class, _architecture.base_model_class, exist_ok=True)
+    for _auto_class, _model_class in _architecture.head_classes.items():
+        getattr(transformers, _auto_class).register(_config_class, _model_class, exist_ok=True)
 
 _LAZY = {
     "build_character_tokenizer": "hfgen.tokenization",
@@ -38,20 +33,11 @@ _LAZY = {
 }
 
 if TYPE_CHECKING:
-    from hfgen.convert import from_gpt2, from_nanogpt, to_gpt2
-    from hfgen.image_processing import build_image_processor, image_grid, to_pil
-    from hfgen.tokenization import build_character_tokenizer
+    from .convert import from_gpt2, from_nanogpt, to_gpt2
+    from .image_processing import build_image_processor, image_grid, to_pil
+    from .tokenization import build_character_tokenizer
 
 __all__ = [
-    "AutoencoderConfig",
-    "AutoencoderModel",
-    "GANConfig",
-    "GANModel",
-    "GPTConfig",
-    "GPTForCausalLM",
-    "GPTModel",
-    "VAEConfig",
-    "VAEModel",
     "build_character_tokenizer",
     "build_image_processor",
     "from_gpt2",
@@ -60,6 +46,7 @@ __all__ = [
     "to_gpt2",
     "to_pil",
 ]
+__all__ += models.__all__
 
 
 def __getattr__(name: str) -> Any:

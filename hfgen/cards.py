@@ -4,119 +4,86 @@
     write_card("runs/vae-mnist", "me/vae-mnist")    ... that names its repository
 
 Everything in a card comes from the folder: results.json, config.json, the newest samples and the plot. A number that
-is not there is not in the card. The wording is in `model_cards/template_*.md`, one an architecture (Jinja).
+is not there is not in the card. The wording of each family, its place on the Hub and the metrics that stand for it
+are in its Jinja template, `model_cards/template_FAMILY.md`.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
 import textwrap
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-
-@dataclass(frozen=True)
-class Family:
-    """What cards of one architecture have in common.
-
-    Attributes:
-        template: file name of the wording.
-        task: a task of the Hub's list.
-        task_name: the same for people.
-        tags: what people search for.
-    """
-
-    template: str
-    task: str
-    task_name: str
-    tags: tuple[str, ...]
+from .metrics import METRICS, Metric
+from .model_folder import read_json, step_of
+from .models import MODELS
 
 
-FAMILIES = {
-    "hfgen_autoencoder": Family(
-        "template_autoencoder.md", "image-feature-extraction", "Image Feature Extraction",
-        ("autoencoder", "image-compression", "anomaly-detection"),
-    ),
-    "hfgen_vae": Family(
-        "template_vae.md", "unconditional-image-generation", "Unconditional Image Generation",
-        ("vae", "variational-autoencoder"),
-    ),
-    "hfgen_gan": Family(
-        "template_gan.md", "unconditional-image-generation", "Unconditional Image Generation", ("gan", "dcgan"),
-    ),
-    "hfgen_gpt": Family("template_gpt.md", "text-generation", "Text Generation", ("gpt",)),
-}  # fmt: skip
-
-# Metric -> name for people, what it says.
-METRICS = {
-    "elbo": ("ELBO", "evidence lower bound, nats per image; the log-likelihood is at least this; higher is better"),
-    "nll": ("Negative log-likelihood", "importance-weighted estimate, nats per image; lower is better"),
-    "bits_per_dim": ("Bits per dimension", "the negative log-likelihood in bits, for each pixel and channel"),
-    "reconstruction_loss": ("Reconstruction loss", "what the decoder gets wrong; lower is better"),
-    "kl_loss": ("KL", "divergence of the encoder's distribution from the prior, nats per image"),
-    "mse": ("MSE", "mean squared error of a pixel in [0, 1]; lower is better"),
-    "psnr": ("PSNR", "peak signal-to-noise ratio, dB; higher is better"),
-    "auroc": ("AUROC", "chance that a strange image scores higher than a usual one; 0.5 is guessing"),
-    "classifier_fid": (
-        "Classifier FID",
-        "Fréchet distance in the features of a small classifier of this dataset, not of Inception: compare it with "
-        "values measured the same way only; lower is better",
-    ),
-    "precision": ("Precision", "share of generated images that lie among real ones"),
-    "recall": ("Recall", "share of real images that lie among generated ones"),
-    "density": ("Density", "how densely real images surround generated ones; about 1 for real images"),
-    "coverage": ("Coverage", "share of real images with a generated one nearby"),
-    "discriminator_accuracy": (
-        "Discriminator accuracy", "share of images that the discriminator gets right; 0.5 means it cannot tell"
-    ),
-    "discriminator_accuracy_real": ("… on real images", "share of held-out images taken for real"),
-    "discriminator_accuracy_fake": ("… on generated images", "share of generated images taken for generated"),
-    "classifier_accuracy": (
-        "Accuracy of the measuring classifier", "on real test images; how far the numbers resting on it can be trusted"
-    ),
-    "label_accuracy": ("Label accuracy", "share of generated images that the classifier puts into their class"),
-    "loss": ("Loss", "cross-entropy, nats per token; lower is better"),
-    "bits_per_char": ("Bits per character", "the loss in bits, for each character of the text; lower is better"),
-    "perplexity": ("Perplexity", "exp(loss): as unsure as a choice among so many equally likely tokens"),
-}  # fmt: skip
-
-# Of a run's arguments, those that say where or how it ran and not what was computed.
-NOT_IN_RECIPE = {
-    "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id", "hub_private_repo",
-    "hub_strategy", "report_to", "disable_tqdm", "dataset_path", "cpu_threads",
-}  # fmt: skip
 BUILT_IN_DATASETS = {
     "digits": "scikit-learn's 1,797 handwritten digits of 8 × 8 pixels",
     "python-docs": "the language reference that ships inside CPython",
 }
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-REPO_LINE = re.compile(r'^repo = ".*"$', flags=re.MULTILINE)
-SAMPLE_CHARACTERS = 600
-LINE_LENGTH = 110
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_REPO_LINE = re.compile(r'^repo = ".*"$', flags=re.MULTILINE)
+_TEMPLATE_HEADER = re.compile(r"\A\{#(.*?)-#\}", flags=re.DOTALL)
+_SAMPLE_CHARACTERS = 600
+_LINE_LENGTH = 110
 
 
 class CardError(ValueError):
-    """A folder lacks what a card is written from; the message says what."""
+    """A card cannot be written; the message says why."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What all cards of an architecture have in common: the YAML comment at the top of its template.
+
+    Attributes:
+        pipeline_tag: one of the Hub's tasks.
+        tags: what people search for.
+        headline_metrics: for tables of results: metric, label, format; first the one that people compare.
+        meanings: metric -> what it says, where that differs from `METRICS`.
+    """
+
+    pipeline_tag: str
+    tags: list[str]
+    headline_metrics: list[tuple[str, str, str]]
+    meanings: dict[str, str] = field(default_factory=dict)
+
+
+def read_family(model_type: str) -> Family:
+    """What the cards of an architecture have in common.
+
+    Raises:
+        CardError: hfgen has no such architecture, or its template is missing or has no header.
+    """
+    path = _find_template(model_type)
+    header = _TEMPLATE_HEADER.match(path.read_text(encoding="utf-8"))
+    if header is None:
+        raise CardError(f"{path} must begin with a comment {{# ... -#}} of YAML. See the other templates.")
+    return Family(**yaml.safe_load(header[1]))
 
 
 def write_card(folder: str | Path, repo_id: str | None = None, results: dict[str, Any] | None = None) -> Path:
-    """Writes README.md into the folder of a run, and replaces the one that was there.
+    """Writes README.md into the folder of a run, replacing an earlier one.
 
     Args:
         folder: what a training left in `--output_dir`.
         repo_id: repository that the code in the card loads from; `--hub_model_id` or the folder's name if None.
-        results: content of results.json of a run that is not finished.
+        results: content of results.json, for a run that has not finished.
 
     Raises:
-        CardError: the folder holds no results or no config, or they are of no architecture of hfgen.
+        LoadError: results.json or config.json is missing or damaged.
+        CardError: the model is none of hfgen's architectures.
     """
     target = Path(folder) / "README.md"
     temporary = target.with_name(".README.md")
@@ -126,16 +93,17 @@ def write_card(folder: str | Path, repo_id: str | None = None, results: dict[str
 
 
 def render_card(folder: str | Path, repo_id: str | None = None, results: dict[str, Any] | None = None) -> str:
-    """The text of [`write_card`]."""
+    """The text that [`write_card`] writes."""
     folder = Path(folder).resolve()
-    results = _read_json(folder / "results.json") if results is None else results
-    config = _read_json(folder / "config.json")
-    family = FAMILIES.get(config.get("model_type", ""))
-    if family is None:
+    results = _read_of_run(folder / "results.json") if results is None else results
+    config = _read_of_run(folder / "config.json")
+    model_type = config.get("model_type", "")
+    if model_type not in MODELS:
         raise CardError(
-            f"{folder / 'config.json'} has the model_type {config.get('model_type')!r}; cards can be written for "
-            f"{', '.join(FAMILIES)}."
+            f"The model_type in {folder / 'config.json'} must be one of {', '.join(MODELS)}, got {model_type!r}. "
+            "Cards of other models have to be written by hand."
         )
+    family = read_family(model_type)
     arguments = results.get("arguments", {})
     repo_id = repo_id or arguments.get("hub_model_id") or folder.name
     name = repo_id.rpartition("/")[2]
@@ -145,39 +113,46 @@ def render_card(folder: str | Path, repo_id: str | None = None, results: dict[st
         "name": name,
         "repo_id": repo_id,
         "config": config,
-        "dataset": _dataset_in_words(results),
-        "dataset_name": f"`{_short(results['dataset'])}`" if results.get("dataset") else "that dataset",
+        "dataset": _describe_dataset(results),
+        "dataset_name": f"`{_short_name(results['dataset'])}`" if results.get("dataset") else "that dataset",
         "ema_decay": arguments.get("ema_decay"),
         "in_progress": results.get("finished") is False,
         "steps": results.get("steps"),
         "num_parameters": f"{results['num_parameters']:,}" if "num_parameters" in results else None,
-        "results": _results_section(results),
-        "training": _training_section(folder, config, results),
+        "results": _results_section(family, results),
+        "training": _training_section(folder, MODELS[model_type].family, results),
     }
     card = ModelCard.from_template(
-        _metadata(name, family, results), template_path=str(find_template(family.template)), **values
+        _metadata(name, family, results), template_path=str(_find_template(model_type)), **values
     )
-    card.text = "\n" + _reflowed(card.text)
+    card.text = "\n" + _reflow(card.text)
     return str(card)
 
 
 def name_repository(card: str, repo_id: str) -> str:
-    """A card whose code loads from this repository; everything else, whoever wrote it, stays as it is."""
-    return REPO_LINE.sub(f'repo = "{repo_id}"', card)
+    """The card with its code loading from this repository; everything else stays, whoever wrote it."""
+    return _REPO_LINE.sub(f'repo = "{repo_id}"', card)
 
 
-def find_template(name: str) -> Path:
-    """Where a template lies: in the installed package, or beside it in a checkout."""
+def is_hub_id(name: str | None) -> bool:
+    """True if a name can only refer to the Hub: it has the form owner/name, and there is no such path here."""
+    return bool(name and _HUB_ID.fullmatch(name) and not Path(name).exists())
+
+
+def _find_template(model_type: str) -> Path:
+    """The template of an architecture: in the installed package, or next to the package in a checkout."""
+    if model_type not in MODELS:
+        raise CardError(f"model_type must be one of {', '.join(MODELS)}, got {model_type!r}. Update hfgen.")
+    name = f"template_{MODELS[model_type].family}.md"
     package = Path(__file__).parent
     for folder in (package / "model_cards", package.parent / "model_cards"):
         if (folder / name).is_file():
             return folder / name
-    raise CardError(f"The template {name} is missing: neither in {package} nor beside it. Install hfgen anew.")
+    raise CardError(f"The template {name} is missing, both in {package} and next to it. Reinstall hfgen.")
 
 
-def is_hub_id(name: str | None) -> bool:
-    """Whether a name can only mean something on the Hub: owner/name, and no such path here."""
-    return bool(name and HUB_ID.fullmatch(name) and not Path(name).exists())
+def _read_of_run(path: Path) -> dict[str, Any]:
+    return read_json(path, "Name the folder of a finished run, which holds results.json and config.json.")
 
 
 def _metadata(name: str, family: Family, results: dict[str, Any]) -> ModelCardData:
@@ -190,7 +165,7 @@ def _metadata(name: str, family: Family, results: dict[str, Any]) -> ModelCardDa
     return ModelCardData(
         license="apache-2.0",
         library_name="transformers",
-        pipeline_tag=family.task,
+        pipeline_tag=family.pipeline_tag,
         tags=tags,
         datasets=[str(dataset)] if is_hub_id(dataset) else None,
         base_model=base_model if is_hub_id(base_model) else None,
@@ -206,15 +181,15 @@ def _eval_results(family: Family, results: dict[str, Any]) -> list[EvalResult]:
         return []
     return [
         EvalResult(
-            task_type=family.task,
-            task_name=family.task_name,
-            dataset_type=dataset if is_hub_id(dataset) else _short(dataset),
-            dataset_name=_short(dataset),
+            task_type=family.pipeline_tag,
+            task_name=family.pipeline_tag.replace("-", " ").title(),
+            dataset_type=dataset if is_hub_id(dataset) else _short_name(dataset),
+            dataset_name=_short_name(dataset),
             dataset_config=arguments.get("dataset_config_name"),
             dataset_split=results.get("split"),
             dataset_revision=results.get("dataset_revision"),
             metric_type=metric,
-            metric_name=METRICS.get(metric, (metric, ""))[0].replace("…", "Discriminator accuracy"),
+            metric_name=METRICS.get(metric, Metric(metric)).label,
             metric_value=round(value, 6),
         )
         for metric, value in _measured(results).items()
@@ -222,7 +197,7 @@ def _eval_results(family: Family, results: dict[str, Any]) -> list[EvalResult]:
 
 
 def _measured(results: dict[str, Any]) -> dict[str, float]:
-    """The metrics that are numbers: what could not be measured is null in results.json."""
+    """The metrics that are numbers. (One that could not be measured is null in results.json.)"""
     metrics = results.get("metrics") or {}
     return {
         name: value
@@ -232,7 +207,7 @@ def _measured(results: dict[str, Any]) -> dict[str, float]:
 
 
 def _describe_model(config: dict[str, Any]) -> dict[str, Any]:
-    """What the templates say of a model beyond its config."""
+    """Values for the templates that follow from the config."""
     if "image_size" not in config:
         context = config["max_position_embeddings"]
         return {"max_new_tokens": max(1, context - 16 if context > 32 else context // 2)}
@@ -244,9 +219,9 @@ def _describe_model(config: dict[str, Any]) -> dict[str, Any]:
         scale = 2 ** len(config["hidden_channels"])
         latent_shape += [height // scale, width // scale]
     return {
-        "image_kind": f"{'grey' if channels == 1 else 'colour'} images of {height} × {width} pixels",
+        "image_kind": f"{'grayscale' if channels == 1 else 'color'} images of {height} × {width} pixels",
         "image_numbers": f"{channels * height * width:,}",
-        "is_grey": channels == 1,
+        "is_grayscale": channels == 1,
         "convert": '.convert("L")' if channels == 1 else "",
         "first_image": "images[0, 0]" if channels == 1 else "images[0].permute(1, 2, 0)",
         "latent_shape": latent_shape,
@@ -257,40 +232,44 @@ def _describe_model(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _describe_samples(folder: Path) -> dict[str, Any]:
-    """The newest samples: a picture to show, or a text to quote."""
+    """The newest samples: an image to show, or a text to quote."""
     found: dict[str, Any] = {"sample_image": None, "sample_text": None, "vocabulary": "its own vocabulary"}
-    images, texts = (sorted((folder / "samples").glob(f"step-*.{suffix}"), key=_step) for suffix in ("png", "txt"))
+    images, texts = (sorted((folder / "samples").glob(f"step-*.{suffix}"), key=step_of) for suffix in ("png", "txt"))
     if images:
         found["sample_image"] = images[-1].relative_to(folder).as_posix()
     if texts:
         found["sample_text"] = _quoted(texts[-1].read_text(encoding="utf-8", errors="replace"))
     tokenizer = folder / "tokenizer.json"
     if tokenizer.is_file():
-        content = _read_json(tokenizer)
+        content = read_json(tokenizer)
         model = content.get("model", {})
         names = {*model.get("vocab", {}), *(token["content"] for token in content.get("added_tokens", []))}
-        kind = "tokens" if model.get("merges") else "tokens, one for each character of the training text and each byte"
+        kind = (
+            "tokens"
+            if model.get("merges")
+            else "tokens: one for each character of the training text, and one for each byte"
+        )
         found["vocabulary"] = f"{len(names):,} {kind}"
     return found
 
 
 def _quoted(text: str) -> str:
-    """A text as a block of Markdown that nothing in it can end."""
-    if len(text) > SAMPLE_CHARACTERS:
-        text = text[:SAMPLE_CHARACTERS].rstrip() + " …"
+    """A text as a fenced block of Markdown that nothing in the text can close."""
+    if len(text) > _SAMPLE_CHARACTERS:
+        text = text[:_SAMPLE_CHARACTERS].rstrip() + " …"
     text = "".join(character for character in text if character in "\n\t" or unicodedata.category(character)[0] != "C")
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{text.strip(chr(10))}\n{fence}"
 
 
-def _reflowed(markdown: str) -> str:
-    """Paragraphs and list items in lines of one width, as values of any length were put in; all else as it is."""
+def _reflow(markdown: str) -> str:
+    """Rewraps paragraphs and list items, into which values of any length were inserted; leaves the rest as it is."""
     blocks, fence = [], None
     for block in re.split(r"\n{2,}", markdown.strip()):
         if fence is None:
             is_text = not block.startswith(("#", "|", "<", "!", "`" * 3))
-            blocks.append("\n".join(_wrapped(part) for part in re.split(r"\n(?=- )", block)) if is_text else block)
+            blocks.append("\n".join(_wrap(part) for part in re.split(r"\n(?=- )", block)) if is_text else block)
         else:
             blocks[-1] += f"\n\n{block}"
         for line in block.splitlines():
@@ -300,13 +279,13 @@ def _reflowed(markdown: str) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def _wrapped(text: str) -> str:
+def _wrap(text: str) -> str:
     indent = "  " if text.startswith("- ") else ""
-    return textwrap.fill(" ".join(text.split()), LINE_LENGTH, subsequent_indent=indent, break_long_words=False,
+    return textwrap.fill(" ".join(text.split()), _LINE_LENGTH, subsequent_indent=indent, break_long_words=False,
                          break_on_hyphens=False)  # fmt: skip
 
 
-def _dataset_in_words(results: dict[str, Any]) -> str:
+def _describe_dataset(results: dict[str, Any]) -> str:
     name = results.get("dataset")
     if not name:
         return "a dataset that was not recorded"
@@ -314,52 +293,47 @@ def _dataset_in_words(results: dict[str, Any]) -> str:
         return f"[{name}](https://huggingface.co/datasets/{name})"
     if name in BUILT_IN_DATASETS:
         return f"`{name}` ({BUILT_IN_DATASETS[name]})"
-    return f"`{_short(name)}`"
+    return f"`{_short_name(name)}`"
 
 
-def _short(dataset: str) -> str:
-    """The last part of a local path; a file named input.txt is told by its folder."""
+def _short_name(dataset: str) -> str:
+    """The last part of a local path, or its folder for a file named input.txt, train.txt or data.txt."""
     if is_hub_id(dataset):
         return dataset
     path = Path(dataset)
     return path.parent.name if path.stem in ("input", "train", "data") and path.parent.name else path.name or dataset
 
 
-def _results_section(results: dict[str, Any]) -> str:
+def _results_section(family: Family, results: dict[str, Any]) -> str:
     measured = _measured(results)
     if not measured:
         return "Nothing was measured yet."
     arguments = results.get("arguments", {})
     where = f"Measured on the split `{results['split']}` of " if results.get("split") else "Measured on "
-    where += f"`{_short(results.get('dataset') or 'a dataset that was not recorded')}`"
+    where += f"`{_short_name(results.get('dataset') or 'a dataset that was not recorded')}`"
     if results.get("dataset_revision"):
         where += f", revision `{results['dataset_revision']}`"
     if arguments.get("max_eval_samples"):
         where += f", of which {arguments['max_eval_samples']:,} examples at most were used"
     rows = []
     for name, value in measured.items():
-        label, meaning = METRICS.get(name, (f"`{name}`", ""))
-        if name == "reconstruction_loss" and results.get("model_type") == "hfgen_vae":
-            meaning = "minus the expected log-likelihood given the latents, nats per image; lower is better"
-        rows.append(f"| {label} | {_number(value)} | {meaning} |")
+        metric = METRICS.get(name, Metric(f"`{name}`"))
+        rows.append(f"| {metric.label} | {_format_number(value)} | {family.meanings.get(name, metric.meaning)} |")
     return "\n".join([f"{where}.", "", "| Metric | Value | What it says |", "|---|---:|---|", *rows])
 
 
-def _training_section(folder: Path, config: dict[str, Any], results: dict[str, Any]) -> str:
+def _training_section(folder: Path, family: str, results: dict[str, Any]) -> str:
     parts = []
     if results.get("command"):
         parts += [f"```bash\n{results['command']}\n```"]
-    recipe = {
-        name: value
-        for name, value in results.get("arguments", {}).items()
-        if value is not None and name not in NOT_IN_RECIPE
-    }
+    # Older results have no recipe; their arguments also say where and how the run was started.
+    recipe = results.get("recipe") or results.get("arguments") or {}
+    recipe = {name: value for name, value in recipe.items() if value is not None}
     if recipe:
-        script = config["model_type"].removeprefix("hfgen_")
         text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).strip()
         parts += [
-            "<details>\n<summary>The whole recipe</summary>\n\nSaved as `recipe.yaml`, it is run by "
-            f"`accelerate launch training/train_{script}.py recipe.yaml --output_dir {folder.name}`.\n\n"
+            "<details>\n<summary>The whole recipe</summary>\n\nSave it as `recipe.yaml` and run "
+            f"`hfgen train {family} recipe.yaml --output_dir {folder.name}`.\n\n"
             f"```yaml\n{text}\n```\n\n</details>"
         ]
     if (folder / "plots" / "loss.png").is_file():
@@ -371,10 +345,10 @@ def _training_section(folder: Path, config: dict[str, Any], results: dict[str, A
 
 
 def _conditions(results: dict[str, Any]) -> list[tuple[str, str]]:
-    """Length, machine and versions of a run, as far as they were recorded."""
+    """Length, hardware and versions of a run, as far as they were recorded."""
     rows = []
     if "seconds_trained" in results:
-        rows.append(("Time", f"{_duration(results['seconds_trained'])} of training"))
+        rows.append(("Time", f"{_format_duration(results['seconds_trained'])} of training"))
     if "steps" in results:
         skipped = f", {results['skipped_steps']} of them skipped" if results.get("skipped_steps") else ""
         rows.append(("Steps", f"{results['steps']:,}{skipped}"))
@@ -391,34 +365,15 @@ def _conditions(results: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _duration(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     minutes, hours = seconds / 60, seconds / 3600
     return f"{minutes:.1f} min" if minutes < 120 else f"{hours:.1f} h"
 
 
-def _number(value: float) -> str:
-    """Four significant digits, never an exponent for what people read."""
+def _format_number(value: float) -> str:
+    """Four significant digits, with an exponent only for tiny numbers."""
     if value == 0 or abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.{max(0, 3 - math.floor(math.log10(abs(value))))}f}" if abs(value) >= 1e-6 else f"{value:.2e}"
-
-
-def _step(path: Path) -> int:
-    digits = path.stem.removeprefix("step-")
-    return int(digits) if digits.isdigit() else -1
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CardError(
-            f"{path} is missing: expected the folder of a finished run, which holds results.json and config.json."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise CardError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise CardError(f"{path} must hold a JSON object, got {type(content).__name__}.")
-    return content

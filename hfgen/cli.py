@@ -1,10 +1,11 @@
-"""The command `hfgen`: models to the Hub and back.
+"""The command `hfgen`: trains models, and moves them to the Hub and back.
 
+hfgen train vae --output_dir vae-digits     train a model
 hfgen push runs/vae-mnist me/vae-mnist      publish a folder as one commit
-hfgen pull me/vae-mnist                     a checked copy
-hfgen card runs/vae-mnist                   write README.md anew
+hfgen pull me/vae-mnist                     download a checked copy
+hfgen card runs/vae-mnist                   rewrite README.md
 hfgen check me/vae-mnist                    would it load?
-hfgen sample me/vae-mnist                   a picture, or a text
+hfgen sample me/vae-mnist                   draw images, or write text
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from .models import MODELS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,37 +27,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "httpx2", "filelock", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # It has a handler of its own, which would say everything twice.
+    # It has a handler of its own; without this, each message would appear twice.
     logging.getLogger("huggingface_hub").propagate = False
     try:
-        arguments.run(arguments)
+        return arguments.run(arguments) or 0
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
         if os.environ.get("HFGEN_DEBUG"):
             raise
-        from hfgen.hub import redact
+        from .hub import redact
 
         print(f"hfgen {arguments.command}: {redact(str(error))}", file=sys.stderr)
         return 1
-    return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hfgen",
-        description="Models of hfgen to the Hugging Face Hub and back. Log in once with `hf auth login`.",
+        description="Trains the models of hfgen, and moves them to the Hugging Face Hub and back. Log in to the Hub "
+        "once with `hf auth login`.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
+    train = commands.add_parser("train", help="train a model", description=train_command_line.__doc__)
+    train.add_argument("family", metavar="FAMILY", choices=[architecture.family for architecture in MODELS.values()],
+                       help="one of %(choices)s")  # fmt: skip
+    train.add_argument("words", metavar="[RECIPE] [--flag value ...]", nargs=argparse.REMAINDER,
+                       help="a recipe's name or path, and flags: `hfgen train FAMILY --help` lists them")  # fmt: skip
+    train.set_defaults(run=train_command_line)
+
     push = commands.add_parser("push", help="publish a folder as one commit", description=push_command_line.__doc__)
-    push.add_argument("folder", metavar="FOLDER", type=Path, help="what a training left, or a saved model")
-    push.add_argument("repo", metavar="REPO", help="owner/name on the Hub; without an owner, yours")
+    push.add_argument("folder", metavar="FOLDER", type=Path, help="output folder of a training, or a saved model")
+    push.add_argument("repo", metavar="REPO", help="owner/name on the Hub, or a name in your own namespace")
     push.add_argument("--private", action="store_true", help="make the repository private")
-    push.add_argument("--revision", metavar="BRANCH", help="branch, made if it is not there (default: main)")
+    push.add_argument("--revision", metavar="BRANCH", help="branch, created if needed (default: main)")
     push.add_argument("--checkpoints", choices=("none", "last", "all"), default="none",
-                      help="training state that goes along (default: none)")  # fmt: skip
+                      help="training state to include (default: none)")  # fmt: skip
     push.set_defaults(run=push_command_line)
 
     pull = commands.add_parser("pull", help="download a checked copy", description=pull_command_line.__doc__)
@@ -62,13 +73,13 @@ def build_parser() -> argparse.ArgumentParser:
     pull.add_argument("--revision", help="branch, tag or commit (default: main)")
     pull.set_defaults(run=pull_command_line)
 
-    card = commands.add_parser("card", help="write README.md anew", description=card_command_line.__doc__)
-    card.add_argument("folder", metavar="FOLDER", type=Path, help="what a training left")
-    card.add_argument("--repo", help="repository that the card names (default: --hub_model_id, or the folder's name)")
+    card = commands.add_parser("card", help="rewrite README.md", description=card_command_line.__doc__)
+    card.add_argument("folder", metavar="FOLDER", type=Path, help="output folder of a training")
+    card.add_argument("--repo", help="repository named in the card (default: --hub_model_id, or the folder's name)")
     card.set_defaults(run=card_command_line)
 
     check = commands.add_parser(
-        "check", help="tell whether a model would load", description=check_command_line.__doc__
+        "check", help="check whether a model would load", description=check_command_line.__doc__
     )
     check.add_argument("model", metavar="FOLDER_OR_REPO")
     check.add_argument("--revision", help="branch, tag or commit (default: main)")
@@ -78,92 +89,102 @@ def build_parser() -> argparse.ArgumentParser:
     sample.add_argument("model", metavar="FOLDER_OR_REPO")
     sample.add_argument("--revision", help="branch, tag or commit (default: main)")
     sample.add_argument("--count", type=_positive, default=64, help="images to draw (default: 64)")
-    sample.add_argument("--output", type=Path, default=Path("samples.png"), help="picture (default: samples.png)")
-    sample.add_argument("--prompt", default="\n", help="text to go on from (default: an empty page)")
+    sample.add_argument("--output", type=Path, default=Path("samples.png"), help="image file (default: samples.png)")
+    sample.add_argument("--prompt", default="\n", help="text to continue (default: an empty page)")
     sample.add_argument("--tokens", type=_positive, default=200, help="tokens to write (default: 200)")
     sample.add_argument("--temperature", type=float, help="below 1 for likelier samples (default: the model's own)")
-    sample.add_argument("--seed", type=int, default=0, help="of the random numbers (default: 0)")
+    sample.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     sample.set_defaults(run=sample_command_line)
     return parser
 
 
+def train_command_line(arguments: argparse.Namespace) -> int:
+    """Trains a model with accelerate's launcher. Flags of the launcher (--num_processes, --mixed_precision, ...) may
+    stand among those of the training."""
+    from .train_command import train
+
+    return train(arguments.family, arguments.words)
+
+
 def push_command_line(arguments: argparse.Namespace) -> None:
-    """Publishes a folder as one commit, or makes none if the repository holds it already. Training state, logs,
-    pickles and hidden files stay behind."""
-    from hfgen.hub import push_folder
+    """Publishes a folder as one commit, or makes none if the repository already holds everything. Training state,
+    logs, pickles and hidden files are left out."""
+    from .hub import push_folder
 
     if not arguments.folder.is_dir():
-        raise ValueError(f"there is no folder {arguments.folder}.")
+        raise ValueError(f"FOLDER must be a folder, got {str(arguments.folder)!r}. Check the spelling.")
     pushed = push_folder(
         arguments.folder, arguments.repo, private=arguments.private, revision=arguments.revision,
         checkpoints=arguments.checkpoints,
     )  # fmt: skip
     if pushed.left_out:
         print(f"Left out: {', '.join(pushed.left_out)}.")
-    print(f"{pushed.url} {'is now at' if pushed.is_new else 'held all of it already, at'} commit {pushed.commit}.")
+    print(f"{pushed.url} {'is now at' if pushed.is_new else 'already held everything, at'} commit {pushed.commit}.")
 
 
 def pull_command_line(arguments: argparse.Namespace) -> None:
-    """Downloads a model into a folder, which appears only when everything is there and was checked. Its code is not
-    run."""
-    from hfgen.hub import pull
+    """Downloads a model into a folder, which appears only once everything is there and has been checked. The model's
+    code is not run."""
+    from .hub import pull
 
     folder = pull(arguments.repo, arguments.folder, arguments.revision)
     print(f"{arguments.repo} is in {folder}.")
 
 
 def card_command_line(arguments: argparse.Namespace) -> None:
-    """Writes README.md of a run anew from its results.json, config.json and newest samples."""
-    from hfgen.cards import write_card
+    """Rewrites README.md of a run from its results.json, config.json and newest samples."""
+    from .cards import write_card
 
     print(f"Wrote {write_card(arguments.folder, arguments.repo)}.")
 
 
 def check_command_line(arguments: argparse.Namespace) -> None:
-    """Tells whether a model would load, without running its code: whole files, safetensors, weights that fit the
+    """Checks whether a model would load, without running its code: whole files, safetensors, and weights that fit the
     config."""
-    from hfgen.loading import fetch_model
+    from .hub import fetch_model
 
     folder = fetch_model(arguments.model, arguments.revision)
     print(f"{arguments.model} would load ({folder}).")
 
 
 def sample_command_line(arguments: argparse.Namespace) -> None:
-    """Draws a grid of images into a file, or writes text, with a model of hfgen. The code beside the model is not
-    run: hfgen's own is."""
-    import json
-
+    """Draws a grid of images into a file, or writes text, with one of hfgen's models. It runs hfgen's own code, never
+    the code that comes with the model."""
     import torch
 
-    import hfgen
-    from hfgen.loading import fetch_model
+    from .hub import fetch_model
+    from .image_processing import image_grid
+    from .model_folder import read_json
 
     folder = fetch_model(arguments.model, arguments.revision)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    model_type, name = config.get("model_type"), (config.get("architectures") or ["?"])[0]
-    if model_type not in ("hfgen_vae", "hfgen_gan", "hfgen_gpt"):
-        raise ValueError(f"{arguments.model} is a model of the type {model_type!r}, and nothing can be drawn from it.")
-    model = getattr(hfgen, name).from_pretrained(folder).eval()
-    if model_type == "hfgen_gpt":
-        _write_text(model, folder, arguments)
+    config = read_json(folder / "config.json")
+    architecture = MODELS.get(config.get("model_type", ""))
+    if architecture is None or architecture.samples == "nothing":
+        able = ", ".join(name for name, entry in MODELS.items() if entry.samples != "nothing")
+        raise ValueError(
+            f"The model_type of {arguments.model} must be one of {able}, got {config.get('model_type')!r}. Nothing "
+            "can be sampled from other models."
+        )
+    name = (config.get("architectures") or [architecture.base_model_class.__name__])[0]
+    model: Any = architecture.model_classes[name].from_pretrained(folder).eval()
+    options = {} if arguments.temperature is None else {architecture.temperature: arguments.temperature}
+    if architecture.samples == "text":
+        _write_text(model, folder, arguments, options)
         return
-    options = {} if arguments.temperature is None else {
-        "temperature" if model_type == "hfgen_vae" else "truncation": arguments.temperature
-    }  # fmt: skip
     images = model.sample(arguments.count, generator=torch.Generator().manual_seed(arguments.seed), **options)
-    hfgen.image_grid(images, columns=min(8, arguments.count)).save(arguments.output)
+    image_grid(images, columns=min(8, arguments.count)).save(arguments.output)
     print(f"Wrote {arguments.output}.")
 
 
-def _write_text(model, folder: Path, arguments: argparse.Namespace) -> None:
+def _write_text(model: Any, folder: Path, arguments: argparse.Namespace, options: dict[str, float]) -> None:
     import torch
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     torch.manual_seed(arguments.seed)
     inputs = tokenizer(arguments.prompt, return_tensors="pt")
-    options = {} if arguments.temperature is None else {"do_sample": True, "temperature": arguments.temperature}
-    output = model.generate(**inputs, max_new_tokens=arguments.tokens, **options)
+    sampling = {"do_sample": True, **options} if options else {}
+    output = model.generate(**inputs, max_new_tokens=arguments.tokens, **sampling)
     print(tokenizer.decode(output[0], skip_special_tokens=True))
 
 
@@ -172,7 +193,3 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
     return value
-
-
-if __name__ == "__main__":
-    sys.exit(main())

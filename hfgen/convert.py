@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hfgen.models.modeling_gpt import GPTConfig, GPTForCausalLM
+from .models.modeling_gpt import GPTConfig, GPTForCausalLM
 
 
 if TYPE_CHECKING:

@@ -1,11 +1,13 @@
-"""Folders to the Hub and back, over the real client.
+"""Folders to the Hub and back.
 
     push_folder("runs/vae-mnist", "me/vae-mnist")       everything that belongs to the model, as one commit or none
     pull("me/vae-mnist", "vae-mnist")                   the files, checked before they are put in place
+    fetch_model("me/vae-mnist")                         a checked folder: a local one, or the repository's in the cache
     fetch_checkpoint("me/vae-mnist@main")               the training state that `--hub_strategy checkpoint` published
 
-The commit names the one it was made for: if another writer was faster, the Hub refuses it and it is made anew, so that
-two writers never mix their files. What can pass (rate limits, server errors, lost connections) is tried again.
+Each commit names its parent. If another writer was faster, the Hub refuses the commit and it is rebuilt on the new
+head, so two writers never mix their files. Transient errors (rate limits, server errors, lost connections)
+are retried.
 """
 
 from __future__ import annotations
@@ -33,8 +35,16 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from hfgen.cards import name_repository
-from hfgen.loading import INDEX, PICKLED_SUFFIXES, WEIGHTS, LoadError, check_folder, explain_missing_weights
+from .cards import name_repository
+from .model_folder import (
+    INDEX,
+    PICKLED_SUFFIXES,
+    WEIGHTS,
+    LoadError,
+    check_folder,
+    explain_missing_weights,
+    step_of,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -42,10 +52,10 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 CheckpointUpload: TypeAlias = Literal["none", "last", "all"]
 
-# Folders of training state and of trackers.
+# Folders of training state and trackers.
 FOREIGN_FOLDERS = {"checkpoints", "logs", "runs", "wandb", "mlruns", "trackio", "__pycache__"}
 FOREIGN_SUFFIXES = (*PICKLED_SUFFIXES, ".pyc", ".tmp", ".lock", ".incomplete", ".log")
-# In a repository these belong to the model that is pushed: those that it does not have are an earlier model's.
+# Files of a repository that belong to its model: a push deletes those that the new model does not have.
 OWN_FILES = re.compile(r"[^/]+\.safetensors|[^/]+\.safetensors\.index\.json|samples/step-[^/]+|last-checkpoint/.+")
 LAST_CHECKPOINT = "last-checkpoint"
 CHECKPOINT_FILES = ["checkpoints/*", f"{LAST_CHECKPOINT}/*"]
@@ -57,7 +67,7 @@ LONGEST_WAIT = 120.0
 
 
 class HubError(ValueError):
-    """The Hub could not be used; the message says why, what is whole, and what to do, and holds no token."""
+    """A Hub operation failed. The message says why, what is intact and what to do, and never holds a token."""
 
 
 @dataclass
@@ -65,11 +75,11 @@ class Pushed:
     """What [`push_folder`] did.
 
     Attributes:
-        repo_id: with its owner, even if it was given without.
+        repo_id: owner/name, even if only the name was given.
         url: of the repository.
         commit: 40 hexadecimal digits.
-        is_new: False if the repository held everything already; then there is no new commit.
-        left_out: files of the folder that do not belong into a repository.
+        is_new: False if the repository already held everything, so that no commit was made.
+        left_out: files of the folder that do not belong in a repository.
     """
 
     repo_id: str
@@ -87,33 +97,29 @@ def push_folder(
     revision: str | None = None,
     message: str = "Upload with hfgen",
     checkpoints: CheckpointUpload = "none",
-    attempts: int = ATTEMPTS,
 ) -> Pushed:
-    """Publishes a folder as one commit, or makes none if the repository holds it already.
+    """Publishes a folder as one commit, or makes none if the repository already holds everything.
 
-    Training state, logs, pickles and hidden files stay behind. Files of the repository that the folder does not have
-    stay, except weights and samples of an earlier model.
+    Training state, logs, pickles and hidden files are left out. Files that only the repository has are kept, except
+    weights and samples of an earlier model.
 
     Args:
-        folder: a model that would load, with all that belongs to it.
-        repo_id: owner/name; without an owner, yours.
-        private: make the repository private. One that exists already must be.
-        revision: branch, which is made if it is not there; main if None.
+        folder: a model that would load, with everything that belongs to it.
+        repo_id: owner/name, or a name in your own namespace.
+        private: make the repository private. An existing one must be private already.
+        revision: branch, created if needed; main if None.
         message: title of the commit.
-        checkpoints: training state that goes along, the newest as last-checkpoint/, or all.
-        attempts: how often to try what can pass.
+        checkpoints: training state to include: none, the newest as last-checkpoint/, or all.
 
     Raises:
         LoadError: the folder would not load. Nothing was sent.
-        HubError: the push failed, and the message has the command that repeats it. The repository is as it was.
+        HubError: the push failed; the message has the command that repeats it. The repository is unchanged.
     """
     folder = Path(folder)
     check_folder(folder)
     files, left_out = select_files(folder, checkpoints)
     command = push_command(folder, repo_id, private, revision, checkpoints)
-    pushed = push_files(
-        files, repo_id, private=private, revision=revision, message=message, command=command, attempts=attempts
-    )
+    pushed = push_files(files, repo_id, private=private, revision=revision, message=message, command=command)
     pushed.left_out = left_out
     return pushed
 
@@ -126,15 +132,14 @@ def push_files(
     revision: str | None = None,
     message: str,
     command: str,
-    attempts: int = ATTEMPTS,
     wait: Callable[[float], None] = time.sleep,
 ) -> Pushed:
-    """The commit of [`push_folder`].
+    """Makes the commit of [`push_folder`].
 
     Args:
         files: path in the repository -> file.
         command: what the user can run to repeat the push.
-        wait: called with seconds before another attempt; may raise to give up.
+        wait: called with the number of seconds before the next attempt; may raise to give up.
 
     Raises:
         HubError: see [`push_folder`].
@@ -150,8 +155,8 @@ def push_files(
         head = api.model_info(url.repo_id, revision=revision)
         if private and not head.private:
             raise HubError(
-                f"{url.repo_id} exists and is public, and the push was to be private. Make it private in its settings "
-                "on the Hub, or choose another name. Nothing was pushed."
+                f"{url.repo_id} must be private, got a public repository. Make it private in its settings on the Hub, "
+                "or choose another name. Nothing was pushed."
             )
         assert head.sha is not None
         present = {entry.rfilename for entry in head.siblings or []}
@@ -165,19 +170,19 @@ def push_files(
         return Pushed(url.repo_id, str(url), commit.oid, is_new=commit.oid != head.sha)
 
     try:
-        return _with_retries(attempt, f"Pushing to {repo_id}", attempts, wait)
+        return _with_retries(attempt, f"Pushing to {repo_id}", wait)
     except Exception as error:
         known = (HFValidationError, HfHubHTTPError, RuntimeError, OSError, ValueError)
         if isinstance(error, HubError) or not (isinstance(error, known) or _is_connection_error(error)):
             raise
         raise HubError(
-            f"Pushing to {repo_id} failed: {explain(error)} The repository holds no half of it, and your files are "
-            f"whole. When that is mended, this finishes the push:\n\n    {command}\n"
+            f"Pushing to {repo_id} failed: {explain(error)} Nothing was committed; your files are intact. Once "
+            f"fixed, run:\n\n    {command}\n"
         ) from None
 
 
 def select_files(folder: Path, checkpoints: CheckpointUpload = "none") -> tuple[dict[str, Path], list[str]]:
-    """What of a folder belongs into its repository: path there -> file; and the names of what does not."""
+    """Splits a folder into what belongs in its repository (path there -> file) and the names of what does not."""
     files: dict[str, Path] = {}
     left_out: list[str] = []
     for entry in sorted(folder.iterdir()):
@@ -198,7 +203,7 @@ def select_files(folder: Path, checkpoints: CheckpointUpload = "none") -> tuple[
                 left_out.append(relative.as_posix())
             else:
                 files[relative.as_posix()] = path
-    saved = sorted((folder / "checkpoints").glob("step-*"), key=_step)
+    saved = sorted((folder / "checkpoints").glob("step-*"), key=step_of)
     for number, checkpoint in enumerate(saved):
         name = f"checkpoints/{checkpoint.name}" if checkpoints == "all" else LAST_CHECKPOINT
         if checkpoints == "all" or (checkpoints == "last" and number == len(saved) - 1):
@@ -213,7 +218,7 @@ def push_command(
     revision: str | None = None,
     checkpoints: CheckpointUpload = "none",
 ) -> str:
-    """The command line of a push, as a shell reads it."""
+    """The command that repeats a push, quoted for a shell."""
     words = ["hfgen", "push", str(folder), repo_id]
     words += ["--private"] if private else []
     words += ["--revision", revision] if revision else []
@@ -222,26 +227,26 @@ def push_command(
 
 
 def pull(repo_id: str, folder: str | Path | None = None, revision: str | None = None) -> Path:
-    """Downloads a model into a folder, which appears only when everything is there and was checked.
+    """Downloads a model into a folder, which appears only once everything is there and has been checked.
 
     Args:
         repo_id: owner/name.
-        folder: a new or empty one; the repository's name if None.
+        folder: a new or empty folder; the repository's name if None.
         revision: branch, tag or commit.
 
     Returns:
         The folder.
 
     Raises:
-        HubError: the repository, or the Hub, cannot be reached; or the folder is taken.
-        LoadError: what the repository holds would not load, or not safely.
+        HubError: the repository or the Hub cannot be reached, or the folder is not empty.
+        LoadError: the model would not load, or not safely.
     """
     target = Path(folder if folder is not None else repo_id.rpartition("/")[2])
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise HubError(f"{target} is not empty. Give the name of a new folder to pull into.")
+        raise HubError(f"{target} must be a new or empty folder, got one that is not empty. Name another folder.")
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = target.with_name(f".{target.name}.pull")
-    # An interrupted download is taken up again, but never with files of another commit.
+    # An interrupted download is resumed, but never with files of another commit.
     commit = _refuse_pickled(repo_id, revision)
     marker = staging / ".commit"
     if not marker.is_file() or marker.read_text(encoding="utf-8") != commit:
@@ -263,8 +268,27 @@ def pull(repo_id: str, folder: str | Path | None = None, revision: str | None = 
     return target
 
 
+def fetch_model(name_or_path: str | Path, revision: str | None = None, model_type: str | None = None) -> Path:
+    """The checked folder of a model: a local one, or a Hub repository's files in the cache.
+
+    Args:
+        name_or_path: a folder, or a repository on the Hub.
+        revision: branch, tag or commit of the repository.
+        model_type: the type of model it must hold; any type if None.
+
+    Raises:
+        HubError: there is no such folder or repository, or no network and no copy.
+        LoadError: the model would not load, or not safely.
+    """
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        folder = download(str(name_or_path), revision)
+    check_folder(folder, model_type)
+    return folder
+
+
 def download(repo_id: str, revision: str | None = None) -> Path:
-    """The files that loading a model needs, in the cache; from the cache alone when the Hub cannot be reached.
+    """The files needed to load a model, in the cache. If the Hub cannot be reached, uses the cached copy.
 
     Raises:
         HubError: there is no such repository or revision, or no network and no copy.
@@ -285,55 +309,58 @@ def fetch_checkpoint(source: str) -> Path:
         source: owner/name or owner/name@revision.
 
     Returns:
-        A folder that `training.checkpoint.load` reads.
+        A checkpoint folder, as training writes it.
 
     Raises:
-        HubError: there is no such repository, or no training state in it.
+        HubError: there is no such repository, or it holds no training state.
     """
     repo_id, _, revision = source.partition("@")
     info = _call(lambda: HfApi().model_info(repo_id, revision=revision or None), repo_id, revision or None)
     paths = [entry.rfilename for entry in info.siblings or []]
     names = {path.rpartition("/")[0] for path in paths if path.endswith("/state.json")}
-    numbered = sorted((Path(name) for name in names if re.fullmatch(r"checkpoints/step-\d+", name)), key=_step)
+    numbered = sorted((Path(name) for name in names if re.fullmatch(r"checkpoints/step-\d+", name)), key=step_of)
     found = LAST_CHECKPOINT if LAST_CHECKPOINT in names else numbered[-1].as_posix() if numbered else None
     if found is None:
         raise HubError(
-            f"{source} holds no training state to resume from. A run publishes it with --hub_strategy checkpoint; the "
-            f"model alone is a place to start from: --model_name_or_path {repo_id}."
+            f"{source} holds no training state to resume from. Runs publish it with --hub_strategy checkpoint. To "
+            f"start a new run from its weights, use --model_name_or_path {repo_id}."
         )
     return _download(repo_id, info.sha, allow_patterns=[f"{found}/*"]) / found
 
 
 def explain(error: BaseException) -> str:
-    """Why a request failed and what helps, in words for a user and without anything secret."""
+    """Explains to a user why a request failed and what helps, without revealing anything secret."""
     chain = _chain(error)
     text = redact(" ".join(str(error).split())).rstrip(".")
     status = _status(error)
     if any(isinstance(link, HFValidationError) for link in chain):
-        return f"the name of the repository will not do: {text}."
-    said = f"The client says: {text}."
+        return f"that is not a valid repository name: {text}."
+    details = f"Details: {text}."
     if status == 401:
         return (
-            "the Hub does not take the token: there is none, or it is wrong or expired. Log in with `hf auth login` "
-            f"or set HF_TOKEN. {said}"
+            "the Hub rejected the token: it is missing, wrong or expired. Log in with `hf auth login` or set "
+            f"HF_TOKEN. {details}"
         )
     if status == 403:
-        return f"the token may not write there: it needs the role write, and the owner must be you or yours. {said}"
+        return (
+            "the token has no write access to that namespace. Use a token with the role write, and a namespace that "
+            f"is yours or your organization's. {details}"
+        )
     if status == 404:
-        return f"there is no such repository or revision, or your token may not see it. {said}"
+        return f"there is no such repository or revision, or your token cannot see it. {details}"
     if status == 429:
-        return f"the Hub asks for patience (too many requests), and went on asking. Wait some minutes. {said}"
+        return f"the Hub kept limiting the rate of requests. Wait a few minutes. {details}"
     if status in (409, 412):
-        return f"others kept changing the repository at the same time. {said}"
+        return f"others kept changing the repository at the same time. {details}"
     if status is not None and status >= 500:
-        return f"the Hub has a problem of its own (status {status}). {said}"
+        return f"the Hub has a problem of its own (status {status}). {details}"
     if any(_is_connection_error(link) for link in chain):
-        return f"the Hub could not be reached, or the connection broke. Check the network. {said}"
+        return f"the Hub could not be reached, or the connection broke. Check the network. {details}"
     return f"{type(error).__name__}: {text}."
 
 
 def redact(text: str) -> str:
-    """A text without tokens, and without the queries of addresses, which can be as good as one."""
+    """Removes tokens from a text, and the query strings of URLs, whose signatures are as good as tokens."""
     token = get_token()
     if token:
         text = text.replace(token, "<token>")
@@ -343,11 +370,11 @@ def redact(text: str) -> str:
 
 
 class _UnreachableError(HubError):
-    """No network; a copy in the cache may do."""
+    """The Hub cannot be reached; a cached copy may serve."""
 
 
 def _refuse_pickled(repo_id: str, revision: str | None) -> str:
-    """The commit that a revision is now; raises LoadError if it holds weights and none as safetensors."""
+    """The commit that a revision points to. Raises LoadError if it has no safetensors weights."""
     info = _call(lambda: HfApi().model_info(repo_id, revision=revision), repo_id, revision)
     names = [entry.rfilename for entry in info.siblings or [] if "/" not in entry.rfilename]
     if WEIGHTS not in names and INDEX not in names:
@@ -361,11 +388,11 @@ def _download(repo_id: str, revision: str | None, **options) -> Path:
 
 
 def _call(action: Callable[[], Result], repo_id: str, revision: str | None) -> Result:
-    """A request that reads; raises HubError in words."""
+    """Makes a request that only reads; failures are raised as HubErrors with an explanation."""
     _keep_secrets_out_of_logs()
     where = repo_id + (f" at {revision}" if revision else "")
     try:
-        return _with_retries(action, f"Reading {where}", ATTEMPTS, time.sleep)
+        return _with_retries(action, f"Reading {where}", time.sleep)
     except GatedRepoError:
         raise HubError(f"{where} is gated: ask for access on its page, and log in (`hf auth login`).") from None
     except RevisionNotFoundError:
@@ -376,8 +403,8 @@ def _call(action: Callable[[], Result], repo_id: str, revision: str | None) -> R
         ) from None
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise HubError(
-            f"There is no {where}: no such folder here, and no such repository that you may see on the Hub. Check the "
-            f"spelling, and log in (`hf auth login`) for a private one. ({redact(' '.join(str(error).split()))})"
+            f"There is no {where}: neither a local folder nor a repository on the Hub that you can see. Check the "
+            f"spelling; for a private one, log in (`hf auth login`). ({redact(' '.join(str(error).split()))})"
         ) from None
     except (HfHubHTTPError, EntryNotFoundError, OSError, RuntimeError) as error:
         kind = _UnreachableError if _status(error) is None else HubError
@@ -388,28 +415,28 @@ def _call(action: Callable[[], Result], repo_id: str, revision: str | None) -> R
         raise _UnreachableError(f"{where} cannot be read: {explain(error)}") from None
 
 
-def _with_retries(action: Callable[[], Result], what: str, attempts: int, wait: Callable[[float], None]) -> Result:
-    """Calls until it works, for as long as it fails in ways that can pass."""
-    for number in range(1, attempts + 1):
+def _with_retries(action: Callable[[], Result], what: str, wait: Callable[[float], None]) -> Result:
+    """Retries transient failures, up to ATTEMPTS calls in all."""
+    for number in range(1, ATTEMPTS + 1):
         try:
             return action()
         except Exception as error:
-            if number == attempts or not _can_pass(error):
+            if number == ATTEMPTS or not _is_transient(error):
                 raise
             seconds = _retry_after(error)
             if seconds is None:
-                # The random part keeps two writers from meeting again and again.
+                # Randomized, so that two writers do not keep colliding.
                 seconds = 2.0 ** (number - 1) * random.uniform(0.5, 1.0)
             logger.info("%s: %s Trying again in %.0f s.", what, explain(error), seconds)
             wait(min(seconds, LONGEST_WAIT))
     raise AssertionError("unreachable")
 
 
-def _can_pass(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     if isinstance(error, (HubError, LoadError, OfflineModeIsEnabled, LocalEntryNotFoundError)):
         return False
     status = _status(error)
-    # Storage that refuses an upload does so for its signed address, which another attempt gets anew.
+    # Storage refuses an upload when its signed URL has expired; the next attempt gets a new one.
     is_storage = type(error) is RuntimeError and error.__cause__ is not None
     if status is not None:
         return status in TRANSIENT_STATUSES or status >= 500 or (is_storage and status == 403)
@@ -417,7 +444,7 @@ def _can_pass(error: Exception) -> bool:
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """An error and those that led to it."""
+    """An error followed by its causes."""
     links: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and current not in links:
@@ -427,7 +454,7 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status behind an error."""
+    """The HTTP status behind an error, if any."""
     for link in _chain(error):
         response = getattr(link, "response", None)
         if response is not None and isinstance(getattr(response, "status_code", None), int):
@@ -445,7 +472,7 @@ def _retry_after(error: BaseException) -> float | None:
 
 
 def _is_connection_error(error: BaseException) -> bool:
-    """Timeouts and broken connections, whichever HTTP library the client uses: httpx in its release 1, httpx2 in 2."""
+    """True for timeouts and broken connections of either HTTP library: huggingface_hub 1 uses httpx, 2 uses httpx2."""
     names = {cls.__name__ for cls in type(error).__mro__ if cls.__module__.partition(".")[0] in ("httpx", "httpx2")}
     return "TransportError" in names or isinstance(error, (ConnectionError, TimeoutError))
 
@@ -458,14 +485,14 @@ def _addition(path: str, file: Path, repo_id: str) -> CommitOperationAdd:
 
 
 def _is_left_over(path: str, files: dict[str, Path]) -> bool:
-    """Whether a file of the repository was part of what these files replace."""
+    """True if a file of the repository belongs to the model or checkpoint that these files replace."""
     if path.startswith(LAST_CHECKPOINT):
         return any(name.startswith(LAST_CHECKPOINT) for name in files)
     return OWN_FILES.fullmatch(path) is not None
 
 
 def _check_for_tokens(files: dict[str, Path]) -> None:
-    """Refuses a text that holds an access token: a commit cannot be taken back."""
+    """Refuses files that hold an access token: a published commit cannot be taken back."""
     token = (get_token() or "").encode()
     pattern = re.compile(TOKEN.pattern.encode())
     for path, file in files.items():
@@ -473,25 +500,27 @@ def _check_for_tokens(files: dict[str, Path]) -> None:
             continue
         content = file.read_bytes()
         if pattern.search(content) or (token and token in content):
-            raise HubError(f"{file} holds an access token of the Hub ({path} in the repository). Nothing was pushed.")
+            raise HubError(
+                f"{file} ({path} in the repository) holds an access token of the Hub. Nothing was pushed. Remove the "
+                "token, and revoke it if others may have seen it."
+            )
 
 
-def _step(path: Path) -> int:
-    digits = path.name.removeprefix("step-")
-    return int(digits) if digits.isdigit() else -1
-
-
-class _Redacting(logging.Filter):
-    """The client logs addresses of uploads, whose signatures are as good as a token."""
+class _RedactingFilter(logging.Filter):
+    """Redacts what the Hub client logs: the URLs of uploads carry signatures that are as good as tokens."""
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if record.name.partition(".")[0] != "huggingface_hub":
+            return True
         record.msg, record.args = redact(record.getMessage()), ()
         return not record.msg.startswith("No files have been modified")
 
 
-_REDACTING = _Redacting()
+_REDACTING_FILTER = _RedactingFilter()
 
 
 def _keep_secrets_out_of_logs() -> None:
-    for name in ("utils._http", "_commit_api", "hf_api", "lfs", "file_download", "_snapshot_download"):
-        logging.getLogger(f"huggingface_hub.{name}").addFilter(_REDACTING)
+    """Filters every handler that the Hub client's records reach. (A logger's filter would miss its children.)"""
+    for name in ("huggingface_hub", None):
+        for handler in logging.getLogger(name).handlers:
+            handler.addFilter(_REDACTING_FILTER)

@@ -1,15 +1,14 @@
-# Copyright 2026 The hfgen team. Licensed under the Apache License, Version 2.0.
-"""Measures of reconstructions, likelihoods, anomaly scores and samples; everything is computed in float64.
+"""Measures of reconstructions, likelihoods and samples, computed in float64, and the meaning of every metric.
 
-Feature-based measures (`frechet_distance`, `precision_recall_density_coverage`) take the features that a network of
-the caller's choice gives: values compare only between runs that used the same network and equal numbers of images.
+Feature-based measures (`frechet_distance`, `precision_recall_density_coverage`) take features from a network of the
+caller's choice: values are comparable only between runs that used the same network and equal numbers of images.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +18,54 @@ ArrayLike = torch.Tensor | np.ndarray
 Number = TypeVar("Number", float, torch.Tensor)
 
 _BLOCK = 4_000_000  # distances held at a time: 32 MB
+
+
+class Metric(NamedTuple):
+    """How cards present a metric: a label, and what the number says."""
+
+    label: str
+    meaning: str = ""
+
+
+METRICS = {
+    "elbo": Metric(
+        "ELBO", "evidence lower bound, nats per image; the log-likelihood is at least this; higher is better"
+    ),
+    "nll": Metric("Negative log-likelihood", "importance-weighted estimate, nats per image; lower is better"),
+    "bits_per_dim": Metric("Bits per dimension", "negative log-likelihood in bits per pixel and channel"),
+    "reconstruction_loss": Metric("Reconstruction loss", "what the decoder gets wrong; lower is better"),
+    "kl_loss": Metric("KL", "divergence of the encoder's distribution from the prior, nats per image"),
+    "mse": Metric("MSE", "mean squared error of a pixel in [0, 1]; lower is better"),
+    "psnr": Metric("PSNR", "peak signal-to-noise ratio, dB; higher is better"),
+    "auroc": Metric("AUROC", "probability that an anomaly scores higher than a normal image; 0.5 is chance"),
+    "classifier_fid": Metric(
+        "Classifier FID",
+        "Fréchet distance in the features of a small classifier of this dataset, not of Inception: comparable only "
+        "with values measured the same way; lower is better",
+    ),
+    "precision": Metric("Precision", "fraction of generated images that lie among real ones"),
+    "recall": Metric("Recall", "fraction of real images that lie among generated ones"),
+    "density": Metric("Density", "how densely real images surround generated ones; about 1 for real images"),
+    "coverage": Metric("Coverage", "fraction of real images with a generated one nearby"),
+    "discriminator_accuracy": Metric(
+        "Discriminator accuracy", "fraction of images the discriminator classifies correctly; 0.5 is chance"
+    ),
+    "discriminator_accuracy_real": Metric(
+        "Discriminator accuracy on real images", "fraction of held-out images classified as real"
+    ),
+    "discriminator_accuracy_fake": Metric(
+        "Discriminator accuracy on generated images", "fraction of generated images classified as generated"
+    ),
+    "classifier_accuracy": Metric(
+        "Accuracy of the measuring classifier", "on real test images: how far the numbers based on it can be trusted"
+    ),
+    "label_accuracy": Metric(
+        "Label accuracy", "fraction of generated images that the classifier assigns to their class"
+    ),
+    "loss": Metric("Loss", "cross-entropy, nats per token; lower is better"),
+    "bits_per_char": Metric("Bits per character", "the loss in bits per character of text; lower is better"),
+    "perplexity": Metric("Perplexity", "exp(loss): as uncertain as a choice among this many equally likely tokens"),
+}
 
 
 def psnr(images: torch.Tensor, references: torch.Tensor, data_range: float = 1.0) -> torch.Tensor:
@@ -33,60 +80,28 @@ def psnr(images: torch.Tensor, references: torch.Tensor, data_range: float = 1.0
     """
     if images.shape != references.shape or images.ndim < 2:
         raise ValueError(
-            f"images, references: expected one shape (batch, ...), found {tuple(images.shape)} and "
-            f"{tuple(references.shape)}."
+            f"images and references must have one shape (batch, ...), got {tuple(images.shape)} and "
+            f"{tuple(references.shape)}. Resize one of them."
         )
     mse = (images.double() - references.double()).square().flatten(1).mean(dim=1)
     return 10 * (math.log10(data_range**2) - mse.log10())
 
 
 def bits_per_dim(nats: Number, num_dims: int) -> Number:
-    """A negative log-likelihood in nats an image, in bits a dimension: nats / (num_dims · ln 2).
+    """Converts nats per image to bits per dimension: nats / (num_dims · ln 2).
 
-    It is comparable to published numbers only if the likelihood is that of discrete 8-bit values. A density of pixels
-    scaled to [0, 1] must first be given 8 bits a dimension more: `nats + num_dims * log(256)`.
+    The result is comparable to published numbers only if the likelihood is that of discrete 8-bit values. For a
+    density of pixels scaled to [0, 1], add 8 bits per dimension first: `nats + num_dims * log(256)`.
 
     Args:
         nats: a number, or a tensor of any shape.
         num_dims: channels · height · width.
     """
     if num_dims < 1:
-        raise ValueError(f"num_dims: expected channels * height * width, at least 1, found {num_dims}.")
+        raise ValueError(
+            f"num_dims must be channels * height * width, at least 1, got {num_dims}. Count every number."
+        )
     return nats / (num_dims * math.log(2))
-
-
-def auroc(scores: ArrayLike, labels: ArrayLike) -> float:
-    """Area under the ROC curve: the probability that a positive scores higher than a negative, ties counting one half.
-
-    That is the Mann-Whitney U statistic over the number of pairs (Hanley & McNeil 1982).
-
-    Args:
-        scores: (n,), larger means more likely positive.
-        labels: (n,), bool or 0/1, with at least one of each.
-
-    Returns:
-        a number in [0, 1]; 0.5 is chance.
-    """
-    scores, labels = torch.as_tensor(scores).detach().cpu(), torch.as_tensor(labels).detach().cpu()
-    if scores.ndim != 1 or scores.shape != labels.shape:
-        raise ValueError(
-            f"scores, labels: expected both of shape (n,), found {tuple(scores.shape)} and {tuple(labels.shape)}."
-        )
-    if scores.isnan().any():
-        raise ValueError("scores: expected numbers, found NaN.")
-    if not ((labels == 0) | (labels == 1)).all():
-        raise ValueError("labels: expected only 0 (negative) and 1 (positive), found other values.")
-    positive = labels.bool()
-    num_positive, num_negative = int(positive.sum()), int((~positive).sum())
-    if num_positive == 0 or num_negative == 0:
-        raise ValueError(
-            f"labels: expected at least one positive and one negative, found {num_positive} and {num_negative}."
-        )
-    # Ranks from 1; tied scores share the mean of their ranks.
-    _, group, sizes = scores.unique(return_inverse=True, return_counts=True)
-    mean_rank = sizes.double().cumsum(0) - (sizes.double() - 1) / 2
-    rank_sum = float(mean_rank[group][positive].sum())
-    return (rank_sum - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative)
 
 
 def frechet_distance(features_a: ArrayLike, features_b: ArrayLike) -> float:
@@ -94,8 +109,8 @@ def frechet_distance(features_a: ArrayLike, features_b: ArrayLike) -> float:
 
         |μa − μb|² + tr(Σa + Σb − 2 (Σa Σb)^½)      (Heusel et al. 2017, eq. 6; Dowson & Landau 1982)
 
-    with unbiased covariances. With Σ = RᵀR from a QR decomposition of the centred features, tr (Σa Σb)^½ is the sum of
-    the singular values of Ra Rbᵀ: no matrix square root, and exact also for singular covariances.
+    with unbiased covariances. With Σ = RᵀR from a QR decomposition of the centered features, tr (Σa Σb)^½ is the sum
+    of the singular values of Ra Rbᵀ: no matrix square root, and exact also for singular covariances.
 
     Args:
         features_a: (n, dimensions). The bias is of order dimensions/n: compare equal and large n only.
@@ -121,25 +136,25 @@ class PrecisionRecallDensityCoverage:
 
 
 def precision_recall_density_coverage(real: ArrayLike, fake: ArrayLike, k: int = 5) -> PrecisionRecallDensityCoverage:
-    """Fidelity and diversity of samples, by the balls that reach from each point to its k-th nearest neighbour.
+    """Fidelity and diversity of samples, by the balls that reach from each point to its k-th nearest neighbor.
 
     - precision: the fraction of fakes inside a ball of the reals; recall: of reals inside a ball of the fakes
       (Kynkäänniemi et al. 2019, "Improved precision and recall metric for assessing generative models").
     - density: how many balls of the reals a fake lies in, over k; coverage: the fraction of the reals whose ball
       holds a fake (Naeem et al. 2020, "Reliable fidelity and diversity metrics for generative models").
 
-    A point does not count as its own neighbour. Balls are open, as in the code of Naeem et al., so that equal sets
-    give exactly 1 four times. Distances are made in blocks of 4 million, whatever the number of points.
+    A point does not count as its own neighbor. Balls are open, as in the code of Naeem et al., so that equal sets
+    give exactly 1 four times. Distances are computed in blocks of 4 million, whatever the number of points.
 
     Args:
         real: features (n, dimensions), n > k.
         fake: features (m, dimensions), m > k.
-        k: which neighbour.
+        k: which neighbor.
     """
     if k < 1:
-        raise ValueError(f"k: expected at least 1, found {k}.")
+        raise ValueError(f"k must be at least 1, got {k}. The usual choice is 5.")
     real, fake = _feature_pair(real, fake, "real", "fake", at_least=k + 1)
-    center = real.mean(dim=0)  # Distances are kept by a shift, and are more exact near the origin.
+    center = real.mean(dim=0)  # A shift leaves distances as they are, and makes them more exact.
     real, fake = real - center, fake - center
 
     covered, fake_in_balls = _balls(real, fake, k)
@@ -180,11 +195,13 @@ def _feature_pair(
     for name, features in ((name_a, a), (name_b, b)):
         if features.ndim != 2 or len(features) < at_least:
             raise ValueError(
-                f"{name}: expected features of shape (n, dimensions) with n at least {at_least}, found "
-                f"{tuple(features.shape)}."
+                f"{name} must have the shape (n, dimensions) with n at least {at_least}, got "
+                f"{tuple(features.shape)}. Give more images, one row of features per image."
             )
         if not features.isfinite().all():
-            raise ValueError(f"{name}: expected finite features, found NaN or infinity.")
+            raise ValueError(f"{name} must be finite, got NaN or infinity. Check the network and its inputs.")
     if a.shape[1] != b.shape[1]:
-        raise ValueError(f"{name_a}, {name_b}: expected equal dimensions, found {a.shape[1]} and {b.shape[1]}.")
+        raise ValueError(
+            f"{name_a} and {name_b} must have equal dimensions, got {a.shape[1]} and {b.shape[1]}. Use one network."
+        )
     return a, b

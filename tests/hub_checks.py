@@ -27,8 +27,8 @@ from safetensors.torch import load_file, save_file
 import hfgen
 from hfgen import hub as hub_module
 from hfgen.cli import main as command_line
-from hfgen.hub import HubError, download, fetch_checkpoint, pull, push_folder, redact
-from hfgen.loading import LoadError, check_folder, fetch_model
+from hfgen.hub import HubError, download, fetch_checkpoint, fetch_model, pull, push_folder, redact
+from hfgen.model_folder import LoadError, check_folder
 
 from .hub.fixture import HubProcess
 

@@ -127,6 +127,8 @@ class Rule:
 
 def _rank(module: str) -> int | None:
     parts = module.split(".")
+    if module.startswith("training.checkpoint.storage"):  # files on a disk, below the state that it holds
+        return RANK_OF["distributed"]
     return RANK_OF.get(parts[1]) if parts[0] == "training" and len(parts) > 1 else None
 
 

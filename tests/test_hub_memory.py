@@ -27,7 +27,7 @@ SHARD = 10**9
 CLIENT = """
 import json, re, sys
 from hfgen.hub import push_folder, pull
-from hfgen.loading import check_folder
+from hfgen.model_folder import check_folder
 def memory(name):
     return int(re.search(rf"{name}:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
 action, small, big, repo = sys.argv[1:]

@@ -9,7 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hfgen.loading import fetch_model
+from hfgen.hub import fetch_model
 
 from .config.flags import Arguments
 from .config.parser import strict_error_text

@@ -53,25 +53,20 @@ DEFAULTS: dict[str, Any] = {
 class GANArguments:
     """The flags of this script alone."""
 
+    _argument_group_name = "gan"
+
     discriminator_learning_rate: float | None = flag(
-        None, "Learning rate of the discriminator. Default: --learning_rate.", on_resume="warn"
+        None, "Learning rate of the discriminator. Default: --learning_rate.", on_resume="warn", gt=0
     )
     discriminator_steps: int = flag(
-        1, "Number of updates of the discriminator per update of the generator.", on_resume="warn"
+        1, "Number of updates of the discriminator per update of the generator.", on_resume="warn", ge=1
     )
     quality_samples: int = flag(
-        10_000, "Number of images to draw for the final comparison with real ones; 0 skips it.", on_resume="free"
+        10_000,
+        "Number of images to generate for the final comparison with real ones; 0 skips it.",
+        on_resume="free",
+        ge=0,
     )
-
-    def problems(self) -> list[str]:
-        found = []
-        if self.discriminator_steps < 1:
-            found.append(f"--discriminator_steps must be at least 1, got {self.discriminator_steps}")
-        if self.quality_samples < 0:
-            found.append(f"--quality_samples must be at least 0, got {self.quality_samples}")
-        if self.discriminator_learning_rate is not None and not self.discriminator_learning_rate > 0:
-            found.append(f"--discriminator_learning_rate must be above 0, got {self.discriminator_learning_rate}")
-        return found
 
 
 class _AdversarialLoss(nn.Module):

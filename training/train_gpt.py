@@ -52,19 +52,18 @@ DEFAULTS: dict[str, Any] = {
 class GPTArguments:
     """The flags of this script alone."""
 
+    _argument_group_name = "gpt"
+
     tokenizer_name: str | None = flag(
         None, "Tokenizer to use instead of one built from the characters of the text.", on_resume="warn"
     )
-    sample_length: int = flag(500, "Length of each sample in tokens.", on_resume="free")
+    sample_length: int = flag(500, "Length of each sample in tokens.", on_resume="free", ge=1)
     sample_temperature: float = flag(
-        0.8, "Temperature of the samples, and of generate() in the published model.", on_resume="free"
+        0.8,
+        "Temperature of the samples, and of generate() in the published model.",
+        on_resume="free",
+        gt=0,
     )
-
-    def problems(self) -> list[str]:
-        found = [] if self.sample_length >= 1 else [f"--sample_length must be at least 1, got {self.sample_length}"]
-        if not self.sample_temperature > 0:
-            found.append(f"--sample_temperature must be above 0, got {self.sample_temperature}")
-        return found
 
 
 class NextTokenLoss(nn.Module):

@@ -41,12 +41,14 @@ DEFAULTS: dict[str, Any] = {"learning_rate": 2e-3}
 class VAEArguments:
     """The flags of this script alone."""
 
-    nll_samples: int = flag(
-        100, "Number of importance samples per image for the final likelihood estimate; 0 skips it.", on_resume="free"
-    )
+    _argument_group_name = "vae"
 
-    def problems(self) -> list[str]:
-        return [] if self.nll_samples >= 0 else [f"--nll_samples must be at least 0, got {self.nll_samples}"]
+    nll_samples: int = flag(
+        100,
+        "Number of importance samples per image for the final likelihood estimate; 0 skips it.",
+        on_resume="free",
+        ge=0,
+    )
 
 
 class EvidenceLowerBound(nn.Module):

@@ -1,4 +1,4 @@
-"""."""
+"""What a feed is, and which examples each process takes from it in each micro-step."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ IN_MEMORY_BYTES = 2 * 10**9
 
 
 def fits_in_memory(needed: int, in_memory: bool | None) -> bool:
-    """Whether a dataset of so many bytes is to be held in memory: what --in_memory says, else if it is small."""
+    """True if `needed` bytes should be held in memory. `--in_memory` decides; by default anything under 2 GB is."""
     return needed < IN_MEMORY_BYTES if in_memory is None else in_memory
 
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """Which part of a global batch this process works on.
+    """The examples of one optimizer step, and the part of them that this process works on.
 
-    A global batch of `batch_size * accumulation * processes` examples is laid out micro-step by micro-step, and within
-    a micro-step process by process.
+    The `batch_size * accumulation * processes` examples are laid out micro-step by micro-step, and within a micro-step
+    process by process.
     """
 
     batch_size: int
@@ -37,20 +37,20 @@ class GlobalBatch:
 
     @property
     def size(self) -> int:
-        """Examples in the global batch."""
+        """Number of examples in the global batch."""
         return self.batch_size * self.accumulation * self.processes
 
     def rows(self, micro_step: int) -> slice:
-        """This process's rows of the global batch in a micro-step."""
+        """The rows of the global batch that this process takes in a micro-step."""
         start = (micro_step * self.processes + self.rank) * self.batch_size
         return slice(start, start + self.batch_size)
 
 
 class Feed(Protocol):
-    """Training examples without end.
+    """An endless supply of training examples.
 
     Attributes:
-        num_examples: examples in an epoch, None where a stream does not tell.
+        num_examples: Number of examples in an epoch. None if unknown (streams).
     """
 
     num_examples: int | None
@@ -58,18 +58,28 @@ class Feed(Protocol):
     def batches(
         self, first_step: int, global_batch: GlobalBatch, device: torch.device, state: dict[str, Any] | None = None
     ) -> Iterator[Batch]:
-        """Micro-batches from a step on: this process's rows, on the device. `state` is what `state` told before it."""
+        """Yields this process's micro-batches from `first_step` on, on `device`.
+
+        Args:
+            first_step: Optimizer steps that are done.
+            global_batch: Sizes, and the place of this process among the others.
+            device: Where the batches go.
+            state: As returned by `state()` after the last of those steps; None to start from the beginning.
+        """
         ...
 
     def state(self) -> dict[str, Any]:
-        """What must be known, besides the step, to go on after the last batch that was handed out; fits JSON."""
-        ...
+        """JSON-serializable state needed, besides the step, to resume after the last batch that was handed out.
+
+        Empty by default: the examples of most feeds follow from the step.
+        """
+        return {}
 
 
 class EpochOrder:
-    """The order of examples: permutations without end, one an epoch, cut into global batches.
+    """The order of examples: an endless sequence of permutations, one per epoch, cut into global batches.
 
-    A batch may span two epochs, so that every example is used equally often whatever the batch size.
+    A batch may span two epochs, so every example is used equally often whatever the batch size.
     """
 
     def __init__(self, num_examples: int, seed: int):
@@ -79,7 +89,7 @@ class EpochOrder:
         self._permutation = torch.empty(0, dtype=torch.long)
 
     def epoch(self, number: int) -> Tensor:
-        """The permutation of an epoch, (num_examples,)."""
+        """The permutation of one epoch, (num_examples,)."""
         if number != self._epoch:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", number))
             # Half the memory of the usual int64, and the same permutation.
@@ -89,7 +99,7 @@ class EpochOrder:
         return self._permutation
 
     def positions(self, start: int, stop: int) -> Iterator[tuple[int, Tensor]]:
-        """(epoch, examples) for positions start to stop of the endless sequence: one part, or one for each epoch."""
+        """Yields (epoch, examples) for positions `start` to `stop` of the sequence, one pair for each epoch."""
         while start < stop:
             epoch, offset = divmod(start, self.num_examples)
             part = self.epoch(epoch)[offset : offset + stop - start]
@@ -97,7 +107,7 @@ class EpochOrder:
             start += len(part)
 
     def micro_batches(self, first_step: int, global_batch: GlobalBatch) -> Iterator[list[tuple[int, Tensor]]]:
-        """This process's part of every micro-step from a step on."""
+        """Yields the `positions` of this process for every micro-step from `first_step` on."""
         step = first_step
         while True:
             for micro_step in range(global_batch.accumulation):
@@ -107,13 +117,13 @@ class EpochOrder:
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
-    """A batch on the device, its images scaled."""
+    """Moves a batch to the device; uint8 `pixels` become `pixel_values`."""
     batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
     return image_batch(batch["pixels"], batch.get("labels")) if "pixels" in batch else batch
 
 
 def image_batch(pixels: Tensor, labels: Tensor | None) -> Batch:
-    """uint8 pixels -> pixel_values in [0, 1], the contract of every model."""
+    """uint8 pixels -> `pixel_values` in [0, 1], as every model expects them, and `labels` if there are any."""
     batch = {"pixel_values": pixels.float().div_(255)}
     if labels is not None:
         batch["labels"] = labels

@@ -13,16 +13,16 @@ import numpy as np
 SHARD_EXAMPLES = 10_000
 
 
-def _streamed(splits: dict[str, Any]) -> dict[str, Any]:
-    """Read in order, in as many shards as let a reader go to any place without reading much before it."""
+def streamed(splits: dict[str, Any]) -> dict[str, Any]:
+    """Splits as streams, in enough shards that a reader gets to any place without reading much before it."""
     shards = {name: max(1, min(len(split), max(8, len(split) // SHARD_EXAMPLES))) for name, split in splits.items()}
     return {name: split.to_iterable_dataset(num_shards=shards[name]) for name, split in splits.items()}
 
 
 def _digits(streaming: bool) -> dict[str, Any]:
-    """scikit-learn's 1,797 images of handwritten digits, 8 x 8 in 17 grey levels: the last 297 are for measuring.
+    """scikit-learn's 1,797 images of handwritten digits, 8 x 8 in 17 gray levels; the last 297 are the test split.
 
-    The last ones were written by other people than the first ones, as in the usual split of this dataset.
+    As in the usual split of this dataset, other people wrote those.
     """
     import datasets
     from PIL import Image
@@ -39,28 +39,28 @@ def _digits(streaming: bool) -> dict[str, Any]:
         return datasets.Dataset.from_dict(columns, features=features)
 
     splits = {"train": part(slice(0, 1500)), "test": part(slice(1500, None))}
-    return _streamed(splits) if streaming else splits
+    return streamed(splits) if streaming else splits
 
 
 def _python_docs(streaming: bool) -> dict[str, Any]:
     """The language reference that ships inside CPython (pydoc_data/topics), about 465,000 characters of English.
 
-    One document; a stream has one a topic.
+    One document; a stream has one per topic.
     """
     import datasets
 
     path = Path(sysconfig.get_paths()["stdlib"]) / "pydoc_data" / "topics.py"
     if not path.is_file():
         raise ValueError(
-            "This Python comes without its language reference (pydoc_data). Install it, or give a text file to "
-            "--dataset_name."
+            "python-docs needs Python's language reference (pydoc_data), which is not installed. Install it, or give "
+            "a text file to --dataset_name."
         )
-    # Read, not imported: the file is one dictionary literal, and nothing in it needs to run.
+    # Parsed, not imported: the file is one dictionary literal, and nothing in it needs to run.
     tree = ast.parse(path.read_text(encoding="utf-8"))
     topics: dict[str, str] = next(ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign))
     documents = [topics[key] for key in sorted(topics)]
     if streaming:
-        return _streamed({"train": datasets.Dataset.from_dict({"text": documents})})
+        return streamed({"train": datasets.Dataset.from_dict({"text": documents})})
     return {"train": datasets.Dataset.from_dict({"text": ["\n\n".join(documents)]})}
 
 

@@ -1,7 +1,7 @@
-"""Text that need not fit in memory: documents of text files or of a dataset, read a piece at a time.
+"""Text that need not fit in memory: documents of text files or of a dataset, read in pieces.
 
-A corpus is scanned and tokenized once: [`cached_arrow_dataset`] keeps the result as an arrow file in the cache of
-`datasets`, where the next run and the other processes of this one find it.
+A corpus is scanned and tokenized once; [`cached_dataset`] keeps the results as arrow files in the cache of `datasets`,
+where later runs and the other processes of this run find them.
 """
 
 from __future__ import annotations
@@ -14,33 +14,36 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import datasets
 import numpy as np
+import pyarrow as pa
+from datasets.fingerprint import Hasher
+from pyarrow import compute
 
 from .sources import one_line
 
 
 logger = logging.getLogger(__name__)
 PIECE_CHARACTERS = 1 << 16  # of a file
-GROUP_CHARACTERS = 1 << 20  # that are tokenized at a time
-BATCH_BYTES = 4 << 20  # that are read of a dataset at a time
-# Part of every fingerprint: to be raised when other code would write another file for the same text.
+GROUP_CHARACTERS = 1 << 20  # tokenized at a time
+BATCH_BYTES = 4 << 20  # of a dataset, read at a time
+# Part of every fingerprint: raise it when the code would write a different file for the same text.
 FORMAT = "hfgen text 1"
 
 
 class Piece(NamedTuple):
-    """A part of a document, never empty, and whether it is the last one."""
+    """A part of a document, never empty."""
 
     text: str
-    ends: bool
+    ends: bool  # whether it is the last one
 
 
 @dataclass(frozen=True)
 class TextFiles:
-    """UTF-8 files, each one document, in pieces of about PIECE_CHARACTERS that end where a line does.
+    """UTF-8 files, each one document, in pieces of about PIECE_CHARACTERS that end at a line break.
 
-    The pieces of a file join to exactly its text, so that a character tokenizer gives the tokens of the whole. A
-    tokenizer that merges characters may give others at the end of a piece, one place in 65,536 characters: it
-    cannot merge over it.
+    The pieces of a file join to exactly its text, so a character tokenizer gives the tokens of the whole. A tokenizer
+    that merges characters cannot merge across the end of a piece, one place per 65,536 characters.
     """
 
     paths: tuple[Path, ...]
@@ -59,19 +62,19 @@ class TextFiles:
 
     @property
     def fingerprint(self) -> list[Any]:
-        """Changes with every file: its place, its size and the time of its last change stand for its content."""
+        """Path, size and modification time of each file, which stand for its content."""
         stats = [path.stat() for path in self.paths]
         return [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in zip(self.paths, stats)]
 
     def pieces(self) -> Iterator[Piece]:
-        """All that is in the files.
+        """Everything in the files.
 
         Raises:
-            ValueError: a file is not UTF-8.
+            ValueError: A file is not UTF-8.
         """
         for path in self.paths:
             try:
-                # Line ends become "\n", as they do where `datasets` reads a file.
+                # Line ends become "\n", as they do when `datasets` reads a file.
                 with open(path, encoding="utf-8") as file:
                     text = self._read(file)
                     while text:
@@ -89,9 +92,9 @@ class TextFiles:
 
 @dataclass(frozen=True)
 class Column:
-    """Texts of a `datasets.Dataset`, each one document, read from its memory-mapped file.
+    """The texts in a column of a `datasets.Dataset`, each one document, read from its memory-mapped file.
 
-    One document at least is held in memory: it is tokenized as a whole.
+    Documents are held and tokenized whole.
     """
 
     dataset: Any
@@ -99,13 +102,11 @@ class Column:
 
     @cached_property
     def num_bytes(self) -> int:
-        """Of the texts in UTF-8; an estimate where the dataset is a selection of scattered rows."""
-        from pyarrow import ArrowNotImplementedError, compute
-
+        """UTF-8 bytes of the texts; an estimate if the dataset is a selection of scattered rows."""
         table = self.dataset.data
         try:
             lengths = [compute.sum(compute.binary_length(chunk)).as_py() for chunk in table.column(self.name).chunks]
-        except ArrowNotImplementedError:  # no text: told where it is read
+        except pa.ArrowNotImplementedError:  # not text: `pieces` raises
             return 0
         return int(sum(filter(None, lengths)) * len(self.dataset) / max(1, table.num_rows))
 
@@ -117,7 +118,7 @@ class Column:
         """The documents that are not empty.
 
         Raises:
-            ValueError: the column holds something else than text.
+            ValueError: The column holds something other than text.
         """
         rows = max(1, BATCH_BYTES * len(self.dataset) // max(1, self.num_bytes))
         column = self.dataset.select_columns([self.name]).with_format("arrow")
@@ -125,8 +126,8 @@ class Column:
             for document in table.column(self.name).to_pylist():
                 if document and not isinstance(document, str):
                     raise ValueError(
-                        f"The column {self.name!r} was expected to hold text, found {type(document).__name__}. Name "
-                        "another one with --text_column."
+                        f"The column {self.name!r} must hold text, got {type(document).__name__}. Name another one "
+                        "with --text_column."
                     )
                 if document:
                     yield Piece(document, ends=True)
@@ -134,14 +135,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents to train or to measure on: those of a source, or a stretch of its characters.
+    """Documents to train or to evaluate on: those of a source, or a stretch of its characters.
 
     Attributes:
-        source: where they are.
-        name: what errors call them.
-        start, stop: the stretch, in characters of the source's documents laid end to end; to the end when None. A
-            document that reaches beyond it is cut off, and ends there.
-        max_documents: the first ones of the stretch; all when None.
+        source: Where they are.
+        name: What errors call them.
+        start, stop: The stretch, in characters of the source's documents laid end to end; None for the end. A document
+            that extends beyond it is cut off there.
+        max_documents: Only the first ones of the stretch; None for all.
     """
 
     source: TextFiles | Column
@@ -152,9 +153,11 @@ class Corpus:
 
     @property
     def fingerprint(self) -> list[Any]:
+        """Changes with the text."""
         return [FORMAT, *self.source.fingerprint, self.start, self.stop, self.max_documents]
 
     def pieces(self) -> Iterator[Piece]:
+        """The pieces of the stretch, cut at its ends."""
         position = documents = 0
         if self.stop == 0:
             return
@@ -171,14 +174,24 @@ class Corpus:
             if is_cut or documents == self.max_documents:
                 return
 
+    def documents(self) -> list[str]:
+        """The documents of the stretch, whole and in memory."""
+        documents, parts = [], []
+        for piece in self.pieces():
+            parts.append(piece.text)
+            if piece.ends:
+                documents.append("".join(parts))
+                parts = []
+        return documents
+
 
 @dataclass(frozen=True)
 class CorpusScan:
-    """What one reading of a corpus tells.
+    """What one pass over a corpus finds.
 
     Attributes:
-        characters, documents: how many there are.
-        alphabet: each character that occurs, once, by code point.
+        characters, documents: How many there are.
+        alphabet: Each character that occurs, once, by code point.
     """
 
     characters: int
@@ -187,31 +200,39 @@ class CorpusScan:
 
 
 def scan(corpus: Corpus) -> CorpusScan:
-    """Counts a corpus, in one pass that holds a piece of it; the second time, the answer comes from the cache.
+    """Counts a corpus in one pass, one group of pieces at a time.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: The text cannot be read, or there is none.
     """
-    import pyarrow as pa
+    seen = np.zeros(0x110000, bool)
+    characters = documents = 0
+    for group in grouped(corpus.pieces()):
+        text = "".join(piece.text for piece in group)
+        seen[np.frombuffer(text.encode("utf-32-le"), np.dtype("<u4"))] = True
+        characters += len(text)
+        documents += sum(piece.ends for piece in group)
+    if not documents:
+        raise ValueError(f"{corpus.name} has no text. Check --dataset_name, its splits and --text_column.")
+    return CorpusScan(characters, documents, "".join(map(chr, np.flatnonzero(seen))))
+
+
+def cached_scan(corpus: Corpus) -> CorpusScan:
+    """As `scan`, but the cache of `datasets` keeps the result for later calls.
+
+    Raises:
+        ValueError: The text cannot be read, there is none, or the disk is full.
+    """
 
     def tables() -> Iterator[pa.Table]:
-        logger.info("Reading %s once, to find its characters.", corpus.name)
-        seen = np.zeros(0x110000, bool)
-        characters = documents = 0
-        for group in grouped(corpus.pieces()):
-            text = "".join(piece.text for piece in group)
-            seen[np.frombuffer(text.encode("utf-32-le"), np.dtype("<u4"))] = True
-            characters += len(text)
-            documents += sum(piece.ends for piece in group)
-        alphabet = "".join(map(chr, np.flatnonzero(seen)))
-        yield pa.table({"characters": [characters], "documents": [documents], "alphabet": [alphabet]})
+        logger.info("Reading %s once to find its characters.", corpus.name)
+        yield pa.table({name: [value] for name, value in vars(scan(corpus)).items()})
 
-    written = cached_arrow_dataset(tables, ["scan", corpus.fingerprint], corpus.name)
-    return CorpusScan(**written[0])
+    return CorpusScan(**cached_dataset(tables, ["scan", corpus.fingerprint], corpus.name)[0])
 
 
 def grouped(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
-    """Pieces, GROUP_CHARACTERS or more at a time."""
+    """Pieces in groups of at least GROUP_CHARACTERS, the last one aside."""
     group: list[Piece] = []
     size = 0
     for piece in pieces:
@@ -224,51 +245,54 @@ def grouped(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
         yield group
 
 
-def cached_arrow_dataset(tables: Callable[[], Iterator[Any]], fingerprint: list[Any], name: str) -> Any:
-    """The dataset that some arrow tables make up, memory-mapped from the cache of `datasets`.
+def cached_dataset(tables: Callable[[], Iterator[pa.Table]], fingerprint: list[Any], name: str) -> Any:
+    """The dataset of some tables, memory-mapped from the cache of `datasets`; `tables` is called if it is not there.
 
-    They are asked for only where no file with that fingerprint is there. `datasets` holds a lock on it: of several
-    processes one writes, and the others wait and then map the same file. It is written to a folder of another name
-    that is renamed at the end, so that it is whole or not there. A lock and not a barrier, which would time out while
-    one process reads for half an hour, and which nobody would leave who comes late, or from another run.
+    `datasets` locks a fingerprint: one process writes, the others wait and then map the same file, which is renamed
+    into place when it is complete. A lock rather than a barrier, because a barrier would time out while one process
+    reads for half an hour, and a process that joins late would wait forever.
 
     Args:
-        tables: makes pyarrow tables of one schema, one row each.
-        fingerprint: all that they depend on, in strings and numbers.
-        name: what errors call the text.
+        tables: Yields tables of the same schema, one row each.
+        fingerprint: Everything that they depend on, in strings and numbers.
+        name: What errors call the text.
 
     Raises:
-        ValueError: the text cannot be read, or the disk is full.
+        ValueError: The text cannot be read, or the disk is full.
     """
-    import datasets
-    from datasets.fingerprint import Hasher
-
-    class Tables(datasets.ArrowBasedBuilder):
-        def _info(self) -> datasets.DatasetInfo:
-            return datasets.DatasetInfo()
-
-        def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-            return [datasets.SplitGenerator("train", {})]
-
-        def _generate_tables(self) -> Iterator[tuple[int, Any]]:
-            yield from enumerate(tables())
-
     try:
-        # A row a record batch: else `datasets` would hold many rows, which are long ones, before it writes them.
-        builder = Tables(dataset_name="hfgen-text", config_id=Hasher.hash(fingerprint), writer_batch_size=1)
+        builder = _Tables(tables, Hasher.hash(fingerprint))
         builder.download_and_prepare()
         return builder.as_dataset("train")
     except (datasets.exceptions.DatasetGenerationError, OSError) as error:
         cause, cache = error.__cause__ or error, datasets.config.HF_DATASETS_CACHE
         if isinstance(cause, ValueError):
-            raise cause from None  # it tells what to do
+            raise cause from None  # its message says what to do
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise ValueError(
-                f"The disk became full while the tokens of {name} were written to {cache}; nothing of them was kept. "
-                "They need 2 to 4 bytes each. Free some space, let HF_DATASETS_CACHE name a folder on a larger disk, "
-                f"or hold them in memory with --in_memory. ({one_line(cause)})"
+                f"The disk filled up while the tokens of {name} were written to {cache}; no partial file was kept. "
+                "They need 2 to 4 bytes each. Free some space, set HF_DATASETS_CACHE to a folder on a larger disk, or "
+                f"hold them in memory with --in_memory. ({one_line(cause)})"
             ) from error
         raise ValueError(
-            f"The tokens of {name} cannot be written to {cache}: {one_line(cause)} Check "
-            "the folder, let HF_DATASETS_CACHE name another one, or hold them in memory with --in_memory."
+            f"The tokens of {name} cannot be written to {cache}: {one_line(cause)} Check the folder, set "
+            "HF_DATASETS_CACHE to another one, or hold them in memory with --in_memory."
         ) from error
+
+
+class _Tables(datasets.ArrowBasedBuilder):
+    """Writes tables to the cache. (`Dataset.from_generator` would take 17 times as long for rows of a million ids.)"""
+
+    def __init__(self, tables: Callable[[], Iterator[pa.Table]], key: str):
+        self.tables = tables
+        # A row per record batch: by default `datasets` holds 1,000 rows before it writes them.
+        super().__init__(dataset_name="hfgen-text", config_id=key, writer_batch_size=1)
+
+    def _info(self) -> datasets.DatasetInfo:
+        return datasets.DatasetInfo()
+
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        return [datasets.SplitGenerator("train", {})]
+
+    def _generate_tables(self) -> Iterator[tuple[int, pa.Table]]:
+        yield from enumerate(self.tables())

@@ -19,110 +19,118 @@ from .batches import Batch, Feed, fits_in_memory, image_batch
 from .feeds import DatasetFeed, TensorFeed
 from .sources import find_eval_split, find_split, first_example, hold_out, limited, load_splits
 from .streams import ShuffledExamples, State, StreamFeed
-from .workers import spare_workers
+from .workers import default_num_workers
 
 
 MAX_STREAMED_EVAL_IMAGES = 10_000
 
 
 def load_images(
-    args: DataArguments,
-    seed: int,
-    image_size: list[int] | None = None,
-    num_channels: int | None = None,
+    args: DataArguments, seed: int, image_size: list[int] | None = None, num_channels: int | None = None
 ) -> ImageData:
     """Finds a dataset of images and makes it ready to train on.
 
     Args:
-        args: the flags that name it.
-        seed: the order of examples derives from it.
-        image_size: (height, width) or (side,) to resize to; all images must have one size when None.
-        num_channels: 1 or 3 to convert to; that of the first image when None, and then of all images.
+        args: The flags that name it.
+        seed: Determines the order of the examples.
+        image_size: (height, width) or (side,) to resize to. None: all images must have the size of the first one.
+        num_channels: 1 or 3 to convert to. None: all images must have the channels of the first one.
 
     Raises:
-        ValueError: the dataset, split or column is not there, or its images are not of one kind; the message says what
-            to do.
+        ValueError: The dataset, a split or a column is missing, or an image cannot be used.
     """
     if image_size is not None and len(image_size) not in (1, 2):
         raise ValueError(f"--image_size must be HEIGHT WIDTH or one number for a square, got {image_size}.")
     name = args.dataset_name or "digits"
     splits = load_splits(name, args)
-    train = find_split(splits, args.train_split, "--train_split")
-    column = _image_column(train, args.image_column, name)
-    label_column, label_names = _label_column(train, args.label_column, name)
-    eval_name = find_eval_split(splits, args)
-    train = _undecoded(train, column, f"{name} ({args.train_split})")
-    if eval_name is None:
-        train, evaluation, eval_name = hold_out(train, column, args.train_split)
-    else:
-        evaluation = _undecoded(splits[eval_name], column, f"{name} ({eval_name})")
 
+    # What to train and to evaluate on.
+    train, eval_split = find_split(splits, args.train_split, "--train_split"), find_eval_split(splits, args)
     train_name = f"{name} ({args.train_split})"
+    column = _find_image_column(train, args.image_column, name)
+    label_column, label_names = _find_label_column(train, args.label_column, name)
+    train = _undecoded(train, column, train_name)
+    if eval_split is None:
+        train, evaluation, eval_split = hold_out(train, column, args.train_split)
+    else:
+        evaluation = _undecoded(splits[eval_split], column, f"{name} ({eval_split})")
+    evaluation = limited(evaluation, args.max_eval_samples or (MAX_STREAMED_EVAL_IMAGES if args.streaming else None))
+
+    # What all images must have, or are made to have.
+    example = first_example(train, train_name)
     try:
-        first = _header(first_example(train, train_name)[column])
-    except _Unreadable as error:
+        first = _read_header(example[column])
+    except ValueError as error:
         raise ValueError(f"{train_name}, example 0: {error}") from error
-    decode = ImageDecoder(
-        column, label_column, len(label_names), train_name,
-        size=first.size if image_size is None else (image_size[0], image_size[-1]), resize=image_size is not None,
-        num_channels=num_channels or first.num_channels, convert=num_channels is not None,
-    )  # fmt: skip
-    eval_limit = args.max_eval_samples or (MAX_STREAMED_EVAL_IMAGES if args.streaming else None)
-    eval_pixels, eval_labels = _evaluation(
-        limited(evaluation, eval_limit), replace(decode, name=f"{name} ({eval_name})"), args
+    size = first.size if image_size is None else (image_size[0], image_size[-1])
+    channels = num_channels or first.num_channels
+    decoder = ImageDecoder(
+        column, label_column, len(label_names), train_name, size, channels, image_size is not None, bool(num_channels)
     )
-    return ImageData(
-        _feed(train, decode, seed, args), eval_pixels, eval_labels, decode.size, decode.num_channels, label_names,
-        name, eval_name, args.dataset_revision,
-    )  # fmt: skip
+    pixels, labels = _eval_images(evaluation, replace(decoder, name=f"{name} ({eval_split})"), args)
+    feed, revision = _feed(train, decoder, seed, args), args.dataset_revision
+    return ImageData(feed, pixels, labels, size, channels, label_names, name, eval_split, revision)
 
 
-def _feed(train: Any, decode: ImageDecoder, seed: int, args: DataArguments) -> Feed:
+def _feed(train: Any, decoder: ImageDecoder, seed: int, args: DataArguments) -> Feed:
     if args.streaming:
-        workers = args.dataloader_num_workers or 0  # their number decides the order: never chosen by the machine
-        return StreamFeed(train, decode.stream, seed, args.shuffle_buffer_size, workers, args.max_train_samples)
+        workers = args.dataloader_num_workers or 0  # never chosen by the machine: their number determines the order
+        return StreamFeed(train, decoder.stream, seed, args.shuffle_buffer_size, workers, args.max_train_samples)
     train = limited(train, args.max_train_samples)
-    if fits_in_memory(len(train) * decode.num_bytes, args.in_memory):
-        return TensorFeed(*_decode_all(train, decode), seed)
-    workers = spare_workers() if args.dataloader_num_workers is None else args.dataloader_num_workers
-    return DatasetFeed(train, decode, seed, workers)
+    if fits_in_memory(len(train) * decoder.bytes_per_image, args.in_memory):
+        return TensorFeed(*_decode_all(train, decoder), seed)
+    workers = default_num_workers() if args.dataloader_num_workers is None else args.dataloader_num_workers
+    return DatasetFeed(train, decoder, seed, workers)
 
 
-def _evaluation(dataset: Any, decode: ImageDecoder, args: DataArguments) -> tuple[Any, Tensor | None]:
-    """Pixels and labels to measure on: held, so that they are decoded and checked once, unless they are too many."""
-    # Not in memory by request is about the training images: an evaluation split that is small is held all the same.
-    if args.streaming or fits_in_memory(len(dataset) * decode.num_bytes, args.in_memory or None):
-        return _decode_all(dataset, decode)
+def _eval_images(dataset: Any, decoder: ImageDecoder, args: DataArguments) -> tuple[Any, Tensor | None]:
+    """Pixels and labels to evaluate on, decoded and checked once if they fit in memory."""
+    # --in_memory false is about the training images: a small evaluation split is held all the same.
+    if args.streaming or fits_in_memory(len(dataset) * decoder.bytes_per_image, args.in_memory or None):
+        return _decode_all(dataset, decoder)
     labels = None
-    if decode.label_column:
-        labels = decode.labels(dataset.with_format(None)[decode.label_column][:], range(len(dataset)))
-    return DecodedPixels(dataset, decode), labels
+    if decoder.label_column:
+        labels = decoder.labels(dataset.with_format(None)[decoder.label_column][:], range(len(dataset)))
+    return DecodedPixels(dataset, decoder), labels
+
+
+def _decode_all(dataset: Any, decoder: ImageDecoder) -> tuple[Tensor, Tensor | None]:
+    """A whole split as one tensor, decoded in chunks so that only the uint8 pixels are held."""
+    pixels, labels, done = [], [], 0
+    for chunk in dataset.iter(batch_size=1000):
+        batch = decoder(chunk, range(done, done + len(chunk[decoder.column])))
+        pixels.append(batch["pixels"])
+        labels += [batch["labels"]] if "labels" in batch else []
+        done += len(batch["pixels"])
+    if not done:
+        raise ValueError(f"{decoder.name} has no examples. Check --train_split, --eval_split and the dataset.")
+    return torch.cat(pixels), torch.cat(labels) if labels else None
 
 
 class DecodedPixels:
-    """The pixels of a split that does not fit in memory: a slice of it is decoded when it is asked for."""
+    """The pixels of a split that does not fit in memory: a slice is decoded when it is asked for."""
 
-    def __init__(self, dataset: Any, decode: ImageDecoder):
-        self.dataset, self.decode = dataset, decode
+    def __init__(self, dataset: Any, decoder: ImageDecoder):
+        self.dataset, self.decoder = dataset, decoder
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, rows: slice) -> Tensor:
         """uint8 (rows, channels, height, width)."""
-        return self.decode(self.dataset[rows], range(*rows.indices(len(self))))["pixels"]
+        return self.decoder(self.dataset[rows], range(*rows.indices(len(self))))["pixels"]
 
 
 @dataclass
 class ImageDecoder:
-    """Rows of a dataset -> uint8 pixels and labels. A class, not a closure, so that workers can be sent a copy.
+    """Rows of a dataset -> uint8 pixels and labels. A class rather than a closure so that workers can be sent a copy.
 
     Attributes:
-        column, label_column: where images and labels are; no labels when None.
-        num_classes: labels must be below it.
-        name: what errors call the data.
-        size, num_channels: what all images get.
-        resize, convert: whether images of another size or mode are made to fit, or refused.
+        column, label_column: Where images and labels are; None for no labels.
+        num_classes: Labels must be below it.
+        name: What errors call the data.
+        size, num_channels: (height, width) and channels of every decoded image.
+        resize, convert: Whether images of another size or mode are converted, or refused.
     """
 
     column: str
@@ -135,28 +143,35 @@ class ImageDecoder:
     convert: bool
 
     @property
-    def num_bytes(self) -> int:
-        """Of a decoded image."""
+    def bytes_per_image(self) -> int:
+        """Bytes of one decoded image."""
         return self.num_channels * self.size[0] * self.size[1]
 
     def __call__(self, rows: dict[str, list], positions: Sequence[object]) -> Batch:
-        """The batch of some rows, by column.
+        """Decodes some rows.
+
+        Args:
+            rows: Their values, by column.
+            positions: Where each row is in the dataset, for errors.
+
+        Returns:
+            `pixels`, uint8 (rows, channels, height, width), and `labels`, int64 (rows,), if there are any.
 
         Raises:
-            ValueError: an image or label will not do; it is named by its position.
+            ValueError: An image or label cannot be used; the message gives its position.
         """
-        images = [_encoded(image) for image in rows[self.column]]
+        images = [_fetched(image) for image in rows[self.column]]
         try:
             batch = {"pixels": self._pixels(images)}
         except ValueError:
-            self._explain(images, positions)
+            self._raise_for_one(images, positions)
             raise
         if self.label_column:
             batch["labels"] = self.labels(rows[self.label_column], positions)
         return batch
 
     def stream(self, examples: ShuffledExamples, batch_size: int, state: State) -> Iterator[tuple[Batch, State]]:
-        """Batches of endless examples, each with the state after it."""
+        """Yields batches of endless examples, each with the state after it."""
         while True:
             chunk, origins = [], []
             for example in islice(examples, batch_size):
@@ -168,23 +183,23 @@ class ImageDecoder:
     def _pixels(self, images: list) -> Tensor:
         if not self.convert:
             for image in images:
-                found = _header(image).num_channels
-                if found != self.num_channels:
+                channels = _read_header(image).num_channels
+                if channels != self.num_channels:
                     raise ValueError(
-                        f"expected {_kind(self.num_channels)} as the first one, found {_kind(found)}. Give "
-                        "--num_channels 1 or --num_channels 3 to convert all."
+                        f"image must be {_COLORS[self.num_channels]} like the first one, got one in "
+                        f"{_COLORS[channels]}. Convert all with --num_channels 1 or --num_channels 3."
                     )
         pixels = to_pixel_values(images, self.num_channels, self.size if self.resize else None)
         if pixels.shape[2:] != self.size:
             height, width = pixels.shape[2:]
             raise ValueError(
-                f"expected {self.size[0]} x {self.size[1]} (height x width) as the first one, found {height} x "
-                f"{width}. Give --image_size HEIGHT WIDTH to resize all."
+                f"image must be {self.size[0]} x {self.size[1]} (height x width) like the first one, got {height} x "
+                f"{width}. Resize all with --image_size HEIGHT WIDTH."
             )
         return pixels
 
-    def _explain(self, images: list, positions: Sequence[object]) -> None:
-        """Looks for the image at fault, whose position in the dataset the user needs."""
+    def _raise_for_one(self, images: list, positions: Sequence[object]) -> None:
+        """Raises the error of the first image at fault, with its position in the dataset."""
         for image, position in zip(images, positions):
             try:
                 self._pixels([image])
@@ -194,56 +209,59 @@ class ImageDecoder:
                 raise ValueError(f"{self.name}, example {position}{path}: {text}") from None
 
     def labels(self, labels: list, positions: Sequence[object]) -> Tensor:
-        """Checked labels, (rows,)."""
+        """int64 (rows,).
+
+        Raises:
+            ValueError: A label is not that of a class.
+        """
         for label, position in zip(labels, positions):
             if label is None or not 0 <= label < self.num_classes:
                 raise ValueError(
-                    f"{self.name}, example {position}: expected a label from 0 to {self.num_classes - 1}, found "
-                    f"{label}. Use another split, or name another column with --label_column."
+                    f"{self.name}, example {position}: label must be from 0 to {self.num_classes - 1}, got {label}. "
+                    "Use another split, or name another column with --label_column."
                 )
         return torch.tensor(labels, dtype=torch.long)
 
 
+_COLORS = {1: "grayscale", 3: "color"}
+
+
 @dataclass
 class _Header:
-    """What an image file says of itself: (height, width) as it is shown, and 1 or 3 channels."""
+    """(height, width) as the image is displayed, and 1 or 3 channels."""
 
     size: tuple[int, int]
     num_channels: int
 
 
-class _Unreadable(ValueError):
-    """There is no image, or it cannot be read; the message says what to do."""
-
-
-def _header(image: Any) -> _Header:
-    """Reads an image as far as its header; raises _Unreadable."""
+def _read_header(image: Any) -> _Header:
+    """Reads an image as far as its header. Raises ValueError if it cannot be read."""
     from PIL import ExifTags, Image, ImageMode
 
-    image = _encoded(image)
+    image = _fetched(image)
     parts = image if isinstance(image, dict) else {}
     source = io.BytesIO(parts["bytes"]) if parts.get("bytes") is not None else parts.get("path")
     if source is None:
-        found = "nothing" if image is None else type(image).__name__
-        raise _Unreadable(
-            f"expected an image, found {found}. Remove the row, or name another column with --image_column."
+        kind = "nothing" if image is None else type(image).__name__
+        raise ValueError(
+            f"value must be an image, got {kind}. Remove the row, or name another one with --image_column."
         )
     try:
         with Image.open(source) as opened:
-            # Only a JPEG tells without being decoded; other kinds that are turned need --image_size.
-            turned = opened.format == "JPEG" and opened.getexif().get(ExifTags.Base.Orientation, 1) > 4
-            size = (opened.width, opened.height) if turned else (opened.height, opened.width)
+            # Only a JPEG says so without being decoded; other formats that are rotated need --image_size.
+            rotated = opened.format == "JPEG" and opened.getexif().get(ExifTags.Base.Orientation, 1) > 4
+            size = (opened.width, opened.height) if rotated else (opened.height, opened.width)
             return _Header(size, 1 if ImageMode.getmode(opened.mode).basemode == "L" else 3)
     except Exception as error:  # PIL's readers raise OSError, SyntaxError, struct.error and others.
         reason = re.sub(r"\s*<_io[^>]*>", "", str(error))
-        raise _Unreadable(
-            f"expected a readable image, found corrupt or unknown data ({type(error).__name__}: {reason}). Repair the "
-            "file or remove it from the dataset."
+        raise ValueError(
+            f"image must be readable, got corrupt or unknown data ({type(error).__name__}: {reason}). Repair the file "
+            "or remove it from the dataset."
         ) from None
 
 
-def _encoded(image: Any) -> Any:
-    """An image of a column cast to `Image(decode=False)`, with the bytes where its path is none of this machine's."""
+def _fetched(image: Any) -> Any:
+    """An image of a column cast to `Image(decode=False)`, with its bytes if its path is a URL."""
     if isinstance(image, dict) and image.get("bytes") is None and "://" in (image.get("path") or ""):
         import fsspec
 
@@ -252,64 +270,47 @@ def _encoded(image: Any) -> Any:
     return image
 
 
-def _kind(num_channels: int) -> str:
-    return "a grey image" if num_channels == 1 else "a colour image"
-
-
-def _decode_all(dataset: Any, decode: ImageDecoder) -> tuple[Tensor, Tensor | None]:
-    """A whole split as one tensor, decoded in chunks so that only the uint8 pixels are held."""
-    pixels, labels, done = [], [], 0
-    for chunk in dataset.iter(batch_size=1000):
-        batch = decode(chunk, range(done, done + len(chunk[decode.column])))
-        pixels.append(batch["pixels"])
-        labels += [batch["labels"]] if "labels" in batch else []
-        done += len(batch["pixels"])
-    if not done:
-        raise ValueError(f"{decode.name} has no examples. Check --train_split, --eval_split and the dataset.")
-    return torch.cat(pixels), torch.cat(labels) if labels else None
-
-
 def _undecoded(dataset: Any, column: str, name: str) -> Any:
-    """The dataset with image files as bytes: hfgen decodes them, and can then name a corrupt one."""
+    """The dataset with encoded images: hfgen decodes them, and can name a corrupt one."""
     from datasets import Image
 
     features = dataset.features or {}
     if column not in features:
-        raise ValueError(f"{name} has no column {column!r}; it has {', '.join(features)}. Check --image_column.")
+        raise ValueError(f"--image_column must be a column of {name} ({', '.join(features)}), got {column!r}.")
     try:
         return dataset.cast_column(column, Image(decode=False))
     except (TypeError, ValueError, NotImplementedError):
         raise ValueError(
-            f"The column {column!r} of {name} holds no images, but {features[column]}. Check --image_column."
+            f"--image_column must be a column of images, got {column!r} of {name}, which holds {features[column]}."
         ) from None
 
 
-def _image_column(dataset: Any, wanted: str | None, name: str) -> str:
+def _find_image_column(dataset: Any, wanted: str | None, name: str) -> str:
     if wanted is not None:
         return wanted
     features = dataset.features or {}
     images = [column for column, feature in features.items() if type(feature).__name__ == "Image"]
     if len(images) != 1:
         raise ValueError(
-            f"{name} has {len(images) or 'no'} columns of images among {', '.join(features) or 'its columns'}. Name "
-            "one with --image_column, or use another dataset."
+            f"{name} must have one column of images, got {len(images)} among {', '.join(features) or 'its columns'}. "
+            "Name one with --image_column, or use another dataset."
         )
     return images[0]
 
 
-def _label_column(dataset: Any, wanted: str | None, name: str) -> tuple[str | None, list[str]]:
-    """The column with class labels and the names of the classes; (None, []) if there is none and none is wanted."""
+def _find_label_column(dataset: Any, wanted: str | None, name: str) -> tuple[str | None, list[str]]:
+    """The column with class labels and the names of the classes; (None, []) if there is none and none was named."""
     features = dataset.features or {}
     if wanted is not None and wanted not in features:
-        raise ValueError(f"{name} has no column {wanted!r}; it has {', '.join(features)}. Check --label_column.")
+        raise ValueError(f"--label_column must be a column of {name} ({', '.join(features)}), got {wanted!r}.")
     for column in [wanted] if wanted else ["label", "labels", "fine_label"]:
         names = getattr(features.get(column), "names", None)
         if names:
             return column, list(names)
     if wanted:
         raise ValueError(
-            f"The column {wanted!r} of {name} is not a ClassLabel, whose classes are named, but {features[wanted]}. "
-            "Cast it first, with class_encode_column."
+            f"--label_column must be a ClassLabel, whose classes are named, got {wanted!r} of {name}, which holds "
+            f"{features[wanted]}. Cast it first, with class_encode_column."
         )
     return None, []
 
@@ -319,14 +320,13 @@ class ImageData:
     """A dataset of images, ready to train on.
 
     Attributes:
-        train: endless training batches with `pixel_values` and, where the dataset has them, `labels`.
-        eval_pixels: uint8 (examples, channels, height, width), each measured once. Where they need too much memory,
-            an object of that length that decodes a slice when it is asked for one.
-        eval_labels: (examples,) or None.
+        train: Endless training batches with `pixel_values` in [0, 1] and, if the dataset has them, `labels`.
+        eval_pixels: uint8 (examples, channels, height, width). If they do not fit in memory, a [`DecodedPixels`].
+        eval_labels: int64 (examples,), or None.
         image_size: (height, width).
         num_channels: 1 or 3.
-        label_names: the classes, empty where there are none.
-        name, eval_split, revision: what results.json and the card call the data.
+        label_names: The classes; empty if there are none.
+        name, eval_split, revision: What results.json and the card call the data.
     """
 
     train: Feed
@@ -339,11 +339,12 @@ class ImageData:
     eval_split: str
     revision: str | None = None
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, str | None]:
+        """The data that was evaluated on, as results.json and the card name it."""
         return {"dataset": self.name, "dataset_revision": self.revision, "split": self.eval_split}
 
     def eval_batches(self, batch_size: int, device: torch.device) -> Iterator[Batch]:
-        """Every evaluation example once."""
+        """Yields every evaluation example once."""
         for start in range(0, len(self.eval_pixels), batch_size):
             rows = slice(start, start + batch_size)
             labels = None if self.eval_labels is None else self.eval_labels[rows].to(device)

@@ -13,60 +13,63 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
 
 from hfgen.tokenization import CorpusEncoder
 
-from .corpus import Corpus, CorpusScan, cached_arrow_dataset, grouped
+from .corpus import Corpus, CorpusScan, cached_dataset, grouped
 
 
 logger = logging.getLogger(__name__)
 
 
 class MappedTokens:
-    """Lists of tokens, seen as one sequence and, for windows, as a ring. Nothing is copied but what is asked for.
+    """Token ids in the lists of an arrow file, as one sequence. Only what is asked for is copied.
 
     Args:
-        column: a pyarrow ChunkedArray of lists of integers; where a list ends means nothing.
+        column: A pyarrow ChunkedArray of lists of integers. Where a list ends is irrelevant.
+        device: Where windows go.
     """
 
-    def __init__(self, column: Any):
+    def __init__(self, column: Any, device: torch.device | None = None):
+        self._column, self._device = column, device or torch.device("cpu")
         views = [chunk.flatten().to_numpy(zero_copy_only=True) for chunk in column.chunks]
         self._chunks = [view for view in views if len(view)]
         # Where each chunk starts in the sequence; the last entry is its end.
         self._starts = np.cumsum([0, *map(len, self._chunks)])
-        self.dtype = self._chunks[0].dtype if self._chunks else np.dtype(np.uint16)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def __getitem__(self, part: slice) -> np.ndarray:
-        """A copy of a stretch, (tokens,); slices have no step."""
+    def __getitem__(self, part: slice) -> Tensor:
+        """The ids of a slice, int32 (tokens,).
+
+        Raises:
+            ValueError: The slice has a step.
+        """
         start, stop, step = part.indices(len(self))
         if step != 1:
-            raise ValueError(f"part: expected a slice without a step, got one of {step}")
-        stretch = np.empty(max(0, stop - start), self.dtype)
-        self._read(start, stretch)
-        return stretch
+            raise ValueError(f"part must be a slice without a step, got a step of {step}. Slice, then index.")
+        ids = torch.empty(max(0, stop - start), dtype=torch.int32)
+        self._read(start, ids.numpy())
+        return ids
 
-    def windows(self, starts: np.ndarray, length: int, out: np.ndarray | None = None) -> np.ndarray:
-        """The tokens from each start on, beginning again after the last one.
+    def to(self, device: torch.device) -> MappedTokens:
+        """The same tokens, whose windows are sent to `device`."""
+        return MappedTokens(self._column, device)
 
-        Args:
-            starts: (windows,), non-negative.
-            length: tokens of each window.
-            out: (windows, length) to write to, of an integer type that holds the tokens.
-
-        Returns:
-            `out`, or a new array of the tokens' type.
-        """
-        if out is None:
-            out = np.empty((len(starts), length), self.dtype)
-        for start, window in zip((starts % len(self)).tolist(), out):
+    def windows(self, starts: Tensor, length: int) -> Tensor:
+        """`length` ids from each start on, int32 (starts, length). The first token follows the last."""
+        # torch does not reuse pinned memory before the copy from it is done.
+        ids = torch.empty((len(starts), length), dtype=torch.int32, pin_memory=self._device.type == "cuda")
+        for start, window in zip((starts % len(self)).tolist(), ids.numpy()):
             self._read(start, window)
-        return out
+        return ids.to(self._device, non_blocking=True)
 
     def _read(self, start: int, out: np.ndarray) -> None:
-        """Fills `out` from a start on. A window nearly always lies in one chunk, so this is one copy."""
+        """Fills `out` with the ids from `start` on: one copy, as long as the window lies in one chunk."""
         filled = 0
         chunk = int(np.searchsorted(self._starts, start, side="right")) - 1
         offset = start - int(self._starts[chunk])
@@ -77,44 +80,42 @@ class MappedTokens:
             chunk, offset = (chunk + 1) % len(self._chunks), 0
 
 
-def map_tokens(corpus: Corpus, found: CorpusScan, tokenizer: Any) -> MappedTokens:
-    """The tokens of a corpus: those that `encode_corpus` gives, documents each closed by the end-of-text token.
+def map_tokens(corpus: Corpus, counts: CorpusScan, tokenizer: Any) -> MappedTokens:
+    """The tokens of a corpus, the very ids of `encode_corpus`, mapped from the cache of `datasets`.
 
-    A single document is a text that no token closes. The first time they are written to the cache of `datasets`, as
-    uint16, or uint32 where the vocabulary needs it.
+    Several documents are each closed by the end-of-text token, a single one is not. The first call tokenizes them and
+    writes uint16, or uint32 if the vocabulary needs it.
+
+    Args:
+        corpus: The documents.
+        counts: What `scan` returned for them.
+        tokenizer: Any tokenizer of transformers.
 
     Raises:
-        ValueError: the text cannot be read, the disk is full, or the tokenizer has no token to close documents with.
+        ValueError: The text cannot be read, the disk is full, or the tokenizer has no token to close documents with.
     """
-    import pyarrow as pa
-
-    closes = found.documents > 1
-    encoder = CorpusEncoder(tokenizer, found.alphabet)
+    is_closed = counts.documents > 1
+    encoder = CorpusEncoder(tokenizer, counts.alphabet)
     dtype = np.uint16 if encoder.dtype == np.uint16 else np.uint32
 
     def tables() -> Iterator[pa.Table]:
-        logger.info("Tokenizing %s once: %s characters.", corpus.name, f"{found.characters:,}")
+        logger.info("Tokenizing %s once: %s characters.", corpus.name, f"{counts.characters:,}")
         for group in grouped(corpus.pieces()):
-            ids = encoder([piece.text for piece in group], [closes and piece.ends for piece in group])
+            ids = encoder([piece.text for piece in group], [is_closed and piece.ends for piece in group])
             values = pa.array(ids.astype(dtype, copy=False))
             yield pa.table({"input_ids": pa.ListArray.from_arrays(pa.array([0, len(ids)], pa.int32()), values)})
 
-    written = cached_arrow_dataset(
-        tables, ["tokens", corpus.fingerprint, closes, describe_tokenizer(tokenizer)], corpus.name
-    )
-    return MappedTokens(written.data.column("input_ids"))
+    fingerprint = ["tokens", corpus.fingerprint, is_closed, describe_tokenizer(tokenizer)]
+    return MappedTokens(cached_dataset(tables, fingerprint, corpus.name).data.column("input_ids"))
 
 
 def describe_tokenizer(tokenizer: Any) -> str:
-    """All that the ids of a text depend on, as JSON."""
+    """Everything that the ids of a text depend on, as JSON."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:  # one in Python: its vocabulary and its settings
-        state = {
-            "class": type(tokenizer).__name__,
-            "vocab": tokenizer.get_vocab(),
-            "init": repr(tokenizer.init_kwargs),
-        }
+    if backend is None:  # written in Python: its vocabulary and settings
+        settings = repr(tokenizer.init_kwargs)
+        state = {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab(), "init": settings}
     else:
-        # Padding and truncation are left behind by the last call, and do not apply here.
+        # Padding and truncation are leftovers of the last call and have no effect here.
         state = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
     return json.dumps([state, tokenizer.eos_token_id], sort_keys=True)

@@ -1,175 +1,137 @@
-"""Datasets that are read while training, in an order that the seed decides and that any place can be returned to.
+"""Datasets that are read while training, in an order that the seed determines and that resumes anywhere.
 
-Readers (processes x workers) share the shards of an epoch, whose order is drawn anew each time; each reader shuffles
-its examples block by block. Where a reader is, is a handful of whole numbers: a checkpoint holds them, and a resumed
-run reads at most the part of a shard and the two blocks that it was in. Nothing is read from the start.
+Readers (processes x workers) divide the shards of an epoch, whose order is drawn anew each time, and each reader
+shuffles its examples block by block. A few integers say where a reader is: a checkpoint holds them, and a resumed run
+rereads at most one part of a shard and two blocks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from itertools import islice
+from typing import Any
 
 import torch
-from torch.utils.data import get_worker_info
 
 from ..randomness import derive_seed
-from .batches import Batch, GlobalBatch, on_device
+from .batches import Batch, Feed, GlobalBatch, on_device
 from .sources import one_line
-from .workers import loaded
+from .workers import ReadByWorkers, load_batches
 
 
 ROWS_AT_A_TIME = 32  # converted from Arrow to Python together: 5 to 10 times faster than one by one
-MAX_SHARDS = 1000  # neighbours are joined where there are more: to pick one takes time in proportion to all of them
-EMPTY_EPOCHS = 20  # a reader: with few shards that have examples, chance deals it one of them in some epoch
-MAX_PARTS = 32  # of a shard, to which a reader can go at once
+MAX_SHARDS = 1000  # neighbors are joined beyond it: selecting one takes time in proportion to their number
+MAX_PARTS = 32  # likewise, parts of a shard
+EMPTY_EPOCHS = 20
 State = dict[str, Any]
 
 
 @dataclass
 class Place:
-    """What a reader has passed of the source.
-
-    Attributes:
-        epoch: passes over the dataset.
-        shard: shards of this epoch, in the reader's own order.
-        part: parts of this shard: groups of row groups of a parquet file; other files have a single part.
-        example: examples of this part, those of other readers included.
-        shared: examples of this epoch in shards that all readers go through.
-    """
+    """How far a reader has come, and which block begins there."""
 
     epoch: int = 0
-    shard: int = 0
-    part: int = 0
-    example: int = 0
-    shared: int = 0
+    shard: int = 0  # of this epoch, in the reader's own order
+    part: int = 0  # of this shard: a group of row groups of a parquet file; other files are one part
+    example: int = 0  # of this part, including those of other readers
+    shared: int = 0  # examples of this epoch in shards that all readers go through
+    block: int = 0
+    used: int = 0  # examples of the block that were handed out
 
 
-class Origin(NamedTuple):
-    """Where an example lies in the dataset; held-out examples are not counted."""
+@dataclass
+class Reader:
+    """The examples of one reader, in the order of the shards.
 
-    shard: int
-    part: int
-    example: int
-
-    def __str__(self) -> str:
-        return f"{self.example} of " + (f"part {self.part} of " if self.part else "") + f"shard {self.shard}"
-
-
-class Source:
-    """The examples of one reader, as they lie in the shards.
-
-    Shards are dealt out whole as long as each reader gets as many; the rest is shared: all readers go through it, and
-    each takes every `readers`-th of its examples, others in each epoch. A limited source is shared as a whole and
-    keeps the order of its shards, so that the examples are those that the dataset begins with.
-
-    Args:
-        dataset: a `datasets.IterableDataset`.
-        seed: the order of shards derives from it.
-        reader, readers: which reader this is, and of how many.
-        limit: examples in an epoch of all readers together; None for all.
-        place: where to begin; keeps up with what was read.
+    Every reader gets the same number of whole shards. Any that are left over are shared: all readers go through them,
+    and each takes every `count`-th example, different ones in each epoch. So one file serves any number of readers.
+    With a limit all shards are shared, in order, so that the examples are the first ones of the dataset.
     """
 
-    def __init__(self, dataset: Any, seed: int, reader: int, readers: int, limit: int | None, place: Place):
-        self.dataset, self.seed, self.reader, self.readers, self.limit = dataset, seed, reader, readers, limit
-        self.place = place
-        self._empty_epochs = 0
+    dataset: Any  # a datasets.IterableDataset
+    seed: int
+    number: int
+    count: int
+    limit: int | None = None  # examples per epoch of all readers together
+    place: Place = field(default_factory=Place)  # advances with what is read
 
-    def next_epoch(self) -> Iterator[tuple[Origin, dict]]:
-        """The examples of the next epoch.
+    def rest_of_epoch(self) -> Iterator[tuple[str, dict]]:
+        """Yields (where it is, example) for this reader's examples from `place` to the end of the epoch."""
+        place, examples = self.place, self._pass_shards()
+        if self.limit is not None:
+            examples = islice(examples, self.limit - place.shared)
+        for is_shared, origin, example in examples:
+            if not is_shared or (place.shared - 1 + place.epoch) % self.count == self.number:
+                yield origin, example
 
-        Raises:
-            ValueError: there was none in so many epochs that there will never be one.
-        """
-        self._empty_epochs += 1
-        if self._empty_epochs > EMPTY_EPOCHS * self.readers or self._empty_epochs > self.readers == 1:
-            raise ValueError(
-                f"Reader {self.reader} of {self.readers} (processes x dataloader workers) found no example in the "
-                f"stream in {self._empty_epochs} epochs. Use fewer processes and workers, or more data."
-            )
-        self.place = Place(self.place.epoch + 1)
-        return self.rest_of_epoch()
-
-    def rest_of_epoch(self) -> Iterator[tuple[Origin, dict]]:
-        """The examples from `place` to the end of its epoch."""
-        for number, is_shared in self._shards()[self.place.shard :]:
-            shard = split(self.dataset, shard_count(self.dataset), number)
-            # Parquet: a shard for each row group from here on, found in the file's footer.
+    def _pass_shards(self) -> Iterator[tuple[bool, str, dict]]:
+        """Advances `place` example by example through this reader's shards."""
+        place = self.place
+        for number, is_shared in self._shards()[place.shard :]:
+            shard = _piece(self.dataset, shard_count(self.dataset), number)
+            # Parquet: a shard per row group, found in the file's footer.
             shard = shard.reshard() if hasattr(shard, "reshard") else shard
             parts = min(shard.num_shards, MAX_PARTS)
-            for part in range(self.place.part, parts):
-                for example in self._part(split(shard, parts, part), is_shared):
-                    self._empty_epochs = 0
-                    yield Origin(number, part, self.place.example - 1), example
-                if self.place.shared == self.limit:
-                    return
-                self.place = replace(self.place, part=part + 1, example=0)
-            self.place = replace(self.place, shard=self.place.shard + 1, part=0)
+            for part in range(place.part, parts):
+                file = f"part {part} of shard {number}" if part else f"shard {number}"
+                for example in _rows(_piece(shard, parts, part).skip(place.example)):
+                    place.example += 1
+                    place.shared += is_shared
+                    yield is_shared, f"{place.example - 1} of {file}", example
+                place.part, place.example = part + 1, 0
+            place.shard, place.part = place.shard + 1, 0
 
     def _shards(self) -> list[tuple[int, bool]]:
         """(number, whether it is shared) of each shard that this reader goes through in the epoch."""
-        count = shard_count(self.dataset)
+        total = shard_count(self.dataset)
         if self.limit is not None:
-            return [(number, True) for number in range(count)]
+            return [(number, True) for number in range(total)]
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "shards", self.place.epoch))
-        order = torch.randperm(count, generator=generator).tolist()
-        dealt = count - count % self.readers
-        own = [(number, False) for number in order[self.reader : dealt : self.readers]]
-        return own + [(number, True) for number in order[dealt:]]
-
-    def _part(self, part: Any, is_shared: bool) -> Iterator[dict]:
-        """This reader's examples of a part; `place` counts all of them."""
-        place = self.place
-        # Not `for example in part`: row by row is slow, and in a worker `datasets` would deal out the shard again.
-        for columns in part.skip(place.example).iter(batch_size=ROWS_AT_A_TIME):
-            names = list(columns)
-            for values in zip(*columns.values()):
-                if place.shared == self.limit:
-                    return
-                place.example += 1
-                place.shared += is_shared
-                if not is_shared or (place.shared - 1 + place.epoch) % self.readers == self.reader:
-                    yield dict(zip(names, values))
+        order = torch.randperm(total, generator=generator).tolist()
+        whole = total - total % self.count
+        own = [(number, False) for number in order[self.number : whole : self.count]]
+        return own + [(number, True) for number in order[whole:]]
 
 
 def shard_count(dataset: Any) -> int:
-    """Shards that a stream is dealt out in."""
+    """Number of shards that the readers divide."""
     return min(dataset.num_shards, MAX_SHARDS)
 
 
-def split(dataset: Any, count: int, index: int) -> Any:
-    """One of `count` neighbouring pieces of a stream."""
+def _piece(dataset: Any, count: int, index: int) -> Any:
+    """One of `count` contiguous pieces of a stream."""
     return dataset if count == 1 else dataset.shard(num_shards=count, index=index)
 
 
+def _rows(dataset: Any) -> Iterator[dict]:
+    # Not `yield from dataset`: slow row by row, and in a worker `datasets` would divide the shard again.
+    for columns in dataset.iter(batch_size=ROWS_AT_A_TIME):
+        for values in zip(*columns.values()):
+            yield dict(zip(columns, values))
+
+
 class ShuffledExamples:
-    """A reader's examples without end, shuffled block by block; a block ends with the epoch.
+    """Iterator over a reader's examples, endless, shuffled in blocks of `buffer` examples; an epoch ends a block.
 
-    While a block is handed out in random order the next one is read, one example for each: never more than `buffer`
-    are held, besides the table that `datasets` is reading.
-
-    Args:
-        source: where they come from, at the place where the block began.
-        buffer: examples in a block.
-        block: blocks before it.
-        used: examples of it that were handed out already.
+    While one block is handed out in random order the next one is read, example for example: never more than `buffer`
+    are held, plus the table that `datasets` is reading.
 
     Attributes:
-        origin: of the example that was handed out last.
+        origin: Where the example that was handed out last is in the dataset, not counting held-out examples.
     """
 
-    def __init__(self, source: Source, buffer: int, block: int = 0, used: int = 0):
-        self.source, self.buffer, self.block, self.used = source, buffer, block, used
-        self.origin: Origin | None = None
-        self._start = replace(source.place)
+    def __init__(self, reader: Reader, buffer: int):
+        self.reader, self.buffer, self.origin = reader, buffer, ""
+        self._start = replace(reader.place)  # of the current block
+        self._rest = reader.rest_of_epoch()
         self._examples = self._shuffled()
 
     @property
     def position(self) -> State:
-        """From where the same examples follow again, whoever reads them; fits JSON."""
-        return {**vars(self._start), "block": self.block, "used": self.used}
+        """The place from which the same examples follow again; JSON-serializable."""
+        return dict(vars(self._start))
 
     def __iter__(self) -> Iterator[dict]:
         return self
@@ -178,135 +140,117 @@ class ShuffledExamples:
         self.origin, example = next(self._examples)
         return example
 
-    def _shuffled(self) -> Iterator[tuple[Origin, dict]]:
-        rest = self.source.rest_of_epoch()
-
-        def fill(block: list[Any], size: int) -> None:
-            nonlocal rest
-            while len(block) < size:
-                example = next(rest, None)
-                if example is not None:
-                    block.append(example)
-                elif block:
-                    return  # the epoch is over, and so is the block
-                else:
-                    rest = self.source.next_epoch()
-
+    def _shuffled(self) -> Iterator[tuple[str, dict]]:
         block: list[Any] = []
-        fill(block, self.buffer)
-        used = self.used
+        self._fill(block, self.buffer)
+        used = self._start.used  # before a resume
         while True:
             following: list[Any] = []
-            start = replace(self.source.place)
+            following_start = replace(self.reader.place, block=self._start.block + 1, used=0)
             for count, index in enumerate(self._permutation(len(block)), start=1):
                 example, block[index] = block[index], None
                 if count > used:
-                    self.used = count
+                    self._start.used = count
                     yield example
                 del example
-                fill(following, count)
-            fill(following, self.buffer)
-            block, self._start, self.block, self.used, used = following, start, self.block + 1, 0, 0
+                self._fill(following, count)
+            self._fill(following, self.buffer)
+            block, self._start, used = following, following_start, 0
+
+    def _fill(self, block: list[Any], size: int) -> None:
+        """Reads until the block has `size` examples, or the epoch ends and it has any."""
+        empty_epochs = 0
+        while len(block) < size:
+            example = next(self._rest, None)
+            if example is not None:
+                block.append(example)
+            elif block:
+                return
+            elif empty_epochs == EMPTY_EPOCHS:  # a reader's shards may be empty by chance, but not this often
+                raise ValueError(
+                    f"Reader {self.reader.number} of {self.reader.count} (processes x dataloader workers) found no "
+                    f"example in the stream in {empty_epochs} epochs. Use fewer processes and workers, or more data."
+                )
+            else:
+                self.reader.place = Place(self.reader.place.epoch + 1)
+                self._rest = self.reader.rest_of_epoch()
+                empty_epochs += 1
 
     def _permutation(self, size: int) -> list[int]:
-        key = self.source.seed, "block", self.source.reader, self.block
+        key = self.reader.seed, "block", self.reader.number, self._start.block
         return torch.randperm(size, generator=torch.Generator().manual_seed(derive_seed(*key))).tolist()
 
 
 ToBatches = Callable[[ShuffledExamples, int, State], Iterator[tuple[Batch, State]]]
 
 
-class StreamFeed:
-    """A dataset read while training.
+@dataclass
+class StreamFeed(Feed):
+    """A dataset that is read while training. Its order depends on the number of readers.
 
-    Its order depends on the number of readers: a state of other processes or workers does not fit.
-
-    Args:
-        dataset: a `datasets.IterableDataset`.
+    Attributes:
+        dataset: A `datasets.IterableDataset`.
         to_batches: (examples, batch size, state) -> batches, each with the state after it: the examples' position, and
-            what else is needed to go on from there.
-        seed: the order of examples derives from it.
-        buffer: examples that are shuffled at a time, in each reader.
-        num_workers: processes that read and decode; 0 does it in this one.
-        limit: examples to use, the first ones; None for all.
+            whatever else `to_batches` needs to continue from there.
+        seed: Determines the order of the examples.
+        buffer: Examples that each reader shuffles at a time.
+        num_workers: Number of processes that read and decode; 0 does it in this one.
+        limit: Use only the first `limit` examples; None for all.
     """
 
-    def __init__(
-        self, dataset: Any, to_batches: ToBatches, seed: int, buffer: int, num_workers: int = 0,
-        limit: int | None = None,
-    ):  # fmt: skip
-        self.dataset, self.to_batches, self.seed, self.buffer = dataset, to_batches, seed, buffer
-        self.num_workers, self.limit = num_workers, limit
-        self.num_examples: int | None = None
-        self._state: State = {}
+    dataset: Any
+    to_batches: ToBatches
+    seed: int
+    buffer: int
+    num_workers: int = 0
+    limit: int | None = None
+    num_examples: int | None = field(default=None, init=False)
+    _state: State = field(default_factory=dict, init=False)
 
     def state(self) -> State:
-        """Where this process is: after the batch that `batches` handed out last, whatever workers have read ahead.
-
-        Fits JSON; of each of the process's readers it has the position, None where it has not begun.
-        """
+        """The position of each of this process's readers after the last batch that `batches` handed out."""
         return {**self._state, "readers": list(self._state["readers"])}
 
     def batches(
         self, first_step: int, global_batch: GlobalBatch, device: torch.device, state: State | None = None
     ) -> Iterator[Batch]:
-        """Micro-batches of this process, on the device, from the start or from a state on.
-
-        Raises:
-            ValueError: the first step is not 0 and there is no state, or the state is one of another stream.
-        """
-        expected: State = {"processes": global_batch.processes, "workers": self.num_workers,
-                           "shards": shard_count(self.dataset)}  # fmt: skip
+        """As [`Feed.batches`]. Raises ValueError if the state is missing or belongs to another stream."""
         if first_step and not state:
-            raise ValueError(f"first_step: a stream can begin at 0 or go on from a state, got {first_step} alone")
-        start = state or {**expected, "next": 0, "readers": [None] * max(1, self.num_workers)}
-        for name, number in expected.items():
-            if start[name] != number:
+            raise ValueError(f"first_step must be 0 for a stream without a state, got {first_step}. Pass its state.")
+        now = {"processes": global_batch.processes, "workers": self.num_workers, "shards": shard_count(self.dataset)}
+        state = state or {**now, "next": 0, "readers": [None] * max(1, self.num_workers)}
+        for name, number in now.items():
+            if state[name] != number:
                 raise ValueError(
-                    f"The stream was read with {start[name]} {name} and now has {number}: its examples would come in "
-                    "another order. Use the same dataset (--dataset_revision), processes and --dataloader_num_workers."
+                    f"The stream was read with {state[name]} {name} and now has {number}, which would change the "
+                    "order of its examples. Use the same dataset (--dataset_revision), processes and "
+                    "--dataloader_num_workers as before."
                 )
-        self._state = {**start, "readers": list(start["readers"])}
+        self._state = {**state, "readers": list(state["readers"])}
         return self._batches(global_batch, device)
 
     def _batches(self, global_batch: GlobalBatch, device: torch.device) -> Iterator[Batch]:
         readers = self._state["readers"]
-        for reader, batch, after in loaded(_Batches(self, global_batch, self.state()), self.num_workers, device):
+        read = partial(self._read, global_batch, self.state())
+        for reader, batch, after in load_batches(ReadByWorkers(read), self.num_workers, device):
             readers[reader] = after
             self._state["next"] = (reader + 1) % len(readers)
             yield on_device(batch, device)
 
-
-class _Batches(torch.utils.data.IterableDataset):
-    """(reader of this process, batch, state after it), or the error that ends them."""
-
-    def __init__(self, feed: StreamFeed, global_batch: GlobalBatch, state: State):
-        self.feed, self.global_batch, self.state = feed, global_batch, state
-
-    def __iter__(self) -> Iterator[tuple[int, Batch, State] | ValueError]:
-        worker = get_worker_info()
-        if worker is not None:
-            import fsspec.asyn
-
-            fsspec.asyn.reset_lock()  # a lock that a fork copied may be held for ever
-        # Workers take turns, beginning with the first one, which therefore becomes the reader whose turn it is.
-        states = self.state["readers"]
-        reader = ((worker.id if worker else 0) + self.state["next"]) % len(states)
+    def _read(self, global_batch: GlobalBatch, state: State, worker: int) -> Iterator[tuple[int, Batch, State]]:
+        """In a worker: yields (reader of this process, batch, its state after it)."""
+        readers = state["readers"]
+        # DataLoader asks worker 0 first, so that becomes the reader whose turn it is.
+        reader = (worker + state["next"]) % len(readers)
+        begin = readers[reader] or {}
+        place = Place(**{key.name: begin[key.name] for key in fields(Place) if begin})
+        number, count = global_batch.rank * len(readers) + reader, global_batch.processes * len(readers)
+        examples = ShuffledExamples(Reader(self.dataset, self.seed, number, count, self.limit, place), self.buffer)
         try:
-            for batch, after in self._read(reader, states[reader] or {}):
+            for batch, after in self.to_batches(examples, global_batch.batch_size, begin):
                 yield reader, batch, after
-        except ValueError as error:
-            yield error
         except OSError as error:
-            yield ValueError(
+            raise ValueError(
                 f"The stream cannot be read any further: {one_line(error)} Check the network and the files, then run "
-                "the same command again to go on from the last checkpoint."
-            )
-
-    def _read(self, reader: int, state: State) -> Iterator[tuple[Batch, State]]:
-        feed, global_batch, readers = self.feed, self.global_batch, len(self.state["readers"])
-        place = Place(**{name: state[name] for name in vars(Place())}) if state else Place()
-        number, count = global_batch.rank * readers + reader, global_batch.processes * readers
-        source = Source(feed.dataset, feed.seed, number, count, feed.limit, place)
-        examples = ShuffledExamples(source, feed.buffer, state.get("block", 0), state.get("used", 0))
-        return feed.to_batches(examples, global_batch.batch_size, state)
+                "the same command again to resume from the last checkpoint."
+            ) from error

@@ -20,7 +20,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 
 from hfgen.hub import CheckpointUpload, HubError, Pushed, push_command, push_files, select_files
-from hfgen.loading import LoadError, check_folder
+from hfgen.model_folder import LoadError, check_folder
 
 
 logger = logging.getLogger(__name__)

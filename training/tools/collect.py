@@ -1,8 +1,8 @@
-"""Takes runs of recipes into the repository: cards and pictures into model_cards/, numbers into README.
+"""Copies finished runs of the recipes into the repository: cards and images to model_cards/, numbers to README.md.
 
     python -m training.tools.collect runs/vae-binarized-mnist runs/gpt-tiny-shakespeare ...
 
-No number in README's table is typed by hand: all of them come from the results.json beside the cards, and a test
+No number in README's table is typed by hand: they all come from the results.json next to the cards, and a test
 compares the two.
 """
 
@@ -15,30 +15,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hfgen.cards import read_family
+
 
 ROOT = Path(__file__).resolve().parents[2]
 BEGIN, END = "<!-- results:", "<!-- /results -->"
-# What is shown of each architecture, with its unit: the one number people compare, then what explains it.
-SHOWN = {
-    "hfgen_autoencoder": [("mse", "test MSE", ".4f"), ("psnr", "PSNR, dB", ".1f")],
-    "hfgen_vae": [("nll", "test NLL (100 samples), nats", ".2f"), ("elbo", "ELBO", ".2f"), ("kl_loss", "KL", ".1f")],
-    "hfgen_gan": [
-        ("classifier_fid", "classifier FID", ".2f"),
-        ("label_accuracy", "samples taken for their class", ".1%"),
-        ("coverage", "coverage", ".2f"),
-    ],
-    "hfgen_gpt": [("loss", "validation loss, nats per character", ".3f"), ("bits_per_char", "bits", ".3f")],
-}
 
 
 def collect(run: Path, model_cards: Path) -> Path:
     """Copies what the repository shows of a run: the card, the results, the newest samples and the plot.
 
     Raises:
-        ValueError: the folder is not a finished run.
+        ValueError: the folder does not hold a finished run.
     """
     if not (run / "results.json").is_file():
-        raise ValueError(f"{run} has no results.json: expected the output folder of a finished run.")
+        raise ValueError(f"{run} must be the output folder of a finished run, got one without results.json.")
     target = model_cards / run.name
     shutil.rmtree(target, ignore_errors=True)
     (target / "samples").mkdir(parents=True)
@@ -65,7 +56,7 @@ def _row(name: str, results: dict[str, Any]) -> str:
     metrics = results["metrics"]
     shown = ", ".join(
         f"{label} **{metrics[key]:{form}}**" if i == 0 else f"{label} {metrics[key]:{form}}"
-        for i, (key, label, form) in enumerate(SHOWN[results["model_type"]])
+        for i, (key, label, form) in enumerate(read_family(results["model_type"]).headline_metrics)
         if key in metrics
     )
     dataset = Path(results["dataset"]).name if "/" in results["dataset"] else results["dataset"]
@@ -76,7 +67,7 @@ def _row(name: str, results: dict[str, Any]) -> str:
 
 
 def with_table(readme: str, table: str) -> str:
-    """README with the text between its two markers replaced."""
+    """The README with the text between its two markers replaced."""
     head, rest = readme.split(BEGIN, 1)
     comment, rest = rest.split("\n", 1)
     _, tail = rest.split(END, 1)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hfgen.cards import render_card, write_card
 from hfgen.hub import HubError, push_folder
-from hfgen.loading import LoadError, check_folder
+from hfgen.model_folder import LoadError, check_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:

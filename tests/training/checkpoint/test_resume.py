@@ -6,7 +6,10 @@ import json
 import multiprocessing
 import signal
 import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,9 +38,8 @@ def whole() -> dict[str, Path]:
     return {family: run.folder for family, run in runs.items()}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_interrupted_run_equals_uninterrupted_to_the_bit(family: str, whole: dict[str, Path], tmp_path: Path) -> None:
-    folder = tmp_path / "run"
+def interrupt_three_times(family: str, folder: Path) -> list[str]:
+    """Interrupts a run by each signal, lets it end, and returns what differs from an uninterrupted one."""
     for number, steps in ((signal.SIGTERM, 2), (signal.SIGINT, 3)):
         stopped = train(family, folder, fault=Fault(number, at_step=steps))
         assert stopped.code == 0, stopped.output
@@ -46,46 +48,69 @@ def test_interrupted_run_equals_uninterrupted_to_the_bit(family: str, whole: dic
     assert train(family, folder, fault=Fault(signal.SIGKILL, at_step=3)).code == -signal.SIGKILL
     finished = train(family, folder)
     assert finished.code == 0, finished.output
-    assert differences(everything(whole[family]), everything(folder)) == []
+    return differences(everything(shared_run(family, "--report_to", "tensorboard").folder), everything(folder))
 
 
-@pytest.mark.parametrize(
-    ("family", "flags", "processes"),
-    [
-        ("vae", ["--mixed_precision", "bf16"], 1),
-        ("gpt", ["--mixed_precision", "bf16", "--gradient_checkpointing"], 1),
-        ("gpt", ["--optimizer", "muon", "--gradient_checkpointing"], 2),  # each process has its own dropout
-        ("gan", ["--on_nonfinite", "skip", "--ema_decay", 0], 1),
-        ("autoencoder", ["--in_memory", "false", "--dataloader_num_workers", 2], 1),
-        ("gpt", ["--in_memory", "false"], 2),
-    ],
-)
-def test_interrupted_run_equals_uninterrupted_to_the_bit_under_other_settings(
-    family: str, flags: list[object], processes: int, tmp_path: Path
-) -> None:
-    whole = start(family, tmp_path / "whole", *flags, processes=processes)
-    stopped = train(family, tmp_path / "run", *flags, processes=processes, fault=Fault(signal.SIGTERM, at_step=6))
+def stop_and_resume(family: str, folder: Path, flags: Sequence[object], processes: int) -> list[str]:
+    """Stops a run in the middle, resumes it, and returns what differs from an uninterrupted one."""
+    whole = start(family, folder / "whole", *flags, processes=processes)
+    stopped = train(family, folder / "run", *flags, processes=processes, fault=Fault(signal.SIGTERM, at_step=6))
     assert stopped.code == 0, stopped.output
-    finished = train(family, tmp_path / "run", *flags, processes=processes)
+    finished = train(family, folder / "run", *flags, processes=processes)
     assert finished.code == 0 and whole.wait().code == 0, finished.output
-    assert differences(everything(tmp_path / "whole"), everything(tmp_path / "run")) == []
+    return differences(everything(folder / "whole"), everything(folder / "run"))
+
+
+SETTINGS: dict[str, tuple[str, list[object], int]] = {
+    "vae-bf16": ("vae", ["--mixed_precision", "bf16"], 1),
+    "gpt-bf16": ("gpt", ["--mixed_precision", "bf16", "--gradient_checkpointing"], 1),
+    # Each process has its own dropout.
+    "gpt-muon": ("gpt", ["--optimizer", "muon", "--gradient_checkpointing"], 2),
+    "gan-skip": ("gan", ["--on_nonfinite", "skip", "--ema_decay", 0], 1),
+    "autoencoder-workers": ("autoencoder", ["--in_memory", "false", "--dataloader_num_workers", 2], 1),
+    "gpt-mapped": ("gpt", ["--in_memory", "false"], 2),
+}
+STREAMED = [*((family, 1) for family in FAMILIES), ("gpt", 2), ("vae", 2)]
+
+
+@pytest.fixture(scope="module")
+def found(whole: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Any, Future[list[str]]]]:
+    """What differs, for every case below; two cases are under way at a time."""
+    pool = ThreadPoolExecutor(2)
+
+    def submit(name: str, check: Callable[..., list[str]], family: str, *how: Any) -> Future[list[str]]:
+        return pool.submit(check, family, tmp_path_factory.mktemp(name) / "runs", *how)
+
+    futures: dict[Any, Future[list[str]]] = {family: submit(family, interrupt_three_times, family) for family in whole}
+    for name, (family, flags, processes) in SETTINGS.items():
+        futures[name] = submit(name, stop_and_resume, family, flags, processes)
+    for family, processes in STREAMED:
+        futures[family, processes] = submit(family, stop_and_resume, family, streamed(family), processes)
+    yield futures
+    pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_interrupted_run_equals_uninterrupted_to_the_bit(family: str, found: dict[Any, Future[list[str]]]) -> None:
+    assert found[family].result() == []
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_interrupted_run_equals_uninterrupted_to_the_bit_under_other_settings(
+    name: str, found: dict[Any, Future[list[str]]]
+) -> None:
+    assert found[name].result() == []
+
+
+@pytest.mark.parametrize(("family", "processes"), STREAMED)
+def test_streamed_run_is_resumed_to_the_bit(family: str, processes: int, found: dict[Any, Future[list[str]]]) -> None:
+    assert found[family, processes].result() == []
 
 
 def test_gradient_checkpointing_changes_nothing(whole: dict[str, Path], tmp_path: Path) -> None:
     """Including dropout: the backward pass sees the same random numbers as the forward pass."""
     assert train("gpt", tmp_path / "run", "--gradient_checkpointing").code == 0
     assert differences(everything(whole["gpt"]), everything(tmp_path / "run")) == []
-
-
-@pytest.mark.parametrize(("family", "processes"), [*((family, 1) for family in FAMILIES), ("gpt", 2), ("vae", 2)])
-def test_streamed_run_is_resumed_to_the_bit(family: str, processes: int, tmp_path: Path) -> None:
-    flags = streamed(family)
-    whole = shared_run(family, *flags, processes=processes)
-    fault = Fault(signal.SIGTERM, at_step=6)
-    stopped = train(family, tmp_path / "run", *flags, fault=fault, processes=processes)
-    assert stopped.code == 0, stopped.output
-    assert train(family, tmp_path / "run", *flags, processes=processes).code == 0
-    assert differences(everything(whole.folder), everything(tmp_path / "run")) == []
 
 
 def test_stream_is_refused_to_other_readers(tmp_path: Path) -> None:

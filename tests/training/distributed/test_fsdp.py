@@ -155,7 +155,7 @@ def test_nonfinite_gradient_in_one_shard_stops_all_processes(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("family", "environment", "flags", "named"),
     [
-        ("vae", {}, [], "VAEModel cannot be sharded"),
+        ("vae", {}, [], "--use_fsdp"),
         ("gpt", {"FSDP_VERSION": "1"}, [], "--fsdp_version 2"),
     ],
 )
@@ -188,5 +188,5 @@ def test_shards_are_joined_in_order_and_a_missing_one_is_named(tmp_path: Path) -
         load(path)
     del manifest["files"]["model.shard-00001-of-00002.safetensors"]
     write_json(path / "manifest.json", manifest)
-    with pytest.raises(CheckpointError, match=r"shape \(3, 2\) instead of \(5, 2\)"):
+    with pytest.raises(CheckpointError, match=r"shape .*\(3, 2\)"):
         load(path).tensors["model"]["weight"]

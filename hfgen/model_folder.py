@@ -1,10 +1,9 @@
-"""Would this load? Checks of a model's files that run none of its code and read none of its numbers.
+"""Would this folder load? Checks a model's files without running its code or reading its numbers.
 
-    check_folder("vae-mnist")                 raises LoadError with what is wrong and what to do
-    folder = fetch_model("me/vae-mnist")      a checked folder: the one named, or the repository's in the cache
+    check_folder("vae-mnist")       raises LoadError: what is wrong and what to do
 
-transformers leaves gaps that are closed here: it reads pickled weights where there are no others, and it fills weights
-that a repository lacks with random numbers, which only a log line tells.
+This closes two gaps that transformers leaves: it reads pickled weights where there are no others, and it fills weights
+that a repository lacks with random numbers, reported only in the log.
 """
 
 from __future__ import annotations
@@ -15,56 +14,42 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from .models import MODELS
+
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack", ".npy", ".npz", ".joblib")
-# Names of tensors that an error lists before it only counts them.
-LISTED = 5
+# An error names this many tensors and counts the rest.
+_LISTED = 5
 
 
 class LoadError(ValueError):
     """A model cannot be loaded, or not safely; the message says why and what to do."""
 
 
-def fetch_model(name_or_path: str | Path, revision: str | None = None, model_type: str | None = None) -> Path:
-    """The checked folder of a model: the local one that was named, or a Hub repository's files in the cache.
+def check_folder(folder: str | Path, model_type: str | None = None) -> None:
+    """Checks that a folder holds a whole model: config, code, and weights that fit.
+
+    For hfgen's own architectures, the names and shapes of the weights are compared with those the config asks for.
 
     Args:
-        name_or_path: folder, or repository on the Hub.
-        revision: branch, tag or commit of the repository.
-        model_type: the only kind of model that will do; any kind if None.
-
-    Raises:
-        LoadError: it is not there, or would not load, or not safely.
-    """
-    from hfgen.hub import download
-
-    folder = Path(name_or_path)
-    if not folder.is_dir():
-        folder = download(str(name_or_path), revision)
-    check_folder(folder, model_type)
-    return folder
-
-
-def check_folder(folder: str | Path, model_type: str | None = None) -> None:
-    """Whether a folder holds a whole model: config, code, and weights that fit.
-
-    Weights are compared with the config name by name and shape by shape where hfgen knows the architecture.
+        folder: a model's folder.
+        model_type: the type of model it must hold; any type if None.
 
     Raises:
         LoadError: names the first thing that is wrong.
     """
     folder = Path(folder)
-    config = _read_json(folder / "config.json", "It is what tells which model this is.")
+    config = read_json(folder / "config.json", "It says which model this is.")
     found = config.get("model_type")
     if model_type is not None and found != model_type:
-        raise LoadError(f"{folder} holds a model of the type {found!r}; expected {model_type!r}.")
+        raise LoadError(f"The model_type of {folder} must be {model_type!r}, got {found!r}. Name another model.")
     _check_code(folder, config)
     shapes = read_shapes(folder)
     model_class = _find_class(folder, config)
     if model_class is not None:
-        _compare(folder, shapes, _expected_shapes(folder, model_class, config))
+        _compare(folder, shapes, *_expected_shapes(folder, model_class, config))
 
 
 def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -74,7 +59,7 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         LoadError: there are none, only pickled ones, or one is missing or damaged.
     """
     if (folder / INDEX).is_file() and not (folder / WEIGHTS).is_file():
-        placed = _read_json(folder / INDEX, "").get("weight_map")
+        placed = read_json(folder / INDEX).get("weight_map")
         if not isinstance(placed, dict) or not placed:
             raise LoadError(f"{folder / INDEX} is damaged: it has no weight_map. Download the model again.")
         files = sorted(set(placed.values()))
@@ -85,7 +70,7 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[str, tuple[int, ...]]] = {}
     for file in files:
         if Path(file).name != file or not (folder / file).is_file():
-            raise LoadError(f"{folder / file} is missing, which {INDEX} lists. Download the model again.")
+            raise LoadError(f"{folder / file} is missing, although {INDEX} lists it. Download the model again.")
         found |= {name: (file, shape) for name, shape in _read_header(folder / file).items()}
     for name, file in (placed or {}).items():
         if found.get(name, ("", ()))[0] != file:
@@ -94,15 +79,42 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def explain_missing_weights(where: str, names: list[str]) -> str:
-    """Why a folder or repository with these files and no safetensors is refused."""
+    """Explains why a folder or repository with these files, none of them safetensors, is refused."""
     pickled = sorted(name for name in names if name.endswith(PICKLED_SUFFIXES))
     if pickled:
         return (
-            f"{where} holds weights only in {', '.join(pickled[:LISTED])}. Files of this kind are or can be pickles, "
-            "and reading a pickle can run any code that its author put in, so hfgen does not. Ask the author for "
+            f"{where} holds weights only in {', '.join(pickled[:_LISTED])}. Such files are or may be pickles, and "
+            "reading a pickle can run any code its author put in, so hfgen never does. Ask the author for "
             "safetensors; if you trust the file, convert it on a machine that holds nothing of value."
         )
-    return f"{where} holds no weights: expected {WEIGHTS}, or {INDEX} and the files it lists."
+    return f"{where} holds no weights: it must have {WEIGHTS}, or {INDEX} and the files it lists."
+
+
+def step_of(path: Path) -> int:
+    """The step in the name of a checkpoint or sample: 500 for step-000500 and step-000500.png; -1 without one."""
+    digits = path.stem.removeprefix("step-")
+    return int(digits) if digits.isdigit() else -1
+
+
+def read_json(path: Path, if_missing: str = "Download the model again.") -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Args:
+        path: of the file.
+        if_missing: what to add to the error if there is no such file.
+
+    Raises:
+        LoadError: the file is missing, damaged, or holds something other than an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LoadError(f"{path} is missing. {if_missing}") from None
+    except (OSError, ValueError) as error:
+        raise LoadError(f"{path} is damaged: {error}. Restore it or download it again.") from None
+    if not isinstance(content, dict):
+        raise LoadError(f"{path} must hold a JSON object, got {type(content).__name__}. Restore it.")
+    return content
 
 
 def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
@@ -117,46 +129,44 @@ def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _check_code(folder: Path, config: dict[str, Any]) -> None:
-    """The files of the model's own code that config.json names are there."""
+    """Checks that the code files config.json names are there."""
     auto_map = config.get("auto_map") or {}
     for name, reference in auto_map.items() if isinstance(auto_map, dict) else ():
         module = str(reference).partition(".")[0]
         if "--" not in str(reference) and not (folder / f"{module}.py").is_file():
             raise LoadError(
-                f"{folder / module}.py is missing, where config.json (auto_map, {name}) says the model's code is. "
-                "Save the model again with hfgen's own class, whose save_pretrained writes it."
+                f"{folder / module}.py is missing, although config.json (auto_map, {name}) names it as the model's "
+                "code. Save the model again with hfgen's own class, whose save_pretrained writes it."
             )
 
 
 def _find_class(folder: Path, config: dict[str, Any]) -> Any:
     """hfgen's class for a config; None if the model is not one of hfgen's."""
-    import hfgen
-
     model_type = str(config.get("model_type"))
     architectures = config.get("architectures") or []
     if not model_type.startswith("hfgen_"):
         return None
-    classes = [value for value in vars(hfgen).values() if getattr(value, "config_class", None) is not None]
-    known = {cls.config_class.model_type: cls for cls in classes}
-    if model_type not in known:
+    if model_type not in MODELS:
         raise LoadError(
-            f"{folder} holds a model of the type {model_type!r}, which hfgen {hfgen.__version__} does not know; it "
-            f"knows {', '.join(sorted(known))}. A newer hfgen may; without one, AutoModel.from_pretrained(..., "
-            "trust_remote_code=True) runs the code that lies beside the model, if you trust its author."
+            f"{folder} holds a model of type {model_type!r}, which this version of hfgen does not know; it knows "
+            f"{', '.join(sorted(MODELS))}. A newer hfgen may; without one, AutoModel.from_pretrained(..., "
+            "trust_remote_code=True) runs the code that comes with the model, if you trust its author."
         )
-    fitting = {cls.__name__: cls for cls in classes if cls.config_class.model_type == model_type}
+    architecture = MODELS[model_type]
     if not architectures:
-        return known[model_type]
-    if architectures[0] not in fitting:
+        return architecture.base_model_class
+    if architectures[0] not in architecture.model_classes:
         raise LoadError(
-            f"{folder / 'config.json'} contradicts itself: the architecture {architectures[0]!r} is none of those of "
-            f"{model_type!r} ({', '.join(sorted(fitting))})."
+            f"{folder / 'config.json'} contradicts itself: for model_type {model_type!r}, the architecture must be "
+            f"one of {', '.join(sorted(architecture.model_classes))}, got {architectures[0]!r}. Correct one of them."
         )
-    return fitting[architectures[0]]
+    return architecture.model_classes[architectures[0]]
 
 
-def _expected_shapes(folder: Path, model_class: Any, config: dict[str, Any]) -> tuple[dict[str, tuple[int, ...]], set]:
-    """What the config asks for: name -> shape, and the names that may be left out because they are tied to others."""
+def _expected_shapes(
+    folder: Path, model_class: Any, config: dict[str, Any]
+) -> tuple[dict[str, tuple[int, ...]], set[str]]:
+    """The shapes that the config asks for, by name, and the names that may be absent because they are tied."""
     import torch
     from huggingface_hub.errors import StrictDataclassError
 
@@ -169,14 +179,15 @@ def _expected_shapes(folder: Path, model_class: Any, config: dict[str, Any]) -> 
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, tied
 
 
-def _compare(folder: Path, shapes: dict[str, tuple[int, ...]], wanted: tuple[dict[str, tuple[int, ...]], set]) -> None:
-    expected, tied = wanted
+def _compare(
+    folder: Path, shapes: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], tied: set[str]
+) -> None:
     missing = sorted(set(expected) - set(shapes) - tied)
     unknown = sorted(set(shapes) - set(expected))
     differing = sorted(name for name in set(shapes) & set(expected) if shapes[name] != expected[name])
     parts = []
     if differing:
-        found = [f"{name} is {shapes[name]} instead of {expected[name]}" for name in differing]
+        found = [f"{name} must be {expected[name]}, got {shapes[name]}" for name in differing]
         parts.append(_listed(found, "of other shapes"))
     if missing:
         parts.append(f"the weights lack {_listed(missing, 'tensors')}")
@@ -185,22 +196,10 @@ def _compare(folder: Path, shapes: dict[str, tuple[int, ...]], wanted: tuple[dic
     if parts:
         raise LoadError(
             f"The config and the weights in {folder} do not belong together: {'; '.join(parts)}. One of the two files "
-            "is from another model or another version of it."
+            "is from another model, or from another version of this one."
         )
 
 
 def _listed(items: list[str], kind: str) -> str:
-    more = len(items) - LISTED
-    return ", ".join(items[:LISTED]) + (f" and {more} more {kind}" if more > 0 else "")
-
-
-def _read_json(path: Path, why: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise LoadError(f"{path} is missing. {why}".strip()) from None
-    except (OSError, ValueError) as error:
-        raise LoadError(f"{path} is damaged: {error}. Download it again.") from None
-    if not isinstance(content, dict):
-        raise LoadError(f"{path} is damaged: expected a JSON object, got {type(content).__name__}.")
-    return content
+    more = len(items) - _LISTED
+    return ", ".join(items[:_LISTED]) + (f" and {more} more {kind}" if more > 0 else "")

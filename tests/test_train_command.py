@@ -1,0 +1,170 @@
+"""`hfgen train`: flags for the launcher and the script, recipes by name, exit statuses, and signals."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from accelerate.commands.launch import launch_command_parser
+
+from hfgen import MODELS
+from hfgen.cli import main
+from hfgen.train_command import SHARED_FLAGS, find_recipe, find_script, split_flags
+from training.config.flags import DataArguments, RunArguments
+
+
+ROOT = Path(__file__).resolve().parents[1]
+FAMILIES = [architecture.family for architecture in MODELS.values()]
+TINY = [
+    "--hidden_channels",
+    "4",
+    "8",
+    "--hidden_size",
+    "16",
+    "--latent_dim",
+    "4",
+    "--nll_samples",
+    "2",
+    "--per_device_train_batch_size",
+    "4",
+    "--max_train_samples",
+    "64",
+    "--max_eval_samples",
+    "16",
+    "--disable_tqdm",
+    "--mixed_precision",
+    "no",
+    "--dataset_name",
+    "digits",
+]
+
+
+def start(*words: str, cwd: Path) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen([sys.executable, "-m", "hfgen", "train", *words], cwd=cwd, env=environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "for_launcher", "for_script"),
+    [
+        ("r --latent_dim 4", "", "r --latent_dim 4"),
+        ("--num_processes 2 r --seed=3 --use_fsdp", "--num_processes 2 --use_fsdp", "r --seed=3"),
+        ("--num-machines=2 --main_process_ip 10.0.0.1 --hidden_channels 4 8", "--num-machines=2 --main_process_ip "
+         "10.0.0.1", "--hidden_channels 4 8"),
+        ("--mixed_precision bf16", "--mixed_precision bf16", "--mixed_precision bf16"),
+        ("--mixed_precision=auto --cpu", "--cpu", "--mixed_precision=auto"),
+        ("--help --module --nonsense x", "", "--help --module --nonsense x"),
+    ],
+)  # fmt: skip
+def test_a_flag_goes_to_whoever_knows_it(words: str, for_launcher: str, for_script: str) -> None:
+    assert split_flags(words.split(), launch_command_parser()) == (for_launcher.split(), for_script.split())
+
+
+def test_shared_flags_are_those_that_launcher_and_scripts_have_in_common() -> None:
+    launcher = {action.dest for action in launch_command_parser()._actions} - {"help"}
+    classes = [RunArguments, DataArguments, *(architecture.config_class for architecture in MODELS.values())]
+    for family in FAMILIES:
+        module = importlib.import_module(f"training.train_{family}")
+        classes += [cls for name, cls in vars(module).items() if name.endswith("Arguments") and name != "Arguments"]
+    assert launcher & {field.name for cls in classes for field in dataclasses.fields(cls)} == SHARED_FLAGS
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_architecture_has_its_script_recipe_and_template(family: str) -> None:
+    home, _ = find_script(family)
+    assert (home / f"train_{family}.py").is_file() and list((home / "recipes").glob(f"{family}-*.yaml"))
+    assert (ROOT / "model_cards" / f"template_{family}.md").is_file()
+
+
+def test_a_recipe_is_found_by_name_or_path(tmp_path: Path) -> None:
+    recipes = ROOT / "training" / "recipes"
+    (tmp_path / "mine.yaml").write_text("seed: 1")
+    assert find_recipe(str(tmp_path / "mine.yaml"), "vae", recipes) == str(tmp_path / "mine.yaml")
+    found = find_recipe("vae-binarized-mnist", "vae", recipes)
+    assert Path(found).samefile(recipes / "vae-binarized-mnist.yaml")
+    with pytest.raises(ValueError, match=r"one of gan-mnist, got 'vae-binarized-mnist'"):
+        find_recipe("vae-binarized-mnist", "gan", recipes)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [(["--num_processes", "x"], "--num_processes"), (["--multi_gpu", "--cpu"], "at a time"), (["nope"], "got 'nope'")],
+)
+def test_mistakes_are_reported_before_anything_starts(
+    words: list[str], text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("HFGEN_COMMAND", "TORCHELASTIC_SIGNALS_TO_HANDLE", "PYTHONSAFEPATH"):
+        monkeypatch.setenv(name, "")
+    assert main(["train", "vae", *words]) == 1
+    errors = capsys.readouterr().err
+    assert text in errors and "usage" not in errors
+
+
+def test_without_accelerate_the_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["train", "vae"]) == 1
+    assert "pip install 'hfgen[training]'" in capsys.readouterr().err
+
+
+def test_two_processes_train_by_a_recipes_name(tmp_path: Path) -> None:
+    process = start("vae", "vae-binarized-mnist", "--num_processes", "2", *TINY, "--max_train_steps", "2",
+                    "--output_dir", "out", cwd=tmp_path)  # fmt: skip
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (results["processes"], results["examples_seen"]) == (2, 2 * 2 * 4)
+    assert "were not passed" not in output
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_failure_is_the_scripts_own_paragraph_and_status_1(processes: str, tmp_path: Path) -> None:
+    process = start("vae", "--num_processes", processes, "--nonsense", "1", "--output_dir", "out", cwd=tmp_path)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert output.count("unknown argument --nonsense") == int(processes)
+    assert "Traceback" not in output and "ChildFailedError" not in output and "CalledProcess" not in output
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_sigterm_reaches_the_training(processes: str, tmp_path: Path) -> None:
+    process = start("vae", "--num_processes", processes, *TINY, "--max_train_steps", "1000000", "--logging_steps", "1",
+                    "--output_dir", "out", cwd=tmp_path)  # fmt: skip
+    metrics = tmp_path / "out" / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while not (metrics.is_file() and metrics.stat().st_size):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=100)
+    assert list((tmp_path / "out" / "checkpoints").glob("step-*")), output
+    assert "Traceback" not in output
+
+
+def test_a_wheel_holds_training_recipes_and_templates(tmp_path: Path) -> None:
+    """Built without a network, from a copy: a build leaves folders behind."""
+    code = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
+    listed = subprocess.run(["git", "ls-files", "-z", "hfgen", "training", "model_cards/*.md", "setup.py", "LICENSE",
+                             "README.md", "pyproject.toml"], cwd=ROOT, capture_output=True, text=True)  # fmt: skip
+    for name in listed.stdout.split("\0")[:-1]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=tmp_path, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    held = set(zipfile.ZipFile(wheel).namelist())
+    expected = {path.relative_to(ROOT) for path in ROOT.glob("hfgen/**/*.py")}
+    expected |= {"hfgen" / path.relative_to(ROOT) for path in ROOT.glob("training/**/*.py")}
+    expected |= {"hfgen" / path.relative_to(ROOT) for path in ROOT.glob("training/recipes/*.yaml")}
+    expected |= {"hfgen" / path.relative_to(ROOT) for path in ROOT.glob("model_cards/template_*.md")}
+    assert {path.as_posix() for path in expected} | {"hfgen/training/slurm.sbatch"} <= held

@@ -1,0 +1,84 @@
+"""Text is tokenized, packed and evaluated so that every token counts once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from hfgen.tokenization import build_character_tokenizer
+from tests.training.data.tiny_data import CPU, take, text_of, write_text, write_texts
+from training.data.batches import GlobalBatch
+from training.data.streams import StreamFeed
+
+
+def test_evaluation_predicts_each_token_once_and_keeps_the_last_window(tmp_path: Path) -> None:
+    data = text_of(write_text(tmp_path / "a.txt", "abcdefghij" * 23), context=8)
+    assert len(data.eval_tokens) == 23  # the last tenth of 230 characters
+    batches = list(data.eval_batches(2, CPU))
+    inputs, labels = (torch.cat([batch[name] for batch in batches]).flatten() for name in ("input_ids", "labels"))
+    counted = labels != -100
+    assert inputs[counted].tolist() == data.eval_tokens[:-1].tolist()
+    assert labels[counted].tolist() == data.eval_tokens[1:].tolist()
+    assert [len(batch["labels"]) for batch in batches] == [2, 1]
+
+
+def test_evaluation_text_may_be_shorter_than_the_context(tmp_path: Path) -> None:
+    data = text_of(write_text(tmp_path / "a.txt", "abcdefghij" * 10), context=32)
+    (batch,) = data.eval_batches(4, CPU)
+    assert batch["input_ids"].shape == (1, 32) and int((batch["labels"] != -100).sum()) == 9
+
+
+def test_tokenizer_that_is_given_is_used(tmp_path: Path) -> None:
+    tokenizer = build_character_tokenizer("abcdefghij and more", model_max_length=8)
+    data = text_of(write_text(tmp_path / "a.txt", "abcdefghij" * 10), tokenizer=tokenizer)
+    assert data.tokenizer is tokenizer
+
+
+def test_streamed_text_predicts_every_token_once(tmp_path: Path) -> None:
+    documents = [f"Document {i} has its own text, {'x' * (i % 11 + 100)}." for i in range(100)]
+    data = text_of(write_texts(tmp_path, documents), context=8, streaming=True, shuffle_buffer_size=1000)
+    assert isinstance(data.train, StreamFeed) and data.eval_split == "10 % of train"
+    end = data.tokenizer.eos_token
+    evaluated = [part for part in data.tokenizer.decode(data.eval_tokens[:].tolist()).split(end) if part]
+    assert 0 < len(evaluated) < 30
+    trained = set(documents) - set(evaluated)
+    batches = take(data.train, 400, GlobalBatch(5))
+    inputs = torch.cat([batch["input_ids"].flatten() for batch in batches])
+    labels = torch.cat([batch["labels"].flatten() for batch in batches])
+    assert torch.equal(inputs[1:], labels[:-1])  # one run of tokens, batch after batch
+    read = data.tokenizer.decode(inputs.tolist()).split(end)[: len(trained)]
+    assert sorted(read) == sorted(trained)  # one epoch
+
+
+# ----------------------------------------------------------------------------------------------------------- faults
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_faults_name_the_flag(tmp_path: Path, in_memory: bool) -> None:
+    short = write_text(tmp_path / "short.txt", "abcdefghij")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 100)
+    empty, blank = write_text(tmp_path / "empty.txt", ""), write_text(tmp_path / "blank" / "empty.txt", "")
+    numbers = write_texts(tmp_path / "numbers", [1, 2, 3])
+    for name, context, flags, message in [
+        (short, 16, {}, "must be longer than a context of 16 tokens, got 9 tokens.*--max_position_embeddings"),
+        (short, 4, {}, "must have at least 2 tokens.*, got 1. Use more text or another --eval_split"),
+        (short, 4, {"text_column": "body"}, r"--text_column must be a column of .* \(text\), got 'body'"),
+        (short, 4, {"eval_split": "test"}, r"--eval_split must be a split of the dataset \(train\), got 'test'"),
+        ("digits", 4, {}, r"--text_column must be a column of .* \(image, label\), got 'text'"),
+        (tmp_path / "latin.txt", 4, {}, "latin.txt' cannot be read: .*utf-8"),
+        (empty, 4, {}, "empty.txt.* has no text. Check --dataset_name"),
+        (blank, 4, {}, "blank.* has no text. Check --dataset_name"),
+        (numbers, 4, {}, "must hold text, got int. Name another one with --text_column"),
+        (tmp_path / "absent.txt", 4, {}, "--dataset_name must exist, got .*absent.txt"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            text_of(name, context, in_memory=in_memory, **flags)
+
+
+def test_streamed_faults_name_the_flag(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--text_column must be a column of .* \(text\), got 'body'"):
+        text_of("python-docs", text_column="body", streaming=True)
+    with pytest.raises(ValueError, match=r"has no text"):
+        text_of(write_texts(tmp_path, [""] * 60), streaming=True)
