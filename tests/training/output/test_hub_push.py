@@ -31,7 +31,7 @@ class FakeHub:
         self.failures: list[float] = []
 
     def push_files(
-        self, files: dict[str, Path], repo_id: str, *, message: str, wait: Callable = time.sleep, **_: Any
+        self, files: dict[str, Path], repo_id: str, *, private: bool, message: str, command: str, wait: Callable
     ) -> Pushed:
         self.was_asked.set()
         assert self.is_open.wait(20)
@@ -147,7 +147,7 @@ def test_failed_push_is_logged_and_the_end_does_not_wait_for_its_next_attempt(
     with caplog.at_level(logging.WARNING):
         assert pusher.push_at_end()
     assert time.perf_counter() - started < 10 and fake.titles() == ["End of training"]
-    assert "Step 1 is not published, and the training continues. The Hub is down." in caplog.text
+    assert "Step 1 is not published; the next push holds it. The training has ended." in caplog.text
 
 
 @pytest.mark.parametrize("error", [HubError("the Hub is down. Run: hfgen push"), KeyboardInterrupt()])
@@ -214,7 +214,7 @@ def publishing(output_dir: Path, repo_id: str, strategy: str, *flags: str) -> li
 def test_a_run_publishes_itself_and_goes_on_from_the_hub(hub: HubProcess, tmp_path: Path) -> None:
     """With the training state in the repository, another machine makes the next steps, as if it had never stopped."""
     assert "alice/run" in run_commands([publishing(tmp_path / "run", "alice/run", "checkpoint")], hub.env)
-    assert titles(hub, "alice/run")[0] == "End of training" and titles(hub, "alice/run")[-1] == "initial commit"
+    assert titles(hub, "alice/run") == ["End of training", "Training in progress, step 1", "initial commit"]
     longer = ["--max_train_steps", "3"]
     flags = {
         "resumed": ["--resume_from_checkpoint", "alice/run"],
