@@ -106,8 +106,8 @@ class DataArguments:
     # What a changed number means for a stream is checked where the stream is resumed.
     dataloader_num_workers: int | None = flag(
         None, "Number of worker processes that read and decode data that is not in memory. Default: one per CPU core, "
-        "at most 4; 0 for a stream, where the order of the examples depends on it, so it must not change on a "
-        "resume.", on_resume="free", ge=0)
+        "at most 4; for a stream 0. The order of a stream depends on this number, so it must not change when the run "
+        "resumes.", on_resume="free", ge=0)
 
     def problems(self) -> list[str]:
         """Returns a sentence for each combination of values that is not possible."""
@@ -175,8 +175,8 @@ class RunArguments:
 
     # Hardware
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = flag(
-        "auto", "Mixed precision; auto is bf16 on processors and GPUs that multiply it natively, and no on all "
-        "others.", on_resume="warn")
+        "auto", "Mixed precision; auto selects bf16 if the processor or GPU multiplies it natively, otherwise no.",
+        on_resume="warn")
     cpu_threads: int | None = flag(
         None, "Number of CPU threads per process. Default: the CPU cores of the machine divided by its processes.",
         on_resume="warn", in_recipe=False, ge=1)
@@ -188,8 +188,8 @@ class RunArguments:
     gradient_checkpointing: bool = flag(
         False, "Recompute activations in the backward pass to save memory, at the cost of speed.", on_resume="warn")
     full_determinism: bool = flag(
-        False, "Use deterministic kernels on a GPU, so that a resumed run is bitwise identical; slower. A CPU always "
-        "does.", on_resume="warn")
+        False, "Use deterministic GPU kernels, which makes a resumed run bitwise identical, at the cost of speed. CPU "
+        "kernels always are.", on_resume="warn")
 
     # What is measured, logged and saved
     eval_steps: int | None = flag(
@@ -203,8 +203,8 @@ class RunArguments:
     checkpoints_total_limit: int | None = flag(
         2, "Maximum number of checkpoints to keep; the oldest are deleted.", on_resume="free", in_recipe=False, ge=1)
     report_to: list[str] = flag(  # noqa: RUF009 - a list is made for each instance
-        ("none",), "Experiment trackers: tensorboard, wandb, trackio, or others that accelerate knows; all for every "
-        "installed one, none for none.", on_resume="free", in_recipe=False)
+        ("none",), "Experiment trackers: tensorboard, wandb, trackio or any other that accelerate supports; all for "
+        "every installed one, or none.", on_resume="free", in_recipe=False)
     disable_tqdm: bool = flag(False, "Hide the progress bar.", on_resume="free", in_recipe=False)
 
     # The Hub

@@ -13,8 +13,10 @@ import os
 import shutil
 import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import disable_progress_bars, validate_repo_id
@@ -89,7 +91,7 @@ class HubPusher:
         """
         try:
             self._is_ending.set()
-            if self._thread is not None:  # it no longer waits between attempts
+            if self._thread is not None:
                 self._thread.join()
             pushed = self._upload(self._take_snapshot(), "End of training")
         except (HubError, LoadError, OSError) as error:
@@ -142,19 +144,22 @@ class HubPusher:
 
     def _push_step(self, step: int, snapshot: Path) -> None:
         try:
-            pushed = self._upload(
-                snapshot, f"Training in progress, step {step}", attempts=3, wait=self._is_ending.wait
-            )
+            pushed = self._upload(snapshot, f"Training in progress, step {step}", self._wait_while_training)
             logger.info("Step %d is published: %s", step, pushed.url)
         except Exception as error:
-            logger.warning("Step %d is not published, and the training continues. %s", step, error)
+            logger.warning("Step %d is not published; the next push holds it. %s", step, error)
         else:
             shutil.rmtree(snapshot, ignore_errors=True)
 
-    def _upload(self, snapshot: Path, message: str, **retries: Any) -> Pushed:
+    def _wait_while_training(self, seconds: float) -> None:
+        """Waits for the next attempt of a push, and gives it up when the training ends."""
+        if self._is_ending.wait(seconds):
+            raise HubError("The training has ended.")
+
+    def _upload(self, snapshot: Path, message: str, wait: Callable[[float], None] = time.sleep) -> Pushed:
         files = {path.relative_to(snapshot).as_posix(): path for path in snapshot.rglob("*") if path.is_file()}
         command = self._command
-        return push_files(files, self.repo_id, private=self.private, message=message, command=command, **retries)
+        return push_files(files, self.repo_id, private=self.private, message=message, command=command, wait=wait)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -31,7 +31,7 @@ class FakeHub:
         self.failures: list[float] = []
 
     def push_files(
-        self, files: dict[str, Path], repo_id: str, *, message: str, wait: Callable = time.sleep, **_: Any
+        self, files: dict[str, Path], repo_id: str, *, private: bool, message: str, command: str, wait: Callable
     ) -> Pushed:
         self.was_asked.set()
         assert self.is_open.wait(20)
@@ -63,7 +63,7 @@ def folder(tmp_path: Path) -> Path:
 def add_checkpoint(folder: Path, step: int) -> Path:
     path = folder / "checkpoints" / f"step-{step:06d}"
     path.mkdir(parents=True)
-    (path / "state.json").write_text(f"{step}")
+    (path / f"{step}").write_text("")
     return path
 
 
@@ -74,13 +74,28 @@ def wait_for_push() -> None:
             thread.join(20)
 
 
-def test_finished_model_is_pushed_once_without_checkpoints(fake: FakeHub, folder: Path, capsys: Any) -> None:
-    pusher = HubPusher(folder)
+@pytest.mark.parametrize(
+    ("strategy", "checkpoints"),
+    [
+        ("end", [set()]),
+        ("every_save", [set(), set()]),
+        ("checkpoint", [{"last-checkpoint/1"}, {"last-checkpoint/2"}]),
+        ("all_checkpoints", [{"checkpoints/step-000001/1"},
+                             {"checkpoints/step-000001/1", "checkpoints/step-000002/2"}]),
+    ],
+)  # fmt: skip
+def test_strategy_decides_what_is_pushed_when(
+    strategy: Any, checkpoints: list[set[str]], fake: FakeHub, folder: Path, capsys: Any
+) -> None:
+    model = {path.name for path in folder.iterdir() if path.is_file()}
+    pusher = HubPusher(folder, strategy=strategy)
     pusher.push(1)
-    assert pusher.push_at_end() and fake.titles() == ["End of training"]
-    expected = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert set(fake.commits[0][1]) == expected - {"checkpoints/step-000001/state.json"}
-    assert "Published: https://hub" in capsys.readouterr().out
+    wait_for_push()
+    add_checkpoint(folder, 2)
+    assert pusher.push_at_end()
+    assert fake.titles() == ["Training in progress, step 1", "End of training"][-len(checkpoints) :]
+    assert [set(files) for _, files in fake.commits] == [model | names for names in checkpoints]
+    assert "Published: https://hub" in capsys.readouterr().out and not (folder / ".push").exists()
 
 
 def test_push_is_a_snapshot_and_others_are_skipped_meanwhile(fake: FakeHub, folder: Path) -> None:
@@ -102,17 +117,6 @@ def test_push_is_a_snapshot_and_others_are_skipped_meanwhile(fake: FakeHub, fold
     first, last = (files for _, files in fake.commits)
     assert first["model.safetensors"] == before and first["metrics.jsonl"] == b"earlier\n"
     assert last["model.safetensors"] != before and last["metrics.jsonl"] == b"later\n"
-    assert not (folder / ".push").exists()
-
-
-def test_newest_checkpoint_goes_along_as_last_checkpoint(fake: FakeHub, folder: Path) -> None:
-    pusher = HubPusher(folder, strategy="checkpoint")
-    pusher.push(1)
-    add_checkpoint(folder, 2)
-    assert pusher.push_at_end()
-    for step, (_, files) in enumerate(fake.commits, 1):
-        assert files["last-checkpoint/state.json"] == f"{step}".encode()
-        assert not any(name.startswith("checkpoints/") for name in files)
 
 
 def test_no_checkpoint_is_lost_to_skipped_or_failed_pushes(fake: FakeHub, folder: Path) -> None:
@@ -129,8 +133,8 @@ def test_no_checkpoint_is_lost_to_skipped_or_failed_pushes(fake: FakeHub, folder
         shutil.rmtree(saved)
     fake.is_open.set()
     assert pusher.push_at_end()
-    steps = [sorted(files[name] for name in files if name.startswith("checkpoints/")) for _, files in fake.commits]
-    assert steps == [[b"1", b"2"], [b"3", b"4"]]
+    steps = [{name[-1] for name in files if name.startswith("checkpoints/")} for _, files in fake.commits]
+    assert steps == [{"1", "2"}, {"3", "4"}]
 
 
 def test_failed_push_is_logged_and_the_end_does_not_wait_for_its_next_attempt(
@@ -143,7 +147,7 @@ def test_failed_push_is_logged_and_the_end_does_not_wait_for_its_next_attempt(
     with caplog.at_level(logging.WARNING):
         assert pusher.push_at_end()
     assert time.perf_counter() - started < 10 and fake.titles() == ["End of training"]
-    assert "Step 1 is not published, and the training continues. The Hub is down." in caplog.text
+    assert "Step 1 is not published; the next push holds it. The training has ended." in caplog.text
 
 
 @pytest.mark.parametrize("error", [HubError("the Hub is down. Run: hfgen push"), KeyboardInterrupt()])
@@ -210,7 +214,7 @@ def publishing(output_dir: Path, repo_id: str, strategy: str, *flags: str) -> li
 def test_a_run_publishes_itself_and_goes_on_from_the_hub(hub: HubProcess, tmp_path: Path) -> None:
     """With the training state in the repository, another machine makes the next steps, as if it had never stopped."""
     assert "alice/run" in run_commands([publishing(tmp_path / "run", "alice/run", "checkpoint")], hub.env)
-    assert titles(hub, "alice/run")[0] == "End of training" and titles(hub, "alice/run")[-1] == "initial commit"
+    assert titles(hub, "alice/run") == ["End of training", "Training in progress, step 1", "initial commit"]
     longer = ["--max_train_steps", "3"]
     flags = {
         "resumed": ["--resume_from_checkpoint", "alice/run"],
