@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from huggingface_hub import HfApi
@@ -143,7 +144,7 @@ def check_private_and_branch(place: Place) -> None:
     assert not place.api.file_exists(place.repo, "config.json")
     assert place.api.file_exists(place.repo, "config.json", revision="wide")
     place.api.update_repo_settings(place.repo, visibility="public")
-    with refused(HubError, "exists and is public"):
+    with refused(HubError, "must be private, got a public repository"):
         push_folder(place.folder, place.repo, private=True)
 
 
@@ -186,13 +187,13 @@ def pushes_through(name: str) -> Callable[[Place], None]:
     return check
 
 
-def check_lasting_error_is_told_with_the_command(place: Place) -> None:
+def check_lasting_error_is_reported_with_the_command(place: Place) -> None:
     push_folder(place.folder, place.repo, message="first")
     place.change_weights()
     place.hub.inject("status", path="/commit/", method="POST", status=503, times=None)
     command = f"hfgen push {place.folder} {place.repo} --private"
-    with refused(HubError, "status 503", "your files are whole", f"hfgen push {place.folder} {place.repo}"):
-        push_folder(place.folder, place.repo, attempts=2)
+    with refused(HubError, "status 503", "your files are intact", f"hfgen push {place.folder} {place.repo}"):
+        with_two_attempts(place)
     assert place.titles() == ["first", "initial commit"]
     place.assert_every_commit_loads()
     place.hub.clear_faults()
@@ -200,9 +201,9 @@ def check_lasting_error_is_told_with_the_command(place: Place) -> None:
     assert len(place.titles()) == 3
 
 
-def check_expired_token_is_told_and_not_shown(place: Place) -> None:
+def check_expired_token_is_reported_and_not_shown(place: Place) -> None:
     place.hub.inject("expired_token", times=None)
-    with refused(HubError, "hf auth login", "HF_TOKEN") as _:
+    with refused(HubError, "hf auth login", "HF_TOKEN"):
         push_folder(place.folder, place.repo)
     place.hub.clear_faults()
     push_folder(place.folder, place.repo, message="first")
@@ -213,11 +214,15 @@ def check_expired_token_is_told_and_not_shown(place: Place) -> None:
     assert place.titles() == ["first", "initial commit"]
 
 
-def check_no_network_is_told(place: Place) -> None:
+def check_no_network_is_reported(place: Place) -> None:
     place.hub.inject("drop_response", times=None)
-    waits = _patched_waits()
-    with waits, refused(HubError, "could not be reached", "hfgen push"):
-        push_folder(place.folder, place.repo, attempts=2)
+    with _patched_waits(), refused(HubError, "could not be reached", "hfgen push"):
+        with_two_attempts(place)
+
+
+def with_two_attempts(place: Place) -> None:
+    with mock.patch.object(hub_module, "ATTEMPTS", 2):
+        push_folder(place.folder, place.repo)
 
 
 @contextlib.contextmanager
@@ -233,8 +238,8 @@ def _patched_waits() -> Iterator[None]:
 
 def check_messages_hold_nothing_secret(place: Place) -> None:
     token = place.hub.token
-    told = redact(f"PUT http://x/y?signature=abc&z=1 failed, Bearer {token} and {place.hub.tokens['bob']}")
-    assert told == "PUT http://x/y?... failed, Bearer <token> and <token>", told
+    redacted = redact(f"PUT http://x/y?signature=abc&z=1 failed, Bearer {token} and {place.hub.tokens['bob']}")
+    assert redacted == "PUT http://x/y?... failed, Bearer <token> and <token>", redacted
     place.hub.inject("drop_upload", method="PUT", body_bytes=1000)
     push_folder(place.folder, place.repo)
     assert "thrown while requesting PUT" in place.log.getvalue()
@@ -255,7 +260,7 @@ def check_pull_is_a_checked_copy(place: Place) -> None:
     newest = pull(place.repo, home / "newest")
     assert (newest / "model.safetensors").read_bytes() == (place.folder / "model.safetensors").read_bytes()
     assert (folder / "model.safetensors").read_bytes() != (newest / "model.safetensors").read_bytes()
-    with refused(HubError, "not empty"):
+    with refused(HubError, "new or empty folder"):
         pull(place.repo, home / "new")
     with refused(HubError, "no revision 'nope'"):
         pull(place.repo, home / "other", revision="nope")
@@ -304,7 +309,7 @@ def check_unsafe_and_damaged_repositories_are_refused(place: Place) -> None:
             pull(repo, folder)
         assert not folder.exists() and not list(folder.parent.glob(".*.pull"))
     push_folder(place.folder, place.repo)
-    with refused(LoadError, "'hfgen_vae'; expected 'hfgen_gan'"):
+    with refused(LoadError, "must be 'hfgen_gan', got 'hfgen_vae'"):
         fetch_model(place.repo, model_type="hfgen_gan")
 
 
@@ -338,9 +343,9 @@ def check_command_line(place: Place) -> None:
         assert command_line(["push", str(place.folder / "nowhere"), place.repo]) == 1
         assert command_line(["push", str(place.folder), "bob/not-mine"]) == 1
         assert command_line(["pull", "alice/nope"]) == 1
-    assert "is now at commit" in written.getvalue() and "held all of it already" in written.getvalue()
+    assert "is now at commit" in written.getvalue() and "already held everything" in written.getvalue()
     assert (place.folder.parent / "grid.png").read_bytes().startswith(b"\x89PNG")
-    assert "there is no folder" in errors.getvalue() and "may not write there" in errors.getvalue()
+    assert "FOLDER must be a folder" in errors.getvalue() and "no write access" in errors.getvalue()
     assert "Traceback" not in errors.getvalue()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from hfgen.cards import CardError, name_repository, render_card, write_card
+from hfgen.cards import name_repository, render_card, write_card
 
 from .hub.card_metadata import check_card
 from .runs import FAMILIES, conditional_color_models, copy_run, trained_runs
@@ -139,13 +139,13 @@ def test_the_card_names_its_repository(tmp_path):
 def test_an_unfinished_run_says_so(tmp_path):
     run = copy_run("gan", tmp_path / "run")
     results = json.loads((run / "results.json").read_text()) | {"finished": False, "steps": 500}
-    assert "Training is still going on" in render_card(run, results=results)
-    assert "Training is still going on" not in render_card(run)
+    assert "Training is still in progress" in render_card(run, results=results)
+    assert "Training is still in progress" not in render_card(run)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "text"),
-    [("results.json", None, "missing"), ("config.json", None, "missing"), ("results.json", "{", "cannot be read"),
+    [("results.json", None, "missing"), ("config.json", None, "missing"), ("results.json", "{", "damaged"),
      ("config.json", "[]", "JSON object"), ("config.json", '{"model_type": "bert"}', "'bert'")],
 )  # fmt: skip
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, name: str, content: str | None, text: str):
@@ -153,6 +153,6 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, name: str, content: 
     (run / name).unlink()
     if content is not None:
         (run / name).write_text(content)
-    with pytest.raises(CardError, match=text):
+    with pytest.raises(ValueError, match=text):
         write_card(run)
     assert not (run / ".README.md").exists()

@@ -13,7 +13,7 @@ from hfgen.cli import main
 from .runs import copy_run, trained_runs
 
 
-@pytest.mark.parametrize("command", ["push", "pull", "card", "check", "sample"])
+@pytest.mark.parametrize("command", ["train", "push", "pull", "card", "check", "sample"])
 def test_help_explains_every_argument(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
@@ -22,7 +22,9 @@ def test_help_explains_every_argument(command: str, capsys: pytest.CaptureFixtur
     assert "None" not in text and f"usage: hfgen {command}" in text
 
 
-@pytest.mark.parametrize("words", [[], ["publish"], ["push", "folder"], ["pull"], ["sample", "x", "--count", "0"]])
+@pytest.mark.parametrize(
+    "words", [[], ["publish"], ["push", "folder"], ["pull"], ["sample", "x", "--count", "0"], ["train", "x"]]
+)
 def test_a_wrong_command_line_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(words)
@@ -63,4 +65,4 @@ def test_sample_draws_or_writes(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(words) == 0
     assert capsys.readouterr().out == written
     assert main(["sample", str(runs / "autoencoder")]) == 1
-    assert "nothing can be drawn" in capsys.readouterr().err
+    assert "Nothing can be sampled" in capsys.readouterr().err

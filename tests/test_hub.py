@@ -106,7 +106,7 @@ def test_round_trip_of_every_family(hub: HubProcess, tmp_path: Path) -> None:
     expected = answers(hub, {family: (str(folder), None) for family, folder in folders.items()}, tmp_path / "local")
     said = hub.run([sys.executable, "-c", PUSH_TWICE, *(f.name for f in folders.values())], cwd=tmp_path).stdout
     revisions = {
-        family: said.split(f"alice/{folder.name} held all of it already, at commit ")[1][:40]
+        family: said.split(f"alice/{folder.name} already held everything, at commit ")[1][:40]
         for family, folder in folders.items()
     }
     for folder in folders.values():
