@@ -45,7 +45,7 @@ def test_collect_takes_the_newest_samples_and_refuses_an_unfinished_run(tmp_path
     (run / "samples").mkdir(parents=True)
     for step in ("000010", "000200"):
         (run / "samples" / f"step-{step}.txt").write_text(step, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"no results\.json"):
+    with pytest.raises(ValueError, match=r"without results\.json"):
         collect(run, tmp_path / "cards")
     (run / "results.json").write_text(json.dumps({"metrics": {}}), encoding="utf-8")
 
