@@ -128,7 +128,7 @@ def check_an_earlier_model_is_replaced_and_other_files_stay(place: Place) -> Non
 
 def check_a_token_in_a_file_is_not_pushed(place: Place) -> None:
     (place.folder / "notes.txt").write_text(f"login with {place.hub.tokens['bob']}")
-    with refused(HubError, "notes.txt holds an access token"):
+    with refused(HubError, "notes.txt", "holds an access token"):
         push_folder(place.folder, place.repo)
     assert not place.api.repo_exists(place.repo)
 
