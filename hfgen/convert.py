@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Converted = TypeVar("Converted", bound=PreTrainedModel)
 
 # Names of whole modules, GPT-2's (and nanoGPT's) to ours. Layer numbers go where the {} is.
-MODULE_NAMES = {
+_MODULE_NAMES = {
     "transformer.wte": "model.embed_tokens",
     "transformer.wpe": "model.embed_positions",
     "transformer.h.{}.ln_1": "model.layers.{}.input_layernorm",
@@ -38,12 +38,12 @@ MODULE_NAMES = {
     "lm_head": "lm_head",
 }
 # Queries, keys and values are one layer there and three here.
-FUSED_ATTENTION = "transformer.h.{}.attn.c_attn"
-SPLIT_ATTENTION = tuple(f"model.layers.{{}}.self_attn.{name}_proj" for name in "qkv")
+_FUSED_ATTENTION = "transformer.h.{}.attn.c_attn"
+_SPLIT_ATTENTION = tuple(f"model.layers.{{}}.self_attn.{name}_proj" for name in "qkv")
 # The layers that GPT-2 stores as Conv1D, whose weights are the transpose of nn.Linear's.
-CONV1D_WEIGHT = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
+_CONV1D_WEIGHT = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
 # Causal masks that old checkpoints carry along.
-IGNORED = re.compile(r"\.attn\.(bias|masked_bias)$")
+_IGNORED = re.compile(r"\.attn\.(bias|masked_bias)$")
 
 
 def from_gpt2(model_or_name: "GPT2LMHeadModel | str | os.PathLike[str]") -> GPTForCausalLM:
@@ -63,8 +63,8 @@ def from_gpt2(model_or_name: "GPT2LMHeadModel | str | os.PathLike[str]") -> GPTF
     source = model_or_name
     if not isinstance(source, GPT2LMHeadModel):
         source = GPT2LMHeadModel.from_pretrained(source)
-    model = GPTForCausalLM(config_from_gpt2(source.config))
-    return take_over(model, source, split_state_dict(source.state_dict(), conv1d=True))
+    model = GPTForCausalLM(_config_from_gpt2(source.config))
+    return _take_over(model, source, _split_state_dict(source.state_dict(), conv1d=True))
 
 
 def to_gpt2(model: GPTForCausalLM) -> "GPT2LMHeadModel":
@@ -78,7 +78,7 @@ def to_gpt2(model: GPTForCausalLM) -> "GPT2LMHeadModel":
     """
     from transformers import GPT2LMHeadModel
 
-    return take_over(GPT2LMHeadModel(config_to_gpt2(model.config)), model, fuse_state_dict(model.state_dict()))
+    return _take_over(GPT2LMHeadModel(_config_to_gpt2(model.config)), model, _fuse_state_dict(model.state_dict()))
 
 
 def from_nanogpt(
@@ -110,22 +110,22 @@ def from_nanogpt(
     for name, other in (tied, tied[::-1]):
         if name not in state_dict and other in state_dict:
             state_dict[name] = state_dict[other]
-    config = config_from_nanogpt(state_dict, num_attention_heads, hidden_act)
+    config = _config_from_nanogpt(state_dict, num_attention_heads, hidden_act)
     model = GPTForCausalLM(config).to(dtype=state_dict["transformer.wte.weight"].dtype)  # type: ignore[call-arg]
-    model.load_state_dict(split_state_dict(state_dict, conv1d=False))
+    model.load_state_dict(_split_state_dict(state_dict, conv1d=False))
     return model.eval()
 
 
-def take_over(model: Converted, source: PreTrainedModel, state_dict: Mapping[str, Tensor]) -> Converted:
+def _take_over(model: Converted, source: PreTrainedModel, state_dict: Mapping[str, Tensor]) -> Converted:
     """Gives a new model the weights, and whatever else of the source is no part of its config."""
-    model.to(device=source.device, dtype=source.dtype)  # type: ignore[call-arg]  # an artefact of a wrapper
+    model.to(device=source.device, dtype=source.dtype)  # type: ignore[call-arg]  # an artifact of a wrapper
     model.load_state_dict(state_dict)
     model.set_attn_implementation(source.config._attn_implementation)
     model.generation_config = copy.deepcopy(source.generation_config)
     return model.train(source.training)
 
 
-def config_from_gpt2(config: "GPT2Config") -> GPTConfig:
+def _config_from_gpt2(config: "GPT2Config") -> GPTConfig:
     """The GPTConfig of a GPT2Config; raises a ValueError that names every setting it cannot express."""
     # reorder_and_upcast_attn is not among them: it is about the precision of half-precision attention alone.
     required = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
@@ -161,7 +161,7 @@ def config_from_gpt2(config: "GPT2Config") -> GPTConfig:
     )
 
 
-def config_to_gpt2(config: GPTConfig) -> "GPT2Config":
+def _config_to_gpt2(config: GPTConfig) -> "GPT2Config":
     """The GPT2Config of a GPTConfig; raises a ValueError that names every field it cannot express."""
     from transformers import GPT2Config
 
@@ -202,7 +202,7 @@ def config_to_gpt2(config: GPTConfig) -> "GPT2Config":
     )
 
 
-def config_from_nanogpt(state_dict: Mapping[str, Tensor], num_attention_heads: int, hidden_act: str) -> GPTConfig:
+def _config_from_nanogpt(state_dict: Mapping[str, Tensor], num_attention_heads: int, hidden_act: str) -> GPTConfig:
     """The GPTConfig that the shapes in a nanoGPT state dict tell; raises ValueError if the dict is not nanoGPT's."""
     needed = ("transformer.wte.weight", "transformer.wpe.weight", "transformer.h.0.mlp.c_fc.weight")
     if missing := [name for name in needed if name not in state_dict]:
@@ -212,7 +212,7 @@ def config_from_nanogpt(state_dict: Mapping[str, Tensor], num_attention_heads: i
         vocab_size=embeddings.shape[0],
         hidden_size=embeddings.shape[1],
         intermediate_size=wide.shape[0],
-        num_hidden_layers=1 + max(layer_number(name) for name in state_dict),
+        num_hidden_layers=1 + max(_layer_number(name) for name in state_dict),
         num_attention_heads=num_attention_heads,
         max_position_embeddings=positions.shape[0],
         hidden_act=hidden_act,
@@ -225,13 +225,13 @@ def config_from_nanogpt(state_dict: Mapping[str, Tensor], num_attention_heads: i
     )
 
 
-def layer_number(name: str) -> int:
+def _layer_number(name: str) -> int:
     """The layer that a GPT-2 weight is in; -1 if it is in none."""
     found = re.match(r"transformer\.h\.(\d+)\.", name)
     return int(found[1]) if found else -1
 
 
-def split_state_dict(state_dict: Mapping[str, Tensor], conv1d: bool) -> dict[str, Tensor]:
+def _split_state_dict(state_dict: Mapping[str, Tensor], conv1d: bool) -> dict[str, Tensor]:
     """A state dict in GPT-2's layout to ours: other names, and queries, keys and values apart.
 
     Args:
@@ -240,33 +240,33 @@ def split_state_dict(state_dict: Mapping[str, Tensor], conv1d: bool) -> dict[str
     """
     ours: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
-        if IGNORED.search(name):
+        if _IGNORED.search(name):
             continue
-        if conv1d and CONV1D_WEIGHT.search(name):
+        if conv1d and _CONV1D_WEIGHT.search(name):
             tensor = tensor.T
         module, _, kind = name.rpartition(".")
-        layer = layer_number(name)
+        layer = _layer_number(name)
         pattern = re.sub(r"\.h\.\d+\.", ".h.{}.", module)
-        targets = SPLIT_ATTENTION if pattern == FUSED_ATTENTION else (MODULE_NAMES.get(pattern, module),)
+        targets = _SPLIT_ATTENTION if pattern == _FUSED_ATTENTION else (_MODULE_NAMES.get(pattern, module),)
         for target, part in zip(targets, tensor.chunk(len(targets)), strict=True):
             ours[f"{target.format(layer)}.{kind}"] = part
     return ours
 
 
-def fuse_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict in our layout to GPT-2's in transformers, Conv1D and fused attention; undoes `split_state_dict`."""
+def _fuse_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict in our layout to transformers' GPT-2, Conv1D and fused attention (`_split_state_dict` undone)."""
     theirs: dict[str, Tensor] = {}
-    names = {target: pattern for pattern, target in MODULE_NAMES.items()}
+    names = {target: pattern for pattern, target in _MODULE_NAMES.items()}
     for name, tensor in state_dict.items():
         module, _, kind = name.rpartition(".")
         layer = re.search(r"\.layers\.(\d+)\.", name)
         pattern = re.sub(r"\.layers\.\d+\.", ".layers.{}.", module)
         number = layer[1] if layer else ""
-        if pattern in SPLIT_ATTENTION[1:]:
+        if pattern in _SPLIT_ATTENTION[1:]:
             continue  # joined when the queries come by
-        if pattern == SPLIT_ATTENTION[0]:
-            tensor = torch.cat([state_dict[f"{part.format(number)}.{kind}"] for part in SPLIT_ATTENTION])
-        gpt2_module = FUSED_ATTENTION if pattern == SPLIT_ATTENTION[0] else names[pattern]
+        if pattern == _SPLIT_ATTENTION[0]:
+            tensor = torch.cat([state_dict[f"{part.format(number)}.{kind}"] for part in _SPLIT_ATTENTION])
+        gpt2_module = _FUSED_ATTENTION if pattern == _SPLIT_ATTENTION[0] else names[pattern]
         gpt2_name = f"{gpt2_module.format(number)}.{kind}"
-        theirs[gpt2_name] = tensor.T if CONV1D_WEIGHT.search(gpt2_name) else tensor
+        theirs[gpt2_name] = tensor.T if _CONV1D_WEIGHT.search(gpt2_name) else tensor
     return theirs

@@ -1,4 +1,3 @@
-# Copyright 2026 The hfgen team. Licensed under the Apache License, Version 2.0.
 """Pixels <-> tensors, without torchvision.
 
     to_pixel_values(images, num_channels=1)    images of any kind -> one uint8 tensor (batch, channels, height, width)
@@ -7,7 +6,7 @@
     build_image_processor(1, (28, 28))         the processor that lies beside a model
 
 `preprocessor_config.json` names transformers' own `ViTImageProcessor`, so AutoImageProcessor loads it with no custom
-code and without hfgen. That stock class does not turn colour into grey: beside a grey model it needs PIL images of
+code and without hfgen. That stock class does not turn color into gray: beside a gray model it needs PIL images of
 mode "L" or arrays (height, width, 1). [`HfgenImageProcessor`] reads the same file and takes every kind of image.
 """
 
@@ -38,9 +37,9 @@ _CHANNEL_COUNTS = (1, 3, 4)
 class HfgenImageProcessor(ViTImageProcessorPil):
     """Images of any kind to `pixel_values`, float32 in [0, 1], shape (batch, channels, height, width).
 
-    Equal to the stock `ViTImageProcessor` where that works, and takes what it does not: for a grey model colour, alpha
+    Equal to the stock `ViTImageProcessor` where that works, and takes what it does not: for a gray model color, alpha
     and palettes; for any model 16-bit images, floats in [0, 1] and arrays without a channel axis. See
-    [`to_pixel_values`] for the rules. A grey model is one whose file has `"do_convert_rgb": false`.
+    [`to_pixel_values`] for the rules. A gray model is one whose file has `"do_convert_rgb": false`.
 
     Pipelines hand every image on as RGB; give them this processor: `pipeline(..., image_processor=processor)`.
     """
@@ -77,7 +76,7 @@ def build_image_processor(
     """The image processor of a model; `save_pretrained` writes the `preprocessor_config.json` that goes beside it.
 
     Args:
-        num_channels: 1 (grey) or 3 (RGB).
+        num_channels: 1 (gray) or 3 (RGB).
         image_size: (height, width) that images are resized to. The aspect ratio is not kept.
         resample: the filter for that.
     """
@@ -87,7 +86,7 @@ def build_image_processor(
         do_convert_rgb=num_channels == 3,
         size={"height": height, "width": width},
         resample=resample,
-        image_mean=0.0,  # No normalisation: networks rescale inside.
+        image_mean=0.0,  # No normalization: networks rescale inside.
         image_std=1.0,
     )
 
@@ -104,7 +103,7 @@ def to_pixel_values(
     height, width), encoded bytes, a path, or the `{"bytes", "path"}` of a `datasets` column cast to
     `Image(decode=False)`, which is also what lets a corrupt image be named by its position.
 
-    - Colour to grey is the luma of ITU-R BT.601, as PIL has it; grey to colour repeats the channel.
+    - Color to gray is the luma of ITU-R BT.601, as PIL has it; gray to color repeats the channel.
     - Transparent pixels are composed onto white, as newer transformers do.
     - uint8 is taken as it is, bool as 0/255, uint16 and 16-bit PIL images are scaled by 1/257, other integers must lie
       in 0..255, and floats in [0, 1]; they are rounded to 8 bits.
@@ -112,7 +111,7 @@ def to_pixel_values(
 
     Args:
         images: one image, a batch (4 axes), or a sequence or iterable of images.
-        num_channels: 1 (grey) or 3 (RGB).
+        num_channels: 1 (gray) or 3 (RGB).
         size: (height, width) to resize to, with the filter `resample`; by default images must all have one size.
 
     Raises:
@@ -165,7 +164,7 @@ def image_grid(
         pixel_values: as [`to_pil`] takes them.
         columns: images in a row; by default the smallest number that gives no more rows than columns.
         padding: pixels between images and around them, after scaling.
-        scale: whole factor that each image is enlarged by (nearest neighbour, so that pixels stay pixels); by default
+        scale: whole factor that each image is enlarged by (nearest neighbor, so that pixels stay pixels); by default
             the smallest that makes the picture at least 512 pixels wide.
     """
     array = _to_uint8_pixels(pixel_values)
@@ -251,7 +250,7 @@ def _array_to_pil(array: np.ndarray, channel_axis: int | None) -> PIL.Image.Imag
         if channel_axis is None or array.shape[channel_axis] not in _CHANNEL_COUNTS:
             raise ValueError(
                 f"expected 1, 3 or 4 channels on the first or the last axis, found an array of shape {array.shape}. A "
-                "batch of grey arrays needs a channel axis: array[:, None]."
+                "batch of gray arrays needs a channel axis: array[:, None]."
             )
         array = np.moveaxis(array, channel_axis, -1)
     elif array.ndim != 2:
@@ -337,7 +336,7 @@ def _to_uint8_pixels(pixel_values: torch.Tensor) -> np.ndarray:
 
 def _check_num_channels(num_channels: int) -> None:
     if num_channels not in _MODES:
-        raise ValueError(f"num_channels: expected 1 (grey) or 3 (RGB), found {num_channels}.")
+        raise ValueError(f"num_channels: expected 1 (gray) or 3 (RGB), found {num_channels}.")
 
 
 def _check_size(name: str, size: tuple[int, int]) -> tuple[int, int]:

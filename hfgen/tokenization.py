@@ -1,4 +1,3 @@
-# Copyright 2026 The hfgen team. Licensed under the Apache License, Version 2.0.
 """A character tokenizer built from the training text, and the fast way to turn a corpus into ids.
 
     tokenizer = build_character_tokenizer(text, model_max_length=256)

@@ -1,4 +1,3 @@
-# Copyright 2026 The hfgen team. Licensed under the Apache License, Version 2.0.
 from __future__ import annotations
 
 import base64
@@ -37,7 +36,7 @@ def random_pixels(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def grey_image(height: int = 6, width: int = 5, seed: int = 0) -> PIL.Image.Image:
+def gray_image(height: int = 6, width: int = 5, seed: int = 0) -> PIL.Image.Image:
     return PIL.Image.fromarray(random_pixels(height, width, seed=seed))
 
 
@@ -85,12 +84,12 @@ MODES = {
 
 @pytest.mark.parametrize("name", MODES)
 def test_pil_image_of_any_mode(name: str) -> None:
-    image, grey, rgb = MODES[name]
-    assert to_pixel_values([image], 1).flatten().tolist() == [grey] * 6
+    image, gray, rgb = MODES[name]
+    assert to_pixel_values([image], 1).flatten().tolist() == [gray] * 6
     assert to_pixel_values([image], 3).shape == (1, 3, 3, 2)
     assert to_pixel_values([image], 3)[0, :, 2, 1].tolist() == list(rgb)
     processor = HfgenImageProcessor(do_convert_rgb=False, do_resize=False)
-    assert processor(image, return_tensors="pt").pixel_values[0, 0, 0, 0].item() == pytest.approx(grey / 255)
+    assert processor(image, return_tensors="pt").pixel_values[0, 0, 0, 0].item() == pytest.approx(gray / 255)
 
 
 ARRAYS = {
@@ -118,23 +117,23 @@ def test_arrays_of_any_layout_are_the_same_image() -> None:
     opaque = np.concatenate([rgb, np.full((6, 5, 1), 255, np.uint8)], axis=-1)
     for layout in (rgb, rgb.transpose(2, 0, 1), expected, opaque, [rgb], iter([rgb]), rgb[None], expected[0]):
         torch.testing.assert_close(to_pixel_values(layout, 3), expected, rtol=0, atol=0)
-    grey = random_pixels(6, 5)
-    expected = torch.from_numpy(grey)[None, None]
-    for layout in (grey, grey[None], grey[..., None], [grey, grey][:1], expected):
+    gray = random_pixels(6, 5)
+    expected = torch.from_numpy(gray)[None, None]
+    for layout in (gray, gray[None], gray[..., None], [gray, gray][:1], expected):
         torch.testing.assert_close(to_pixel_values(layout, 1), expected, rtol=0, atol=0)
 
 
-def test_colour_to_grey_is_pils_luma_and_grey_to_colour_and_back_is_exact() -> None:
+def test_color_to_gray_is_pils_luma_and_gray_to_color_and_back_is_exact() -> None:
     image = rgb_image(64, 64)
     luma = torch.from_numpy(np.array(image.convert("L")))
-    for colour in (image, np.asarray(image)):
-        torch.testing.assert_close(to_pixel_values(colour, 1)[0, 0], luma, rtol=0, atol=0)
+    for color in (image, np.asarray(image)):
+        torch.testing.assert_close(to_pixel_values(color, 1)[0, 0], luma, rtol=0, atol=0)
     ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
     assert np.array_equal(to_pixel_values(to_pixel_values(ramp, 3), 1)[0, 0], ramp)
 
 
 def test_encoded_images_and_datasets_columns(tmp_path) -> None:
-    images = [grey_image(seed=seed) for seed in range(3)]
+    images = [gray_image(seed=seed) for seed in range(3)]
     expected = torch.stack([torch.from_numpy(np.array(image))[None] for image in images])
     images[0].save(tmp_path / "0.png")
     for mixed in (
@@ -158,7 +157,7 @@ def test_camera_orientation_is_applied() -> None:
 
 
 def test_resizing_unites_mixed_sizes_and_is_pils() -> None:
-    images = [rgb_image(6, 5), grey_image(12, 9), random_pixels(8, 4, 3)]
+    images = [rgb_image(6, 5), gray_image(12, 9), random_pixels(8, 4, 3)]
     pixel_values = to_pixel_values(images, 3, size=(8, 4))
     assert pixel_values.shape == (3, 3, 8, 4)
     reference = np.array(images[0].resize((4, 8), PIL.Image.Resampling.BILINEAR)).transpose(2, 0, 1)
@@ -172,8 +171,8 @@ def test_resizing_unites_mixed_sizes_and_is_pils() -> None:
     ("images", "message"),
     [
         ([], "at least one image, found none"),
-        ([grey_image(6, 5), grey_image(5, 6)], "found 5x6 .* at position 1 after 6x5"),
-        ([grey_image(), png(grey_image())[:60]], r"position 1: expected a readable image.*corrupt"),
+        ([gray_image(6, 5), gray_image(5, 6)], "found 5x6 .* at position 1 after 6x5"),
+        ([gray_image(), png(gray_image())[:60]], r"position 1: expected a readable image.*corrupt"),
         ([b"not an image"], "position 0: expected a readable image, found corrupt or unknown data"),
         (["/nowhere.png"], "FileNotFoundError"),
         ([None], "position 0: .* found an empty image"),
@@ -199,8 +198,8 @@ def test_bad_images_are_refused_with_the_reason(images, message: str) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: to_pixel_values(grey_image(), 2), "num_channels: expected 1 .* or 3"),
-        (lambda: to_pixel_values(grey_image(), 1, size=8), r"size: expected \(height, width\)"),
+        (lambda: to_pixel_values(gray_image(), 2), "num_channels: expected 1 .* or 3"),
+        (lambda: to_pixel_values(gray_image(), 1, size=8), r"size: expected \(height, width\)"),
         (lambda: build_image_processor(4, (8, 8)), "num_channels"),
         (lambda: build_image_processor(1, (8, 0)), "image_size"),
         (lambda: to_pil(torch.zeros(1, 2, 4, 4)), r"1 or 3 channels.*\(1, 2, 4, 4\)"),
@@ -220,25 +219,25 @@ def test_bad_arguments_are_refused_with_the_reason(call, message: str) -> None:
 
 @needs_auto_class
 def test_file_loads_without_hfgen_and_gives_the_same_pixels(tmp_path) -> None:
-    grey, rgb = grey_image(40, 30), rgb_image(40, 30)
-    for name, num_channels in (("grey", 1), ("rgb", 3)):
+    gray, rgb = gray_image(40, 30), rgb_image(40, 30)
+    for name, num_channels in (("gray", 1), ("rgb", 3)):
         processor = build_image_processor(num_channels, (16, 24))
         processor.save_pretrained(tmp_path / name)
         assert [path.name for path in (tmp_path / name).iterdir()] == ["preprocessor_config.json"]
-    grey.save(tmp_path / "grey.png")
+    gray.save(tmp_path / "gray.png")
     rgb.save(tmp_path / "rgb.png")
     script = """
 import sys
 sys.modules["hfgen"] = None
 import numpy as np, PIL.Image
 from transformers import AutoImageProcessor
-for name in ("grey", "rgb"):
+for name in ("gray", "rgb"):
     processor = AutoImageProcessor.from_pretrained(name)
     np.save(name, processor(PIL.Image.open(name + ".png"), return_tensors="pt").pixel_values.numpy())
 """
     run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    for name, image, num_channels in (("grey", grey, 1), ("rgb", rgb, 3)):
+    for name, image, num_channels in (("gray", gray, 1), ("rgb", rgb, 3)):
         stock = np.load(tmp_path / f"{name}.npy")
         assert stock.shape == (1, num_channels, 16, 24) and stock.dtype == np.float32
         processor = HfgenImageProcessor.from_pretrained(tmp_path / name)
@@ -260,16 +259,16 @@ def test_stock_rgb_processor_agrees_on_every_mode_it_takes(tmp_path) -> None:
         np.testing.assert_array_equal(own(MODES[name][0], return_tensors="np").pixel_values, expected, err_msg=name)
 
 
-def test_grey_model_in_a_pipeline_gets_grey(tmp_path) -> None:
-    image = grey_image(8, 8)
-    image.save(tmp_path / "grey.png")
+def test_gray_model_in_a_pipeline_gets_gray(tmp_path) -> None:
+    image = gray_image(8, 8)
+    image.save(tmp_path / "gray.png")
     processor = build_image_processor(1, (8, 8))
     expected = processor(image, return_tensors="pt").pixel_values
     assert expected.shape == (1, 1, 8, 8)
-    as_rgb = load_image(str(tmp_path / "grey.png"))
+    as_rgb = load_image(str(tmp_path / "gray.png"))
     assert as_rgb.mode == "RGB"
-    encoded = base64.b64encode((tmp_path / "grey.png").read_bytes()).decode()
-    for source in (as_rgb, str(tmp_path / "grey.png"), encoded, expected, [[as_rgb]], np.asarray(image)):
+    encoded = base64.b64encode((tmp_path / "gray.png").read_bytes()).decode()
+    for source in (as_rgb, str(tmp_path / "gray.png"), encoded, expected, [[as_rgb]], np.asarray(image)):
         torch.testing.assert_close(processor(source, return_tensors="pt").pixel_values, expected)
 
 

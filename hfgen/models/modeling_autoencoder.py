@@ -1,15 +1,15 @@
 """The convolutional Auto-Encoder.
 
-An encoder distils an image to a few numbers, the latents Z, with convolutions and max pooling; a decoder that mirrors
-it draws the image again with transposed convolutions. What does not fit through the bottleneck is lost, so that the
-network learns what the images have in common (Hinton & Salakhutdinov 2006; with convolutions, Masci et al. 2011).
+An encoder compresses an image to a few numbers, the latents Z, with convolutions and max pooling; a mirror-image
+decoder reconstructs it with transposed convolutions. What does not fit through the bottleneck is lost, so the network
+learns what the images have in common (Hinton & Salakhutdinov 2006; with convolutions, Masci et al. 2011).
 
 A convolution with stride s maps n inputs to floor((n + 2 padding - kernel) / s) + 1 outputs; a transposed convolution
-goes the other way:
+does the opposite:
 
     n_out = (n_in - 1) stride - 2 padding + kernel + output_padding
 
-The file needs torch and transformers alone: it is what travels to the Hub.
+This file needs only torch and transformers: it is what travels to the Hub.
 """
 
 import math
@@ -30,7 +30,7 @@ LATENT_TYPES = ("vector", "spatial")
 RECONSTRUCTION_LOSSES = ("mse", "l1")
 
 if TYPE_CHECKING:
-    ImageSize = Any  # one number or None may stand for a list when these are given; they are lists from then on
+    ImageSize = Any  # may be one number or None on input, and is always a list afterwards
     Channels = Any
 else:
     ImageSize = int | list[int]
@@ -43,20 +43,20 @@ class AutoencoderConfig(PreTrainedConfig):
 
     Args:
         image_size: height and width in pixels; one number means a square.
-        num_channels: 1 for grey, 3 for RGB.
+        num_channels: 1 for gray, 3 for RGB.
         hidden_channels: channels of each stage; every stage halves height and width by max pooling.
         hidden_size: width of the fully connected layer on either side of vector latents.
         latent_dim: numbers in a vector latent, or channels of a spatial one.
-        latent_type: "vector", latents (batch, latent_dim), or "spatial", latents (batch, latent_dim, h, w) where h
-            and w are the image's height and width divided by 2 to the number of stages.
+        latent_type: "vector", latents (batch, latent_dim), or "spatial", latents (batch, latent_dim, h, w), where h
+            and w are the image's height and width divided by 2 to the power of the number of stages.
         reconstruction_loss: "mse" or "l1", averaged over pixels.
-        noise_std: standard deviation of the normal noise that is added to the input while training, in units of the
-            pixel range; above 0 it is a denoising auto-encoder (Vincent et al. 2010).
-        sparsity_weight: weight of the mean absolute latent in the loss; above 0 it is a sparse auto-encoder.
-        hidden_act: activation, a name that transformers knows.
+        noise_std: standard deviation of the normal noise added to the input during training, in units of the pixel
+            range; above 0, the model is a denoising auto-encoder (Vincent et al. 2010).
+        sparsity_weight: weight of the mean absolute latent in the loss; above 0, the model is a sparse auto-encoder.
+        hidden_act: activation, by its name in transformers.
 
     Raises:
-        StrictDataclassError: a value is of a wrong type or out of range, or the stages do not divide the image size.
+        StrictDataclassError: a value has the wrong type or is out of range, or the stages do not divide image_size.
     """
 
     model_type = "hfgen_autoencoder"
@@ -73,7 +73,7 @@ class AutoencoderConfig(PreTrainedConfig):
     hidden_act: str = "relu"
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Here and not once in __post_init__, because from_pretrained(..., image_size=32) sets it later.
+        # Not in __post_init__, because from_pretrained(..., image_size=32) sets the field later.
         if name == "image_size" and isinstance(value, int):
             value = [value, value]
         super().__setattr__(name, value)
@@ -85,7 +85,7 @@ class AutoencoderConfig(PreTrainedConfig):
 
     @property
     def downsampling(self) -> int:
-        """Pixels, along one side, for each cell of the last stage's feature map."""
+        """Pixels per cell of the last stage's feature map, along one side."""
         return 2 ** len(self.hidden_channels)
 
     @property
@@ -100,7 +100,7 @@ class AutoencoderConfig(PreTrainedConfig):
         return (self.latent_dim,) if self.latent_type == "vector" else (self.latent_dim, *self.feature_size)
 
     def validate_architecture(self):
-        """Reports everything that is wrong at once."""
+        """Raises a ValueError that lists all problems at once."""
         problems = []
         if len(self.image_size) != 2 or min(self.image_size) < 1:
             problems.append(f"image_size must be one or two positive numbers (height, width), got {self.image_size}")
@@ -128,7 +128,7 @@ class AutoencoderConfig(PreTrainedConfig):
                 f"got {self.reconstruction_loss!r}"
             )
         if self.hidden_act not in ACT2FN:
-            problems.append(f"hidden_act must be an activation that transformers knows, got {self.hidden_act!r}")
+            problems.append(f"hidden_act must be the name of an activation in transformers, got {self.hidden_act!r}")
         if problems:
             raise ValueError("AutoencoderConfig: " + "; ".join(problems) + ".")
 
@@ -149,7 +149,7 @@ class AutoencoderOutput(ModelOutput):
 
 
 class AutoencoderEncoder(nn.Module):
-    """Pixels in [-1, 1] -> latents: convolution, activation and 2 x 2 max pooling a stage."""
+    """Pixels in [-1, 1] -> latents: each stage is a convolution, an activation and 2 x 2 max pooling."""
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
@@ -178,7 +178,7 @@ class AutoencoderEncoder(nn.Module):
 
 
 class AutoencoderDecoder(nn.Module):
-    """Latents -> pixels in [-1, 1]: the encoder mirrored, a transposed convolution of stride 2 for each pooling."""
+    """Latents -> pixels in [-1, 1]: the encoder mirrored, with a transposed convolution of stride 2 per pooling."""
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
@@ -195,7 +195,7 @@ class AutoencoderDecoder(nn.Module):
             self.from_latents = nn.Conv2d(config.latent_dim, channels[0], kernel_size=3, padding=1)
             self.hidden = nn.Conv2d(channels[0], channels[0], kernel_size=3, padding=1)
         # Kernel 4, stride 2, padding 1: (n - 1) 2 - 2 + 4 = 2 n. An even kernel covers every output pixel equally
-        # often; with 3 x 3 a checkerboard would show (Odena et al. 2016, https://distill.pub/2016/deconv-checkerboard).
+        # often; 3 x 3 would leave a checkerboard (Odena et al. 2016, https://distill.pub/2016/deconv-checkerboard).
         self.convs = nn.ModuleList(
             nn.ConvTranspose2d(wide, narrow, kernel_size=4, stride=2, padding=1)
             for wide, narrow in zip(channels, channels[1:])
@@ -224,7 +224,7 @@ class AutoencoderModel(PreTrainedModel):
     input_modalities = "image"
 
     def __init__(self, config: AutoencoderConfig):
-        config.validate()  # again, as fields may have been set since it was made
+        config.validate()  # again: fields may have been changed since it was created
         super().__init__(config)
         self.encoder = AutoencoderEncoder(config)
         self.decoder = AutoencoderDecoder(config)
@@ -233,18 +233,18 @@ class AutoencoderModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
-            _init_scaled(module)
+            _init_he(module)
 
     def forward(
         self, pixel_values: Tensor, labels: Tensor | None = None, noise: Tensor | None = None
     ) -> AutoencoderOutput:
-        """Encodes and decodes images and measures what was lost.
+        """Encodes and decodes images, and measures the reconstruction error.
 
         Args:
             pixel_values: (batch, channels, height, width) in [0, 1].
-            labels: not used; there so that a labelled batch can be handed over as it is.
-            noise: standard normal numbers in the shape of pixel_values for a denoising model, which adds them while
-                training, `noise_std` times; drawn here when None.
+            labels: ignored, so that a labeled batch can be passed as it is.
+            noise: standard normal numbers in the shape of pixel_values. A denoising model adds `noise_std` times them
+                during training; drawn here if None.
 
         Raises:
             ValueError: the images do not fit the configuration.
@@ -267,8 +267,8 @@ class AutoencoderModel(PreTrainedModel):
         if pixel_values.shape[1:] != expected or not pixel_values.is_floating_point():
             raise ValueError(
                 f"pixel_values must be floats in [0, 1] of shape (batch, {', '.join(map(str, expected))}), got "
-                f"{pixel_values.dtype} of shape {tuple(pixel_values.shape)}; "
-                "the image processor of this model resizes and converts images."
+                f"{pixel_values.dtype} of shape {tuple(pixel_values.shape)}. Use this "
+                "model's image processor, which resizes and converts images."
             )
         return self.encoder((2 * pixel_values - 1).to(self.dtype))
 
@@ -276,26 +276,29 @@ class AutoencoderModel(PreTrainedModel):
         """Images (batch, channels, height, width) in [0, 1] of latents (batch, *config.latent_shape)."""
         expected = self.config.latent_shape
         if latents.shape[1:] != expected:
-            raise ValueError(f"latents must be (batch, {', '.join(map(str, expected))}), got {tuple(latents.shape)}.")
+            raise ValueError(
+                f"latents must have the shape (batch, {', '.join(map(str, expected))}), got "
+                f"{tuple(latents.shape)}. Use latents of this model."
+            )
         return self._images(self.decoder(latents.to(self.dtype))).clamp(0, 1)
 
     @torch.no_grad()
     def anomaly_score(self, pixel_values: Tensor) -> Tensor:
-        """Mean squared reconstruction error, (batch,): images unlike the training data lose more and score higher."""
+        """Mean squared reconstruction error, (batch,): images unlike the training data score higher."""
         return (self.decode(self.encode(pixel_values)) - pixel_values).square().flatten(1).mean(1)
 
     def _images(self, decoded: Tensor) -> Tensor:
         images = (_at_least_float32(decoded) + 1) / 2
-        # A clamped pixel has no gradient: training measures the unclamped one, use gets an image.
+        # The loss needs the unclamped output, as a clamped pixel has no gradient; callers get [0, 1].
         return images if self.training else images.clamp(0, 1)
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
-    """Sums and images are too coarse in the 16-bit types that networks may run in."""
+    """Sums, exponentials and images are too coarse in the 16-bit types that networks may run in."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _init_scaled(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+def _init_he(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
     """He et al. 2015: keeps the variance of activations through layers with rectifiers; biases 0."""
     weight = layer.weight
     fan_in: float = weight[0].numel()
@@ -307,8 +310,8 @@ def _init_scaled(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
         init.zeros_(layer.bias)
 
 
-# With these, save_pretrained and push_to_hub copy this file beside the weights, also from a copy that was itself
-# loaded from the Hub.
+# With these, save_pretrained and push_to_hub copy this file next to the weights, even if it was itself loaded from the
+# Hub.
 AutoencoderConfig.register_for_auto_class("AutoConfig")
 AutoencoderModel.register_for_auto_class("AutoModel")
 

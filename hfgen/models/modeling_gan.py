@@ -1,12 +1,12 @@
 """The Generative Adversarial Network (Goodfellow et al. 2014, https://arxiv.org/abs/1406.2661) in the shape of DCGAN
 (Radford et al. 2015, https://arxiv.org/abs/1511.06434).
 
-Two networks play a game: the generator turns random latents into images, the discriminator tells them from real ones.
-Each learns from the other; when the discriminator can no longer tell (right half of the time), the game has converged.
+Two networks play a game: the generator turns random latents into images, and the discriminator distinguishes them from
+real ones. Each learns from the other; once the discriminator is right only half of the time, the game has converged.
 
 A saved [`GANModel`] holds the moving average of the generator's weights, which draws better images than the last
-step's, and the discriminator beside it, so that training can go on. The file needs torch and transformers alone: it is
-what travels to the Hub.
+step's, and the discriminator, so that training can continue. This file needs only torch and transformers: it is what
+travels to the Hub.
 """
 
 import math
@@ -24,7 +24,7 @@ LOSS_TYPES = ("non_saturating", "hinge", "wasserstein")
 DISCRIMINATOR_NORMS = ("spectral", "batch", "none")
 
 if TYPE_CHECKING:
-    ImageSize = Any  # one number or None may stand for a list when these are given; they are lists from then on
+    ImageSize = Any  # may be one number or None on input, and is always a list afterwards
     Channels = Any
 else:
     ImageSize = int | list[int]
@@ -37,7 +37,7 @@ class GANConfig(PreTrainedConfig):
 
     Args:
         image_size: height and width in pixels; one number means a square.
-        num_channels: 1 for grey, 3 for RGB.
+        num_channels: 1 for gray, 3 for RGB.
         latent_dim: numbers in a latent vector.
         generator_channels: channels of each of the generator's stages, from the smallest feature map to the largest;
             every stage doubles height and width.
@@ -46,12 +46,12 @@ class GANConfig(PreTrainedConfig):
         loss_type: "non_saturating" (Goodfellow et al. 2014), "hinge" (Lim & Ye 2017), or "wasserstein" with gradient
             penalty (Gulrajani et al. 2017).
         gradient_penalty_weight: weight of the Wasserstein loss's gradient penalty.
-        discriminator_norm: "spectral" (Miyato et al. 2018), "batch" as DCGAN has it, or "none".
-        num_labels: classes of a conditional model, 0 for an unconditional one. Not a field but derived from
+        discriminator_norm: "spectral" (Miyato et al. 2018), "batch" (as in DCGAN), or "none".
+        num_labels: number of classes of a conditional model, 0 for an unconditional one. Not a field, but derived from
             `id2label`, as everywhere in transformers.
 
     Raises:
-        StrictDataclassError: a value is of a wrong type or out of range, or the stages do not divide the image size.
+        StrictDataclassError: a value has the wrong type or is out of range, or the stages do not divide image_size.
     """
 
     model_type = "hfgen_gan"
@@ -66,7 +66,7 @@ class GANConfig(PreTrainedConfig):
     discriminator_norm: str = "spectral"
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Here and not once in __post_init__, because from_pretrained(..., image_size=32) sets it later.
+        # Not in __post_init__, because from_pretrained(..., image_size=32) sets the field later.
         if name == "image_size" and isinstance(value, int):
             value = [value, value]
         super().__setattr__(name, value)
@@ -81,16 +81,16 @@ class GANConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """As in transformers, where two classes are the default and left out of the file; here none are."""
+        """Writes the labels even if there are two, which transformers takes as the default and omits."""
         return {**super().to_diff_dict(), "id2label": self.id2label, "label2id": self.label2id}
 
     def feature_size(self, stages: int) -> tuple[int, int]:
-        """Height and width of the smallest feature map of a network with so many stages."""
+        """Height and width of the smallest feature map of a network with this many stages."""
         height, width = self.image_size
         return height // 2**stages, width // 2**stages
 
     def validate_architecture(self):
-        """Reports everything that is wrong at once."""
+        """Raises a ValueError that lists all problems at once."""
         problems = []
         for name in ("generator_channels", "discriminator_channels"):
             channels = getattr(self, name)
@@ -119,7 +119,7 @@ class GANConfig(PreTrainedConfig):
             )
         if self.loss_type == "wasserstein" and self.discriminator_norm == "batch":
             problems.append(
-                'loss_type "wasserstein" penalises the gradient of each image by itself, and discriminator_norm '
+                'loss_type "wasserstein" penalizes the gradient of each image by itself, and discriminator_norm '
                 '"batch" makes images depend on each other: use "none" or "spectral"'
             )
         if problems:
@@ -130,8 +130,8 @@ class SpectralNorm(nn.Module):
     """Divides a weight by its largest singular value, which bounds how far the layer can stretch its input (Miyato et
     al. 2018, https://arxiv.org/abs/1802.05957). A convolution's weight is read as a matrix (out, in * height * width).
 
-    The singular value is followed by one step of power iteration a training call. As a module of its own beside the
-    layer it keeps the layer's weight an ordinary parameter, which loads and saves under its ordinary name.
+    One step of power iteration per training call tracks the singular value. Being a module of its own next to the
+    layer, it leaves the layer's weight an ordinary parameter, which loads and saves under its ordinary name.
     """
 
     left: Tensor
@@ -141,7 +141,7 @@ class SpectralNorm(nn.Module):
         self.register_buffer("left", torch.full((rows,), rows**-0.5))
 
     def forward(self, weight: Tensor) -> Tensor:
-        # In float32 also under autocast and in a 16-bit model: an error in sigma scales the whole layer.
+        # In float32, even under autocast and in a 16-bit model: an error in sigma scales the whole layer.
         with torch.autocast(weight.device.type, enabled=False):
             matrix = _at_least_float32(weight).flatten(1)
             with torch.no_grad():
@@ -149,13 +149,13 @@ class SpectralNorm(nn.Module):
                 left = F.normalize(matrix @ right, dim=0)
                 if self.training:
                     self.left.copy_(left)
-            # Only here does the gradient flow: d sigma / d weight = left right^T.
+            # The gradient flows only here: d sigma / d weight = left right^T.
             sigma = torch.dot(left, matrix @ right)
         return weight / sigma.clamp(min=1e-12)
 
 
 class DiscriminatorBlock(nn.Module):
-    """A strided convolution, the normalisation of the configuration, and a leaky rectifier."""
+    """A strided convolution, the configured normalization, and a leaky rectifier."""
 
     def __init__(self, in_channels: int, out_channels: int, norm: str):
         super().__init__()
@@ -170,7 +170,7 @@ class DiscriminatorBlock(nn.Module):
 
 
 class GANDiscriminator(nn.Module):
-    """Images in [0, 1] -> logits (batch,), larger for images taken to be real.
+    """Images in [0, 1] -> logits (batch,), larger for images that look real.
 
     A conditional discriminator adds the projection of the features on the label's embedding (Miyato & Koyama 2018).
     """
@@ -180,7 +180,7 @@ class GANDiscriminator(nn.Module):
         channels = [config.num_channels, *config.discriminator_channels]
         norm = config.discriminator_norm
         self.blocks = nn.ModuleList(
-            # DCGAN: no batch normalisation at the discriminator's input, which would hide the images' own statistics.
+            # DCGAN: no batch normalization at the discriminator's input, which would hide the images' own statistics.
             DiscriminatorBlock(narrow, wide, norm if i > 0 or norm == "spectral" else "none")
             for i, (narrow, wide) in enumerate(zip(channels, channels[1:]))
         )
@@ -207,7 +207,7 @@ class GANDiscriminator(nn.Module):
 
 
 class GANGenerator(nn.Module):
-    """Latents (batch, latent_dim) -> images in [0, 1]: transposed convolutions, batch normalisation and rectifiers."""
+    """Latents (batch, latent_dim) -> images in [0, 1]: transposed convolutions, batch normalization and rectifiers."""
 
     def __init__(self, config: GANConfig):
         super().__init__()
@@ -216,7 +216,7 @@ class GANGenerator(nn.Module):
         self.feature_shape = (channels[0], *config.feature_size(len(channels)))
         self.from_latents = nn.Linear(config.latent_dim + self.num_labels, math.prod(self.feature_shape), bias=False)
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in channels)
-        # The bias is left out where a batch normalisation follows, which would take it away.
+        # No bias where batch normalization follows, which would subtract it.
         self.convs = nn.ModuleList(
             nn.ConvTranspose2d(wide, narrow, kernel_size=4, stride=2, padding=1, bias=False)
             for wide, narrow in zip(channels, channels[1:])
@@ -247,7 +247,7 @@ class GANModel(PreTrainedModel):
     main_input_name = "latents"
 
     def __init__(self, config: GANConfig):
-        config.validate()  # again, as fields may have been set since it was made
+        config.validate()  # again: fields may have been changed since it was created
         super().__init__(config)
         self.generator = GANGenerator(config)
         self.discriminator = GANDiscriminator(config)
@@ -266,7 +266,7 @@ class GANModel(PreTrainedModel):
             for name, start in (("running_mean", 0.0), ("running_var", 1.0), ("num_batches_tracked", 0)):
                 init.constant_(module.get_buffer(name), start)
         elif isinstance(module, SpectralNorm):
-            # Any direction does to start power iteration from, as long as it is not orthogonal to the answer.
+            # Any start works for power iteration, as long as it is not orthogonal to the answer.
             init.copy_(module.left, F.normalize(torch.randn_like(module.left), dim=0))
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -274,27 +274,30 @@ class GANModel(PreTrainedModel):
 
         Args:
             latents: (batch, latent_dim), standard normal.
-            labels: (batch,) class indices; needed when the model is conditional, and only then.
+            labels: (batch,) class indices; required by a conditional model, and only by one.
 
         Raises:
             ValueError: latents or labels do not fit the configuration.
         """
         if latents.ndim != 2 or latents.shape[1] != self.config.latent_dim:
-            raise ValueError(f"latents must be (batch, {self.config.latent_dim}), got {tuple(latents.shape)}.")
+            raise ValueError(
+                f"latents must have the shape (batch, {self.config.latent_dim}), got {tuple(latents.shape)}. Draw "
+                "them from the standard normal distribution."
+            )
         self._check_labels(labels, len(latents))
         return self.generator(latents, labels)
 
     def discriminate(self, pixel_values: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Logits (batch,) of images (batch, channels, height, width) in [0, 1]; above 0 means taken to be real.
+        """Logits (batch,) of images (batch, channels, height, width) in [0, 1]; above 0, an image looks real.
 
-        A model trained with the Wasserstein loss gives a score whose differences alone have a meaning.
+        With the Wasserstein loss they are scores, and only differences between scores are meaningful.
         """
         expected = (self.config.num_channels, *self.config.image_size)
         if pixel_values.shape[1:] != expected or not pixel_values.is_floating_point():
             raise ValueError(
                 f"pixel_values must be floats in [0, 1] of shape (batch, {', '.join(map(str, expected))}), got "
-                f"{pixel_values.dtype} of shape {tuple(pixel_values.shape)}; "
-                "the image processor of this model resizes and converts images."
+                f"{pixel_values.dtype} of shape {tuple(pixel_values.shape)}. Use this "
+                "model's image processor, which resizes and converts images."
             )
         self._check_labels(labels, len(pixel_values))
         return self.discriminator(pixel_values, labels)
@@ -311,8 +314,8 @@ class GANModel(PreTrainedModel):
 
         Args:
             n: number of images.
-            labels: (n,) class indices of a conditional model; spread evenly over the classes when None.
-            truncation: factor on the latents' standard deviation; below 1 gives more typical, less varied images.
+            labels: (n,) class indices of a conditional model; spread evenly over the classes if None.
+            truncation: factor on the latents' standard deviation; below 1, images are more typical and less varied.
             generator: source of the random numbers; a CPU generator gives the same latents on every device.
 
         Returns:
@@ -327,15 +330,17 @@ class GANModel(PreTrainedModel):
     def _check_labels(self, labels: Tensor | None, batch: int):
         if (labels is not None) != bool(self.config.num_labels):
             raise ValueError(
-                f"labels {'are given' if labels is not None else 'are missing'}, but this model is "
+                f"labels must be {'given' if self.config.num_labels else 'None'}, got {type(labels).__name__}. It is "
                 + (f"conditional on {self.config.num_labels} classes." if self.config.num_labels else "unconditional.")
             )
         if labels is not None and tuple(labels.shape) != (batch,):
-            raise ValueError(f"labels must be one class index an image, ({batch},); got {tuple(labels.shape)}.")
+            raise ValueError(
+                f"labels must have the shape ({batch},), got {tuple(labels.shape)}. Give one class per image."
+            )
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, loss_type: str) -> Tensor:
-    """What the discriminator minimises, averaged over the batch, without a gradient penalty.
+    """The discriminator's loss, averaged over the batch, without the gradient penalty.
 
     Args:
         real_logits, fake_logits: (batch,) logits of real and of generated images.
@@ -343,7 +348,7 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, loss_type: str)
             "wasserstein": fake - real.
 
     Raises:
-        ValueError: no such loss.
+        ValueError: there is no such loss.
     """
     if loss_type == "non_saturating":
         return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
@@ -351,31 +356,31 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, loss_type: str)
         return F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean()
     if loss_type == "wasserstein":
         return fake_logits.mean() - real_logits.mean()
-    raise ValueError(f"loss_type must be one of {', '.join(LOSS_TYPES)}, got {loss_type!r}.")
+    raise ValueError(f"loss_type must be one of {', '.join(LOSS_TYPES)}, got {loss_type!r}. See GANConfig.")
 
 
 def generator_loss(fake_logits: Tensor, loss_type: str) -> Tensor:
-    """What the generator minimises, averaged over the batch.
+    """The generator's loss, averaged over the batch.
 
     Args:
         fake_logits: (batch,) logits of generated images.
         loss_type: "non_saturating": -log D(G(z)); "hinge" and "wasserstein": -fake.
 
     Raises:
-        ValueError: no such loss.
+        ValueError: there is no such loss.
     """
     if loss_type == "non_saturating":
         return F.softplus(-fake_logits).mean()
     if loss_type in ("hinge", "wasserstein"):
         return -fake_logits.mean()
-    raise ValueError(f"loss_type must be one of {', '.join(LOSS_TYPES)}, got {loss_type!r}.")
+    raise ValueError(f"loss_type must be one of {', '.join(LOSS_TYPES)}, got {loss_type!r}. See GANConfig.")
 
 
 def gradient_penalty(
     discriminator: nn.Module, real: Tensor, fake: Tensor, labels: Tensor | None, mix: Tensor
 ) -> Tensor:
     """E[(|grad D(x_mix)| - 1)^2] between real and generated images (Gulrajani et al. 2017,
-    https://arxiv.org/abs/1704.00028); for the discriminator, so no gradient reaches the images.
+    https://arxiv.org/abs/1704.00028); for the discriminator, so no gradient reaches the generator.
 
     Args:
         discriminator: maps images and labels to logits (batch,).
@@ -389,17 +394,17 @@ def gradient_penalty(
     with torch.autocast(images.device.type, enabled=False):
         logits = discriminator(images, labels)
         (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
-    # The networks see pixels in [-1, 1]: the gradient in that scale is half of the one in [0, 1].
+    # The networks see pixels in [-1, 1]; the gradient in that scale is half of that in [0, 1].
     return ((gradient / 2).flatten(1).norm(dim=1) - 1).square().mean()
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
-    """Logits, losses and images are too coarse in the 16-bit types that networks may run in."""
+    """Sums, exponentials and images are too coarse in the 16-bit types that networks may run in."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-# With these, save_pretrained and push_to_hub copy this file beside the weights, also from a copy that was itself
-# loaded from the Hub.
+# With these, save_pretrained and push_to_hub copy this file next to the weights, even if it was itself loaded from the
+# Hub.
 GANConfig.register_for_auto_class("AutoConfig")
 GANModel.register_for_auto_class("AutoModel")
 

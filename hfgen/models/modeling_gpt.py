@@ -5,16 +5,16 @@
     loss = model(input_ids, labels=input_ids).loss          # nats per token; the shift by one happens inside
     text = model.generate(input_ids, max_new_tokens=100)    # sampling, beam search, ... of transformers
 
-The defaults are the modern recipe: rotary positions, RMSNorm before each block, normalised queries and keys, squared
+The defaults are the modern recipe: rotary positions, RMSNorm before each block, normalized queries and keys, squared
 ReLU, no biases. Other settings of the same fields give GPT-2 (learned positions, LayerNorm, biases, GELU, tied
-embeddings) or the shape of Llama (gated SiLU, fewer key/value heads).
+embeddings) or Llama's architecture (gated SiLU, fewer key/value heads).
 
-The file needs torch and transformers alone, because it travels to the Hub beside the weights. It reads from top to
+This file needs only torch and transformers, because it travels to the Hub with the weights. It reads from top to
 bottom: configuration, helpers, layers, model.
 
 Sources: the transformer, https://arxiv.org/abs/1706.03762; GPT-2, "Language Models are Unsupervised Multitask
 Learners" (Radford et al., 2019); rotary positions, https://arxiv.org/abs/2104.09864; RMSNorm,
-https://arxiv.org/abs/1910.07467; query-key normalisation, https://arxiv.org/abs/2010.04245; squared ReLU,
+https://arxiv.org/abs/1910.07467; query-key normalization, https://arxiv.org/abs/2010.04245; squared ReLU,
 https://arxiv.org/abs/2109.08668; gated feed-forward, https://arxiv.org/abs/2002.05202; grouped key/value heads,
 https://arxiv.org/abs/2305.13245.
 """
@@ -44,13 +44,11 @@ from transformers.utils.output_capturing import capture_outputs
 MLP_TYPES = ("plain", "gated")
 NORM_TYPES = ("rmsnorm", "layernorm")
 POSITION_EMBEDDINGS = ("rotary", "learned")
-# The other types of transformers ("dynamic", "longrope") change their frequencies with the length of the input.
+# Other types that transformers has ("dynamic", "longrope") change their frequencies with the length of the input.
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-# transformers 5.24 calls the cache of keys and values "cache" in calls and outputs; before, it was "past_key_values".
-CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
 
 if TYPE_CHECKING:
-    FilledIn = Any  # a size that may be None when it is given, and is a number from then on
+    FilledIn = Any  # a size that may be None on input, and is always a number afterwards
 else:
     FilledIn = int | None
 
@@ -60,39 +58,38 @@ class GPTConfig(PreTrainedConfig):
     """The shape of a GPT. A field left at None is filled in from the others.
 
     Args:
-        vocab_size (int): number of tokens that the model knows.
-        hidden_size (int): width of the residual stream.
-        intermediate_size (int, optional): width of the feed-forward layer. None: 4 * hidden_size for a plain one,
-            8/3 * hidden_size rounded up to a multiple of 32 for a gated one, which is about as many weights.
-        num_hidden_layers (int): number of transformer blocks.
-        num_attention_heads (int): number of attention heads.
-        num_key_value_heads (int, optional): number of heads of keys and values, each shared by a group of query
-            heads. None: num_attention_heads.
-        head_dim (int, optional): width of a head. None: hidden_size / num_attention_heads.
-        max_position_embeddings (int): longest sequence, in tokens, that the model is built for. Learned positions
-            end there and a longer input raises ValueError; rotary ones go on, with quality falling off past it.
-        hidden_act (str): activation of the feed-forward layer, by its name in transformers ("relu2" is squared ReLU).
-        mlp_type (str): "plain", down(act(up(x))), or "gated", down(act(gate(x)) * up(x)).
-        norm_type (str): "rmsnorm" or "layernorm".
-        norm_eps (float): number added to the variance inside each norm.
-        qk_norm (bool): normalise queries and keys over the width of a head before attention.
-        position_embedding (str): "rotary" (relative) or "learned" (absolute, as GPT-2).
-        rope_parameters (dict, optional): parameters of rotary positions, {"rope_type": ..., "rope_theta": ...} as
-            everywhere in transformers 5; a plain `rope_theta=10000.0` is taken too. None: the default type.
-        use_bias (bool): biases in all linear layers of the blocks and in LayerNorm.
-        tie_word_embeddings (bool): use the token embedding as output layer as well.
-        attention_dropout (float): dropout probability on attention weights.
-        hidden_dropout (float): dropout probability on what a block adds to the residual stream.
-        embedding_dropout (float): dropout probability on the embeddings.
-        initializer_range (float): standard deviation of the initial weights.
-        use_cache (bool): return the key/value cache in evaluation mode. In training mode it is returned only on
-            request.
-        bos_token_id (int, optional): token that starts a text.
-        eos_token_id (int or list, optional): token or tokens that end a text.
-        pad_token_id (int, optional): token that fills up a batch.
+        vocab_size: number of tokens that the model knows.
+        hidden_size: width of the residual stream.
+        intermediate_size: width of the feed-forward layer. None: 4 * hidden_size for a plain one, 8/3 * hidden_size
+            rounded up to a multiple of 32 for a gated one, which has about as many weights.
+        num_hidden_layers: number of transformer blocks.
+        num_attention_heads: number of attention heads.
+        num_key_value_heads: number of heads of keys and values, each shared by a group of query heads. None:
+            num_attention_heads.
+        head_dim: width of a head. None: hidden_size / num_attention_heads.
+        max_position_embeddings: longest sequence, in tokens, that the model is built for. Learned positions end
+            there, and a longer input raises ValueError; rotary ones continue past it, with falling quality.
+        hidden_act: activation of the feed-forward layer, by its name in transformers ("relu2" is squared ReLU).
+        mlp_type: "plain", down(act(up(x))), or "gated", down(act(gate(x)) * up(x)).
+        norm_type: "rmsnorm" or "layernorm".
+        norm_eps: number added to the variance inside each norm.
+        qk_norm: normalize queries and keys over the width of a head before attention.
+        position_embedding: "rotary" (relative) or "learned" (absolute, as GPT-2).
+        rope_parameters: parameters of rotary positions, {"rope_type": ..., "rope_theta": ...} as everywhere in
+            transformers 5; a plain `rope_theta=10000.0` works too. None: the default type.
+        use_bias: biases in all linear layers of the blocks and in LayerNorm.
+        tie_word_embeddings: use the token embedding as the output layer, too.
+        attention_dropout: dropout probability on attention weights.
+        hidden_dropout: dropout probability on what a block adds to the residual stream.
+        embedding_dropout: dropout probability on the embeddings.
+        initializer_range: standard deviation of the initial weights.
+        use_cache: return the key/value cache in evaluation mode. In training mode it is returned only on request.
+        bos_token_id: token that starts a text.
+        eos_token_id: token or tokens that end a text.
+        pad_token_id: token that pads the shorter texts of a batch.
 
     Raises:
-        ValueError: naming every field whose value is impossible.
+        ValueError: a value is out of range; names every such field.
     """
 
     model_type = "hfgen_gpt"
@@ -142,7 +139,7 @@ class GPTConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.intermediate_size is None:
-            self.intermediate_size = default_intermediate_size(self.hidden_size, self.mlp_type)
+            self.intermediate_size = _default_intermediate_size(self.hidden_size, self.mlp_type)
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None and self.num_attention_heads > 0:
@@ -151,17 +148,17 @@ class GPTConfig(PreTrainedConfig):
         if self.position_embedding == "learned":
             self.rope_parameters = None
         self.base_model_tp_plan = self._tensor_parallel_plan()  # type: ignore[misc]
-        # @strict calls the validators as well, but turns their ValueError into one that is none.
+        # @strict calls the validators as well, but wraps their ValueError in an error that is not a ValueError.
         self.validate_architecture()
 
     def _tensor_parallel_plan(self) -> dict[str, str]:
-        """The plan of the class less the layers that this model has not, about which transformers would warn."""
+        """The class's plan without the layers this configuration lacks, about which transformers would warn."""
         absent = ["gate_proj"] if self.mlp_type == "plain" else []
         absent += [] if self.qk_norm else ["q_norm", "k_norm"]
         return {k: v for k, v in type(self).base_model_tp_plan.items() if k.rpartition(".")[2] not in absent}
 
     def validate_architecture(self) -> None:
-        """Raises a ValueError that lists every problem at once."""
+        """Raises a ValueError that lists all problems at once."""
         problems = [
             *self._sizes_that_are_not_positive(),
             *self._unknown_choices(),
@@ -169,7 +166,7 @@ class GPTConfig(PreTrainedConfig):
             *self._heads_that_do_not_fit(),
         ]
         if problems:
-            raise ValueError("GPTConfig: " + "; ".join(problems))
+            raise ValueError("GPTConfig: " + "; ".join(problems) + ".")
 
     def _sizes_that_are_not_positive(self) -> list[str]:
         names = (
@@ -184,7 +181,11 @@ class GPTConfig(PreTrainedConfig):
             "norm_eps",
         )
         values = {name: getattr(self, name) for name in names}
-        return [f"{name}: expected more than 0, got {v}" for name, v in values.items() if v is not None and v <= 0]
+        return [
+            f"{name} must be above 0, got {value}"
+            for name, value in values.items()
+            if not (value is None or value > 0)
+        ]
 
     def _unknown_choices(self) -> list[str]:
         choices: dict[str, tuple[str, ...]] = {
@@ -194,23 +195,24 @@ class GPTConfig(PreTrainedConfig):
             "hidden_act": tuple(ACT2FN),
         }
         problems = [
-            f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}"
+            f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
             for name, known in choices.items()
             if getattr(self, name) not in known
         ]
         rope = self.rope_parameters or {}
         if rope.get("rope_type", "default") not in ROPE_TYPES:
-            known = ", ".join(ROPE_TYPES)
-            problems.append(f"rope_parameters: expected a rope_type of {known}, got {rope['rope_type']!r}")
+            problems.append(
+                f"rope_type in rope_parameters must be one of {', '.join(ROPE_TYPES)}, got {rope['rope_type']!r}"
+            )
         if rope.get("partial_rotary_factor", 1.0) != 1.0:
             factor = rope["partial_rotary_factor"]
-            problems.append(f"rope_parameters: expected no partial_rotary_factor (all of a head turns), got {factor}")
+            problems.append(f"partial_rotary_factor in rope_parameters must be 1 (all of a head turns), got {factor}")
         return problems
 
     def _probabilities_out_of_range(self) -> list[str]:
         names = ("attention_dropout", "hidden_dropout", "embedding_dropout", "initializer_range")
         wrong = {name: getattr(self, name) for name in names if not 0 <= getattr(self, name) < 1}
-        return [f"{name}: expected at least 0 and less than 1, got {value}" for name, value in wrong.items()]
+        return [f"{name} must be at least 0 and below 1, got {value}" for name, value in wrong.items()]
 
     def _heads_that_do_not_fit(self) -> list[str]:
         heads, key_value_heads, head_dim = self.num_attention_heads, self.num_key_value_heads, self.head_dim
@@ -219,28 +221,45 @@ class GPTConfig(PreTrainedConfig):
         problems = []
         width = self.hidden_size
         if head_dim == width // heads and width % heads:
-            problems.append(f"num_attention_heads: expected a divisor of hidden_size {width}, got {heads}")
+            problems.append(f"num_attention_heads must divide hidden_size {width}, got {heads}")
         if heads % key_value_heads:
-            problems.append(
-                f"num_key_value_heads: expected a divisor of num_attention_heads {heads}, got {key_value_heads}"
-            )
+            problems.append(f"num_key_value_heads must divide num_attention_heads {heads}, got {key_value_heads}")
         if self.position_embedding == "rotary" and head_dim % 2:
-            problems.append(f"head_dim: expected an even number for rotary positions, got {head_dim}")
+            problems.append(f"head_dim must be even for rotary positions, got {head_dim}")
         return problems
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """As in transformers, and names this file's classes in `auto_map`, so that AutoConfig, AutoModel and
+        """Saves as transformers does, and names this file's classes in `auto_map`, so that AutoConfig, AutoModel and
         AutoModelForCausalLM all load the folder with `trust_remote_code=True`."""
-        # Saving a model enters the saved class alone; the other head would then be out of reach.
-        self.auto_map = {**auto_map_of_this_file(), **(getattr(self, "auto_map", None) or {})}
+        # save_pretrained records only the saved class in auto_map; add the others.
+        self.auto_map = {**_auto_map_of_this_file(), **(getattr(self, "auto_map", None) or {})}
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+
+# ------------------------------------------------------------------------------------------ the two names of the cache
+
+# transformers 5.24 renamed the cache of keys and values in calls and outputs, from "past_key_values" to "cache". The
+# two public `forward`s accept either name and call these helpers; everything else knows one name, `cache`.
+CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
+
+
+def _either_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
+    """The cache, whichever name it was passed by."""
+    if cache is not None and past_key_values is not None:
+        raise ValueError("Only one of cache and past_key_values must be given, got both. They are names of one thing.")
+    return past_key_values if cache is None else cache
+
+
+def _named_cache(cache: Cache | None) -> dict[str, Any]:
+    """The cache as a keyword argument of the installed transformers."""
+    return {CACHE: cache}
 
 
 # ---------------------------------------------------------------------------------------------------------- helpers
 
 
-def auto_map_of_this_file() -> dict[str, str]:
-    """Which class of this file each Auto class of transformers stands for."""
+def _auto_map_of_this_file() -> dict[str, str]:
+    """The class of this file that each Auto class of transformers loads."""
     file_name = __name__.rpartition(".")[2]
     return {
         "AutoConfig": f"{file_name}.GPTConfig",
@@ -249,35 +268,28 @@ def auto_map_of_this_file() -> dict[str, str]:
     }
 
 
-def default_intermediate_size(hidden_size: int, mlp_type: str) -> int:
-    """Three matrices of 8/3 the width (gated) hold as many weights as two of 4 times the width (plain)."""
+def _default_intermediate_size(hidden_size: int, mlp_type: str) -> int:
+    """Three matrices of 8/3 times the width (gated) hold as many weights as two of 4 times the width (plain)."""
     if mlp_type == "gated":
         return 32 * math.ceil(8 * hidden_size / 3 / 32)
     return 4 * hidden_size
 
 
-def adds_to_residual(linear: nn.Linear) -> nn.Linear:
-    """Marks a layer whose output is added to the residual stream: `_init_weights` makes those smaller."""
+def _adds_to_residual(linear: nn.Linear) -> nn.Linear:
+    """Marks a layer whose output is added to the residual stream: `_init_weights` makes its weights smaller."""
     linear.adds_to_residual = True  # type: ignore[assignment]
     return linear
 
 
-def either_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
-    """The one that was given of the cache's new name and its old one."""
-    if cache is not None and past_key_values is not None:
-        raise ValueError("cache, past_key_values: expected at most one of the two, which are names of the same")
-    return past_key_values if cache is None else cache
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype in which a matrix product of x runs: that of autocast where it is on, else that of x."""
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of a matrix product of x: autocast's where it is enabled, else that of x."""
     device_type = x.device.type
     return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x.dtype
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary positions (https://arxiv.org/abs/2104.09864, equation 34): turns each pair (x[i], x[i + head_dim/2]) by
-    its position times the pair's frequency, so that a query and a key meet at an angle that is their distance.
+    its position times the pair's frequency, so that the score of a query and a key depends only on their distance.
 
     Args:
         x: (batch, heads, length, head_dim).
@@ -287,12 +299,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
 
 
-def repeat_heads(x: Tensor, times: int) -> Tensor:
+def _repeat_heads(x: Tensor, times: int) -> Tensor:
     """(batch, heads, length, head_dim) -> (batch, heads * times, length, head_dim), each head `times` in a row."""
     return x if times == 1 else x.repeat_interleave(times, dim=1)
 
 
-def eager_attention(
+def _eager_attention(
     module: "GPTAttention",
     query: Tensor,
     key: Tensor,
@@ -312,8 +324,8 @@ def eager_attention(
     Returns:
         The output, (batch, length, heads, head_dim), and the weights, (batch, heads, length, past + length).
     """
-    key = repeat_heads(key, module.num_key_value_groups)
-    value = repeat_heads(value, module.num_key_value_groups)
+    key = _repeat_heads(key, module.num_key_value_groups)
+    value = _repeat_heads(value, module.num_key_value_groups)
     scores = (query * scaling) @ key.transpose(-1, -2)
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -338,13 +350,13 @@ class GPTRMSNorm(nn.Module):
         weight = self.weight.to(x.dtype)
         if x.device.type != "cpu":
             return F.rms_norm(x, x.shape[-1:], weight, self.eps)
-        # The same without a fused kernel, which CPUs lack: a third faster there, forward and backward together.
+        # CPUs have no fused kernel; there this equivalent is a third faster, forward and backward together.
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         return x * torch.rsqrt(norm.square() / x.shape[-1] + self.eps).to(x.dtype) * weight
 
 
-def build_norm(config: GPTConfig, size: int) -> nn.Module:
-    """The norm that `config.norm_type` names, over a last dimension of `size`."""
+def _build_norm(config: GPTConfig, size: int) -> nn.Module:
+    """The norm named by `config.norm_type`, over a last dimension of `size`."""
     if config.norm_type == "layernorm":
         return nn.LayerNorm(size, eps=config.norm_eps, bias=config.use_bias)
     return GPTRMSNorm(size, eps=config.norm_eps)
@@ -353,7 +365,7 @@ def build_norm(config: GPTConfig, size: int) -> nn.Module:
 class GPTRotaryEmbedding(nn.Module):
     """Tables of cosines and sines for `rotate`.
 
-    The frequencies are worked out in each forward: a handful of numbers, and a buffer of them would be lost when
+    The frequencies are recomputed in each forward pass. They are only a few numbers, and a buffer would be lost when
     transformers builds the model on the meta device, and rounded when the model is cast to bfloat16.
     """
 
@@ -379,7 +391,7 @@ class GPTRotaryEmbedding(nn.Module):
 
 
 class GPTAttention(nn.Module):
-    """Causal self-attention with several heads; keys and values may have fewer heads than queries."""
+    """Causal multi-head self-attention; keys and values may have fewer heads than queries."""
 
     def __init__(self, config: GPTConfig, layer_idx: int) -> None:
         super().__init__()
@@ -396,35 +408,34 @@ class GPTAttention(nn.Module):
         self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.use_bias)
         self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.use_bias)
         self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.use_bias)
-        self.o_proj = adds_to_residual(nn.Linear(query_size, config.hidden_size, bias=config.use_bias))
-        self.q_norm = build_norm(config, self.head_dim) if config.qk_norm else nn.Identity()
-        self.k_norm = build_norm(config, self.head_dim) if config.qk_norm else nn.Identity()
+        self.o_proj = _adds_to_residual(nn.Linear(query_size, config.hidden_size, bias=config.use_bias))
+        self.q_norm = _build_norm(config, self.head_dim) if config.qk_norm else nn.Identity()
+        self.k_norm = _build_norm(config, self.head_dim) if config.qk_norm else nn.Identity()
 
     def forward(
         self,
         hidden_states: Tensor,
         attention_mask: Any = None,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
-        past_key_values: Cache | None = None,
         cache: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """(batch, length, hidden_size) -> the same, and the attention weights where the backend gives them."""
+        """(batch, length, hidden_size) -> the same, and the attention weights if the backend returns them."""
         batch_and_length = hidden_states.shape[:-1]
         per_head = (*batch_and_length, -1, self.head_dim)  # -1: under tensor parallelism a process has fewer heads
-        dtype = compute_dtype(hidden_states)
-        hidden_states = hidden_states.to(dtype)  # once; autocast would do it three times
+        dtype = _compute_dtype(hidden_states)
+        hidden_states = hidden_states.to(dtype)  # once; autocast would cast it three times
 
-        # Under autocast some norms answer in float32.
+        # Under autocast some norms return float32.
         query = self.q_norm(self.q_proj(hidden_states).view(per_head)).to(dtype).transpose(1, 2)
         key = self.k_norm(self.k_proj(hidden_states).view(per_head)).to(dtype).transpose(1, 2)
         value = self.v_proj(hidden_states).view(per_head).transpose(1, 2)
         if position_embeddings is not None:
             query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
-        if (cache := either_cache(cache, past_key_values)) is not None:
+        if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
 
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, _eager_attention)
         output, weights = attend(
             self,
             query,
@@ -446,7 +457,7 @@ class GPTMLP(nn.Module):
         narrow, wide = config.hidden_size, config.intermediate_size
         self.gate_proj = nn.Linear(narrow, wide, bias=config.use_bias) if config.mlp_type == "gated" else None
         self.up_proj = nn.Linear(narrow, wide, bias=config.use_bias)
-        self.down_proj = adds_to_residual(nn.Linear(wide, narrow, bias=config.use_bias))
+        self.down_proj = _adds_to_residual(nn.Linear(wide, narrow, bias=config.use_bias))
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -461,9 +472,9 @@ class GPTDecoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: GPTConfig, layer_idx: int) -> None:
         super().__init__()
-        self.input_layernorm = build_norm(config, config.hidden_size)
+        self.input_layernorm = _build_norm(config, config.hidden_size)
         self.self_attn = GPTAttention(config, layer_idx)
-        self.post_attention_layernorm = build_norm(config, config.hidden_size)
+        self.post_attention_layernorm = _build_norm(config, config.hidden_size)
         self.mlp = GPTMLP(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
@@ -478,7 +489,7 @@ class GPTDecoderLayer(GradientCheckpointingLayer):
 
 
 class GPTPreTrainedModel(PreTrainedModel):
-    """What the two models share: how weights start, and what transformers may do with them."""
+    """What both models share: initial weights, and what transformers may do with the modules."""
 
     config_class = GPTConfig
     config: GPTConfig
@@ -495,8 +506,8 @@ class GPTPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Normal weights, and smaller ones where the 2L layers of L blocks add up in the residual stream, so that it
-        keeps its scale whatever the depth (GPT-2, section 2.3). `init` leaves alone what was loaded."""
+        """Normal weights. Those of the 2L layers of L blocks that add up in the residual stream are smaller, so that
+        it keeps its scale at any depth (GPT-2, section 2.3). `init` skips weights that were loaded."""
         std = self.config.initializer_range
         if isinstance(module, nn.Linear):
             if getattr(module, "adds_to_residual", False):
@@ -522,7 +533,7 @@ class GPTModel(GPTPreTrainedModel):
             self.rotary_emb = GPTRotaryEmbedding(config)
         self.dropout = nn.Dropout(config.embedding_dropout)
         self.layers = nn.ModuleList([GPTDecoderLayer(config, i) for i in range(config.num_hidden_layers)])
-        self.norm = build_norm(config, config.hidden_size)
+        self.norm = _build_norm(config, config.hidden_size)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -544,30 +555,31 @@ class GPTModel(GPTPreTrainedModel):
             input_ids: (batch, length), token ids.
             attention_mask: (batch, past + length), 1 for a token and 0 for padding, or a mask of four dimensions in
                 the form of the attention backend. None: no padding.
-            position_ids: (batch or 1, length). None: counted from the end of the cache, padding included, as in all
-                of transformers; `generate` passes those that leave padding out, which matters to learned positions.
-            past_key_values, cache: both are names for the cache of earlier keys and values, to which those of this
-                call are added.
+            position_ids: (batch or 1, length). None: counted from the end of the cache, padding included, as
+                everywhere in transformers; `generate` passes positions without padding, which matters if learned.
+            past_key_values, cache: two names of the cache of earlier keys and values; this call appends its own.
             inputs_embeds: (batch, length, hidden_size), in place of input_ids.
             use_cache: return the cache. None: `config.use_cache` in evaluation mode, False in training mode.
             output_hidden_states, output_attentions: return those of every layer (attentions: eager attention only).
 
         Returns:
-            last_hidden_state (batch, length, hidden_size), the cache (as past_key_values, and from transformers 5.24
-            on as cache) and, on request, hidden_states and attentions.
+            last_hidden_state (batch, length, hidden_size), the cache (named cache since transformers 5.24, before
+            that past_key_values) and, on request, hidden_states and attentions.
 
         Raises:
-            ValueError: both or none of input_ids and inputs_embeds, a position past the last learned one, or a cache
-                under both names.
+            ValueError: both or neither of input_ids and inputs_embeds, a position past the last learned one, or a
+                cache under both names.
         """
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("input_ids, inputs_embeds: expected exactly one of the two")
+            raise ValueError("Exactly one of input_ids and inputs_embeds must be given, got both or neither.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
-        cache = either_cache(cache, past_key_values)
-        if use_cache and cache is None:
+        cache = _either_cache(cache, past_key_values)
+        if self.training and any(layer.gradient_checkpointing for layer in self.layers):
+            use_cache, cache = False, None  # the second pass through a layer would add its keys and values again
+        elif use_cache and cache is None:
             cache = DynamicCache(config=self.config)
 
         mask = self._attention_mask(inputs_embeds, attention_mask, position_ids, cache)
@@ -579,7 +591,7 @@ class GPTModel(GPTPreTrainedModel):
         if self.config.position_embedding == "learned":
             inputs_embeds = inputs_embeds + self._learned_positions(position_ids)
         else:
-            position_embeddings = self.rotary_emb(position_ids, dtype=compute_dtype(inputs_embeds))
+            position_embeddings = self.rotary_emb(position_ids, dtype=_compute_dtype(inputs_embeds))
 
         hidden_states = self.dropout(inputs_embeds)
         for layer in self.layers:
@@ -588,37 +600,38 @@ class GPTModel(GPTPreTrainedModel):
                 attention_mask=mask,
                 position_embeddings=position_embeddings,
                 position_ids=position_ids,
+                cache=cache,
                 use_cache=use_cache,
-                **{CACHE: cache},
                 **kwargs,
             )
-        returned: dict[str, Any] = {CACHE: cache if use_cache else None}
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **returned)
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.norm(hidden_states), **_named_cache(cache if use_cache else None)
+        )
 
     def _attention_mask(
         self, embeds: Tensor, attention_mask: Any, position_ids: Tensor | None, cache: Cache | None
     ) -> Any:
-        """The mask in the form of the attention backend; None where the backend can do causal attention by itself."""
-        nothing_special = attention_mask is None and position_ids is None and cache is None
-        if nothing_special and self.config._attn_implementation == "sdpa":
-            # create_causal_mask comes to the same, except under torch.compile: there it builds a mask, and sdpa is
-            # slower with one.
+        """The mask in the form of the attention backend; None if the backend needs none for causal attention."""
+        is_plain = attention_mask is None and position_ids is None and cache is None
+        if is_plain and self.config._attn_implementation == "sdpa":
+            # create_causal_mask returns None too, except under torch.compile: there it builds a mask, with which sdpa
+            # is slower.
             return None
         return create_causal_mask(
             config=self.config,
-            inputs_embeds=embeds[..., :0].to(compute_dtype(embeds)),  # only its dtype, device and length are looked at
+            inputs_embeds=embeds[..., :0].to(_compute_dtype(embeds)),  # only dtype, device and length matter
             attention_mask=attention_mask,
             position_ids=position_ids,
-            **{CACHE: cache},
+            **_named_cache(cache),
         )
 
     def _learned_positions(self, position_ids: Tensor) -> Tensor:
         """(batch or 1, length) -> (batch or 1, length, hidden_size)."""
         known = self.config.max_position_embeddings
-        # On a GPU an index that is out of range ends the process, so asking is worth the wait for its answer.
+        # On a GPU an index out of range kills the process, so this check is worth a host sync.
         if not torch.compiler.is_compiling() and (last := int(position_ids.max())) >= known:
             raise ValueError(
-                f"position_ids: expected positions below {known}, the number of learned positions "
+                f"position_ids must be below {known}, the number of learned positions "
                 f"(config.max_position_embeddings), got {last}. Shorten the input, generate fewer tokens, or train "
                 'a model with position_embedding="rotary", which has no such limit.'
             )
@@ -660,10 +673,10 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
         """Predicts, at every position, the token that comes next. The arguments of `GPTModel.forward`, and:
 
         Args:
-            labels: (batch, length), the token ids themselves (the shift by one happens inside), -100 where a token
-                does not count. Gives the loss: cross entropy in nats, the mean over the tokens that count, or their
-                sum over `num_items_in_batch` if that is passed, for accumulation of gradients.
-            logits_to_keep: how many positions at the end to compute logits for (0: all), or which, as indices.
+            labels: (batch, length), the token ids themselves (the shift by one happens inside), -100 for tokens to
+                ignore. Gives the loss: cross-entropy in nats, averaged over the tokens that count, or their sum
+                divided by `num_items_in_batch` if that is passed, for gradient accumulation.
+            logits_to_keep: number of positions at the end to compute logits for (0: all), or their indices.
 
         Returns:
             loss (with labels), logits (batch, positions kept, vocab_size), the cache (as `GPTModel.forward`) and, on
@@ -676,10 +689,9 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            cache=cache,
+            cache=_either_cache(cache, past_key_values),
             **kwargs,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -687,17 +699,16 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        returned: dict[str, Any] = {CACHE: getattr(outputs, CACHE)}
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            **returned,
+            **_named_cache(getattr(outputs, CACHE)),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
 
 
-# With these, save_pretrained and push_to_hub copy the file of a class beside the weights: this one, also where it was
+# With these, save_pretrained and push_to_hub copy the file of a class next to the weights: this one, even if it was
 # itself loaded from the Hub, or that of a subclass.
 GPTConfig.register_for_auto_class("AutoConfig")
 GPTModel.register_for_auto_class("AutoModel")

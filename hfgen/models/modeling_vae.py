@@ -1,12 +1,12 @@
 """The Variational Auto-Encoder (Kingma & Welling 2013, https://arxiv.org/abs/1312.6114).
 
 An encoder maps an image x to a distribution over latents, q(z|x) = N(mean(x), diag(std(x)^2)); a decoder maps latents
-to a distribution over images, p(x|z). Both are trained to maximise the evidence lower bound
+to a distribution over images, p(x|z). Both are trained to maximize the evidence lower bound
 
     log p(x) >= ELBO = E_q[log p(x|z)] - KL(q(z|x) || p(z)),      p(z) = N(0, I)
 
-so the loss is `reconstruction_loss + beta * kl_loss`, both in nats per image. The file needs torch and transformers
-alone: it is what travels to the Hub.
+so the loss is `reconstruction_loss + beta * kl_loss`, both in nats per image. This file needs only torch and
+transformers: it is what travels to the Hub.
 """
 
 import math
@@ -27,7 +27,7 @@ LIKELIHOODS = ("bernoulli", "gaussian", "discretized_logistic")
 LATENT_TYPES = ("vector", "spatial")
 
 if TYPE_CHECKING:
-    ImageSize = Any  # one number or None may stand for a list when these are given; they are lists from then on
+    ImageSize = Any  # may be one number or None on input, and is always a list afterwards
     Channels = Any
 else:
     ImageSize = int | list[int]
@@ -40,24 +40,24 @@ class VAEConfig(PreTrainedConfig):
 
     Args:
         image_size: height and width in pixels; one number means a square.
-        num_channels: 1 for grey, 3 for RGB.
+        num_channels: 1 for gray, 3 for RGB.
         hidden_channels: channels of each stage; every stage halves height and width.
         num_residual_blocks: residual blocks after each stage's downsampling, and before its mirror image's upsampling.
         hidden_size: width of the fully connected layer on either side of vector latents.
         latent_dim: numbers in a vector latent, or channels of a spatial one.
-        latent_type: "vector", latents (batch, latent_dim), or "spatial", latents (batch, latent_dim, h, w) where h
-            and w are the image's height and width divided by 2 to the number of stages.
-        likelihood: p(x|z). "bernoulli" on logits, for binary images or grey values read as probabilities; "gaussian"
-            with one learned standard deviation a channel (Rybkin et al. 2020, https://arxiv.org/abs/2006.13202);
-            "discretized_logistic" over 256 levels with a learned scale a pixel (Kingma et al. 2016,
+        latent_type: "vector", latents (batch, latent_dim), or "spatial", latents (batch, latent_dim, h, w), where h
+            and w are the image's height and width divided by 2 to the power of the number of stages.
+        likelihood: p(x|z). "bernoulli" on logits, for binary images, or gray values read as probabilities; "gaussian"
+            with one learned standard deviation per channel (Rybkin et al. 2020, https://arxiv.org/abs/2006.13202);
+            "discretized_logistic" over 256 levels with a learned scale per pixel (Kingma et al. 2016,
             https://arxiv.org/abs/1606.04934), whose values are true log-probabilities of 8-bit images.
         beta: weight of the KL term (Higgins et al. 2017); 1 is the evidence lower bound.
-        num_labels: classes of a conditional model, 0 for an unconditional one. Not a field but derived from
+        num_labels: number of classes of a conditional model, 0 for an unconditional one. Not a field, but derived from
             `id2label`, as everywhere in transformers.
-        hidden_act: activation, a name that transformers knows.
+        hidden_act: activation, by its name in transformers.
 
     Raises:
-        StrictDataclassError: a value is of a wrong type or out of range, or the stages do not divide the image size.
+        StrictDataclassError: a value has the wrong type or is out of range, or the stages do not divide image_size.
     """
 
     model_type = "hfgen_vae"
@@ -74,7 +74,7 @@ class VAEConfig(PreTrainedConfig):
     hidden_act: str = "relu"
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Here and not once in __post_init__, because from_pretrained(..., image_size=32) sets it later.
+        # Not in __post_init__, because from_pretrained(..., image_size=32) sets the field later.
         if name == "image_size" and isinstance(value, int):
             value = [value, value]
         super().__setattr__(name, value)
@@ -87,12 +87,12 @@ class VAEConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """As in transformers, where two classes are the default and left out of the file; here none are."""
+        """Writes the labels even if there are two, which transformers takes as the default and omits."""
         return {**super().to_diff_dict(), "id2label": self.id2label, "label2id": self.label2id}
 
     @property
     def downsampling(self) -> int:
-        """Pixels, along one side, for each cell of the last stage's feature map."""
+        """Pixels per cell of the last stage's feature map, along one side."""
         return 2 ** len(self.hidden_channels)
 
     @property
@@ -107,7 +107,7 @@ class VAEConfig(PreTrainedConfig):
         return (self.latent_dim,) if self.latent_type == "vector" else (self.latent_dim, *self.feature_size)
 
     def validate_architecture(self):
-        """Reports everything that is wrong at once."""
+        """Raises a ValueError that lists all problems at once."""
         problems = []
         if len(self.image_size) != 2 or min(self.image_size) < 1:
             problems.append(f"image_size must be one or two positive numbers (height, width), got {self.image_size}")
@@ -133,7 +133,7 @@ class VAEConfig(PreTrainedConfig):
         if self.likelihood not in LIKELIHOODS:
             problems.append(f"likelihood must be one of {', '.join(LIKELIHOODS)}, got {self.likelihood!r}")
         if self.hidden_act not in ACT2FN:
-            problems.append(f"hidden_act must be an activation that transformers knows, got {self.hidden_act!r}")
+            problems.append(f"hidden_act must be the name of an activation in transformers, got {self.hidden_act!r}")
         if problems:
             raise ValueError("VAEConfig: " + "; ".join(problems) + ".")
 
@@ -148,7 +148,7 @@ class DiagonalGaussianDistribution:
     def __init__(self, parameters: Tensor):
         self.parameters = _at_least_float32(parameters)
         self.mean, logvar = self.parameters.chunk(2, dim=1)
-        # exp(-30) and exp(20) are far outside of what training visits; the bound keeps a bad step from overflowing.
+        # Training never gets near exp(-30) or exp(20); the bound keeps a bad step from overflowing.
         self.logvar = logvar.clamp(-30.0, 20.0)
 
     @property
@@ -162,11 +162,11 @@ class DiagonalGaussianDistribution:
         return self.logvar.exp()
 
     def sample(self, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
-        """Reparameterised sample, mean + std * noise, differentiable in both.
+        """Reparameterized sample, mean + std * noise, differentiable in both.
 
         Args:
-            generator: where standard normal noise is drawn from.
-            noise: that noise itself, in the shape of the mean, when the caller draws it.
+            generator: source of the standard normal noise.
+            noise: the noise itself, in the shape of the mean, if the caller draws it.
         """
         if noise is None:
             noise = _randn(self.mean.shape, generator, self.mean.device)
@@ -177,7 +177,7 @@ class DiagonalGaussianDistribution:
         return self.mean
 
     def kl(self) -> Tensor:
-        """KL(q || N(0, I)) in nats, one value an image, (batch,) (Kingma & Welling 2013, appendix B)."""
+        """KL(q || N(0, I)) in nats per image, (batch,) (Kingma & Welling 2013, appendix B)."""
         return 0.5 * (self.mean.square() + self.var - 1.0 - self.logvar).flatten(1).sum(1)
 
     def log_prob(self, latents: Tensor) -> Tensor:
@@ -228,7 +228,7 @@ class VAEOutput(ModelOutput):
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(act(conv(act(x)))); starts as the identity, so that depth costs nothing at the beginning."""
+    """x + conv(act(conv(act(x)))); starts as the identity, so depth costs nothing at first."""
 
     def __init__(self, channels: int, hidden_act: str):
         super().__init__()
@@ -258,7 +258,7 @@ class VAEEncoder(nn.Module):
         self.num_labels = config.num_labels or 0
         self.hidden: nn.Module
         self.to_latents: nn.Module
-        # Small means and log-variances: q starts next to the prior, so that the first steps learn to reconstruct.
+        # Small means and log-variances: q starts close to the prior, so the first steps learn to reconstruct.
         if self.latent_type == "vector":
             features = channels * math.prod(config.feature_size)
             self.hidden = nn.Linear(features + self.num_labels, config.hidden_size)
@@ -277,7 +277,7 @@ class VAEEncoder(nn.Module):
 
 
 class VAEDecoder(nn.Module):
-    """Latents -> parameters of p(x|z), (batch, parameters a pixel * channels, height, width): the encoder mirrored."""
+    """Latents -> parameters of p(x|z), (batch, parameters per pixel * channels, height, width). Encoder mirrored."""
 
     def __init__(self, config: VAEConfig):
         super().__init__()
@@ -294,7 +294,7 @@ class VAEDecoder(nn.Module):
         else:
             self.from_latents = nn.Conv2d(config.latent_dim + self.num_labels, channels, kernel_size=3, padding=1)
             self.hidden = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
-        # The discretized logistic has a mean and a scale for every pixel; the other two have a single parameter.
+        # The discretized logistic has a mean and a scale per pixel; the other two have a single parameter.
         per_pixel = 2 if config.likelihood == "discretized_logistic" else 1
         self.stages = nn.ModuleList()
         for out_channels in [*config.hidden_channels[-2::-1], config.num_channels * per_pixel]:
@@ -304,7 +304,7 @@ class VAEDecoder(nn.Module):
             stage.append(nn.ConvTranspose2d(channels, out_channels, kernel_size=4, stride=2, padding=1))
             self.stages.append(nn.Sequential(*stage))
             channels = out_channels
-        # Parameters near 0: without it the logistic's scales start so widely spread that the first losses explode.
+        # Parameters near 0: otherwise the logistic's scales start so far apart that the first losses explode.
         _with_init_gain(stage[-1], 0.1)
 
     def forward(self, latents: Tensor, labels: Tensor | None) -> Tensor:
@@ -331,7 +331,7 @@ class VAEModel(PreTrainedModel):
     input_modalities = "image"
 
     def __init__(self, config: VAEConfig):
-        config.validate()  # again, as fields may have been set since it was made
+        config.validate()  # again: fields may have been changed since it was created
         super().__init__(config)
         self.encoder = VAEEncoder(config)
         self.decoder = VAEDecoder(config)
@@ -342,7 +342,7 @@ class VAEModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
-            _init_scaled(module)
+            _init_with_gain(module)
         elif isinstance(module, VAEModel) and self.config.likelihood == "gaussian":
             init.zeros_(module.log_scale)
 
@@ -351,8 +351,8 @@ class VAEModel(PreTrainedModel):
 
         Args:
             pixel_values: (batch, channels, height, width) in [0, 1].
-            labels: (batch,) class indices; needed when the model is conditional, and only then.
-            noise: standard normal numbers in the shape of the latents, to draw them outside; drawn here when None.
+            labels: (batch,) class indices; required by a conditional model, and only by one.
+            noise: standard normal numbers in the shape of the latents; drawn here if None.
 
         Raises:
             ValueError: images or labels do not fit the configuration.
@@ -376,8 +376,8 @@ class VAEModel(PreTrainedModel):
         if pixel_values.shape[1:] != expected or not pixel_values.is_floating_point():
             raise ValueError(
                 f"pixel_values must be floats in [0, 1] of shape (batch, {', '.join(map(str, expected))}), got "
-                f"{pixel_values.dtype} of shape {tuple(pixel_values.shape)}; "
-                "the image processor of this model resizes and converts images."
+                f"{pixel_values.dtype} of shape {tuple(pixel_values.shape)}. Use this "
+                "model's image processor, which resizes and converts images."
             )
         self._check_labels(labels, len(pixel_values))
         parameters = self.encoder((2 * pixel_values - 1).to(self.dtype), labels)
@@ -387,7 +387,10 @@ class VAEModel(PreTrainedModel):
         """Mean images of p(x|z) for latents (batch, *config.latent_shape)."""
         expected = self.config.latent_shape
         if z.shape[1:] != expected:
-            raise ValueError(f"z must be (batch, {', '.join(map(str, expected))}), got {tuple(z.shape)}.")
+            raise ValueError(
+                f"z must have the shape (batch, {', '.join(map(str, expected))}), got "
+                f"{tuple(z.shape)}. Use latents of this model."
+            )
         self._check_labels(labels, len(z))
         return VAEDecoderOutput(sample=self._mean_image(self._decode_parameters(z, labels)))
 
@@ -403,8 +406,8 @@ class VAEModel(PreTrainedModel):
 
         Args:
             n: number of images.
-            labels: (n,) class indices of a conditional model; spread evenly over the classes when None.
-            temperature: factor on the prior's standard deviation; below 1 gives likelier, less varied images.
+            labels: (n,) class indices of a conditional model; spread evenly over the classes if None.
+            temperature: factor on the prior's standard deviation; below 1, images are likelier and less varied.
             generator: source of the random numbers; a CPU generator gives the same latents on every device.
 
         Returns:
@@ -425,19 +428,21 @@ class VAEModel(PreTrainedModel):
         Args:
             a, b: (channels, height, width), or a batch of them.
             steps: images on the path, both ends included; at least 2.
-            labels: class of the images on the path, in a conditional model: one number a pair.
+            labels: class of the images on the path, in a conditional model: one number per pair.
 
         Returns:
             (steps, channels, height, width), with the batch in front if a and b have one. The ends are the
             reconstructions of a and b.
 
         Raises:
-            ValueError: fewer than two steps, or a and b are not alike or do not fit the configuration.
+            ValueError: fewer than two steps, or the shapes of a and b differ or do not fit the configuration.
         """
         if steps < 2:
-            raise ValueError(f"steps must be at least 2, to hold both ends of the path; got {steps}.")
+            raise ValueError(f"steps must be at least 2, got {steps}. The path includes both ends.")
         if a.shape != b.shape:
-            raise ValueError(f"a and b must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}.")
+            raise ValueError(
+                f"a and b must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}. Resize one of them."
+            )
         single = a.ndim == 3
         if single:
             a, b = a[None], b[None]
@@ -480,13 +485,13 @@ class VAEModel(PreTrainedModel):
             num_samples: K.
             labels: (batch,) class indices of a conditional model.
             generator: source of the random numbers.
-            chunk_size: images decoded at once, though at least one for each image given; bounds the memory.
+            chunk_size: images decoded at once (at least one per input image); bounds the memory.
 
         Returns:
             (batch,) nats per image.
         """
         if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
+            raise ValueError(f"num_samples must be at least 1, got {num_samples}. More samples tighten the bound.")
         posterior = self.encode(pixel_values, labels).latent_dist
         at_once = max(1, chunk_size // max(1, len(pixel_values)))
         log_weights = []
@@ -503,7 +508,7 @@ class VAEModel(PreTrainedModel):
         k: int,
         generator: torch.Generator | None,
     ) -> Tensor:
-        """log p(x|z) + log p(z) - log q(z|x) for k samples an image, (k, batch)."""
+        """log p(x|z) + log p(z) - log q(z|x) for k samples per image, (k, batch)."""
         noise = _randn((k, *posterior.mean.shape), generator, posterior.mean.device)
         latents = posterior.mean + posterior.std * noise
         # The squared deviations of z from q's mean are the noise's own squares, and the two constants cancel.
@@ -538,18 +543,20 @@ class VAEModel(PreTrainedModel):
         return self._logistic_parameters(parameters)[0].clamp(0, 1)
 
     def _logistic_parameters(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log of the scale of every pixel. A decoder that gives 0 stands for mid-grey and exp(-2) = 0.14."""
+        """Mean and log-scale of every pixel. A decoder output of 0 means mid-gray and a scale of exp(-2) = 0.14."""
         mean, log_scale = parameters.chunk(2, dim=1)
         return mean + 0.5, log_scale - 2.0
 
     def _check_labels(self, labels: Tensor | None, batch: int):
         if (labels is not None) != bool(self.config.num_labels):
             raise ValueError(
-                f"labels {'are given' if labels is not None else 'are missing'}, but this model is "
+                f"labels must be {'given' if self.config.num_labels else 'None'}, got {type(labels).__name__}. It is "
                 + (f"conditional on {self.config.num_labels} classes." if self.config.num_labels else "unconditional.")
             )
         if labels is not None and tuple(labels.shape) != (batch,):
-            raise ValueError(f"labels must be one class index an image, ({batch},); got {tuple(labels.shape)}.")
+            raise ValueError(
+                f"labels must have the shape ({batch},), got {tuple(labels.shape)}. Give one class per image."
+            )
 
 
 def discretized_logistic_log_prob(pixel_values: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
@@ -561,8 +568,8 @@ def discretized_logistic_log_prob(pixel_values: Tensor, mean: Tensor, log_scale:
     Args:
         pixel_values: (batch, channels, height, width), multiples of 1/255 in [0, 1].
         mean: same shape, in units of the pixel range.
-        log_scale: same shape, logarithm of the scale in those units; taken to be -7 below and 7 above that, where
-            the whole mass is in one bin, or in the two outermost ones.
+        log_scale: same shape, logarithm of the scale in those units; clamped to [-7, 7], beyond which all
+            mass is in one bin, or in the two outermost ones.
 
     Returns:
         Same shape, nats per pixel.
@@ -571,7 +578,7 @@ def discretized_logistic_log_prob(pixel_values: Tensor, mean: Tensor, log_scale:
     centered = pixel_values - mean
     upper, lower = inverse_scale * (centered + 1 / 510), inverse_scale * (centered - 1 / 510)
     # log(sigmoid(u) - sigmoid(l)) = log sigmoid(u) + log sigmoid(-l) + log(1 - exp(l - u)), and u - l is known without
-    # a subtraction: exact however far in a tail the bin lies.
+    # a subtraction: exact no matter how far in a tail the bin lies.
     inside = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-inverse_scale / 255))
     is_black, is_white = pixel_values < 0.5 / 255, pixel_values > 254.5 / 255
     return torch.where(is_black, F.logsigmoid(upper), torch.where(is_white, F.logsigmoid(-lower), inside))
@@ -592,13 +599,13 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def _with_init_gain(layer: nn.Module, gain: float) -> nn.Module:
-    """Marks a layer to start with weights of another size. The layer and not the block around it, because transformers
+    """Sets the scale of a layer's initial weights. Marks the layer, not the block around it, because transformers
     calls `_init_weights` only for modules that have weights of their own."""
     layer.init_gain = gain  # type: ignore[assignment]
     return layer
 
 
-def _init_scaled(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+def _init_with_gain(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
     """He et al. 2015: keeps the variance of activations through layers with rectifiers; biases 0."""
     gain: float = getattr(layer, "init_gain", math.sqrt(2.0))
     weight = layer.weight
@@ -612,7 +619,7 @@ def _init_scaled(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
 
 
 def _randn(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """Standard normal numbers, drawn where the generator lives and moved to the device."""
+    """Standard normal numbers, drawn on the generator's device and moved to `device`."""
     source = generator.device if generator is not None else device
     return torch.randn(shape, generator=generator, device=source).to(device)
 
@@ -623,15 +630,15 @@ def _slerp(start: Tensor, end: Tensor, t: float) -> Tensor:
     length_a, length_b = a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True)
     unit_a, unit_b = a / length_a.clamp(min=1e-12), b / length_b.clamp(min=1e-12)
     angle = (unit_a * unit_b).sum(1, keepdim=True).clamp(-1, 1).acos()
-    # Where the directions (nearly) agree or are opposite there is no unique arc: use the straight line.
+    # Where the directions are nearly equal or opposite, there is no unique arc: use the straight line.
     straight = torch.lerp(a, b, t)
     arc = (torch.sin((1 - t) * angle) * unit_a + torch.sin(t * angle) * unit_b) / torch.sin(angle).clamp(min=1e-12)
     arc = arc * torch.lerp(length_a, length_b, t)
     return torch.where(torch.sin(angle) < 1e-4, straight, arc).view(shape)
 
 
-# With these, save_pretrained and push_to_hub copy this file beside the weights, also from a copy that was itself
-# loaded from the Hub.
+# With these, save_pretrained and push_to_hub copy this file next to the weights, even if it was itself loaded from the
+# Hub.
 VAEConfig.register_for_auto_class("AutoConfig")
 VAEModel.register_for_auto_class("AutoModel")
 

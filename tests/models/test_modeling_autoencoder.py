@@ -46,7 +46,7 @@ def with_constant_decoder(**fields: object) -> AutoencoderModel:
 
 
 def test_transposed_convolution_by_hand() -> None:
-    """Every input number lays down the kernel, multiplied by itself, 2 to the right or below its neighbour's.
+    """Every input number lays down the kernel, multiplied by itself, 2 to the right or below its neighbor's.
 
     1 2      1 2 3
     3 4  by  4 5 6  with stride 2. Worked out: the size is (2 - 1) 2 - 2 * 0 + 3 + 0 = 5, and where two or four
@@ -297,11 +297,11 @@ def test_images_that_do_not_fit_are_refused(images: Tensor, found: str) -> None:
 
 
 def test_latents_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"latents must be \(batch, 3\), got \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"latents must have the shape \(batch, 3\), got \(2, 4\)"):
         tiny_model().decode(torch.zeros(2, 4))
 
 
-def test_a_bad_config_is_told_everything_at_once() -> None:
+def test_all_problems_of_a_config_are_reported_at_once() -> None:
     with pytest.raises(StrictDataclassError) as error:
         AutoencoderConfig(
             image_size=[30, 28],
@@ -325,7 +325,7 @@ def test_a_bad_config_is_told_everything_at_once() -> None:
         "reconstruction_loss must be one of mse, l1, got 'huber'",
         "noise_std must be a finite number of at least 0, got -0.5",
         "sparsity_weight must be a finite number of at least 0, got inf",
-        "hidden_act must be an activation that transformers knows, got 'relo'",
+        "hidden_act must be the name of an activation in transformers, got 'relo'",
     ):
         assert problem in str(error.value)
 
@@ -413,7 +413,7 @@ def test_loads_in_half_the_bytes(tmp_path: Path, dtype: torch.dtype) -> None:
     assert torch.equal(loaded(images).reconstruction, model.to(dtype)(images).reconstruction)
 
 
-def test_weights_that_are_missing_are_initialised_and_the_others_kept(tmp_path: Path) -> None:
+def test_weights_that_are_missing_are_initialized_and_the_others_kept(tmp_path: Path) -> None:
     tiny_model(hidden_channels=[32, 64]).save_pretrained(tmp_path)
     kept = forget(tmp_path, "encoder.convs.1.weight", "decoder.convs.0.weight", "decoder.convs.0.bias")
 
