@@ -23,6 +23,7 @@ TEST = [
     "hypothesis>=6.100",
     "mypy>=1.15",
     "pytest>=8.2",
+    "pytest-xdist>=3.5",
     "ruff>=0.12",
     "tensorboard>=2.16",
     "types-pyyaml",
