@@ -429,12 +429,12 @@ def test_labels_that_are_missing_uncalled_for_or_too_many_are_refused() -> None:
     latents, images = torch.randn(2, 5), random_images(conditional, 2)
 
     for use, argument in ((conditional, latents), (conditional.discriminate, images)):
-        with pytest.raises(ValueError, match="labels must be given, got NoneType. It is conditional on 3 classes"):
+        with pytest.raises(ValueError, match=r"labels must be given, got NoneType\. It is conditional on 3 classes"):
             use(argument)
         with pytest.raises(ValueError, match=r"labels must have the shape \(2,\), got \(3,\)"):
             use(argument, torch.tensor([0, 1, 2]))
     for use, argument in ((unconditional, latents), (unconditional.discriminate, images)):
-        with pytest.raises(ValueError, match="labels must be None, got Tensor. It is unconditional"):
+        with pytest.raises(ValueError, match=r"labels must be None, got Tensor\. It is unconditional"):
             use(argument, torch.tensor([0, 1]))
 
 

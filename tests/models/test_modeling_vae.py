@@ -552,9 +552,9 @@ def test_labels_that_are_missing_uncalled_for_or_too_many_are_refused() -> None:
     conditional, unconditional = tiny_model(num_labels=3), tiny_model()
     images = random_images(conditional)
 
-    with pytest.raises(ValueError, match="labels must be given, got NoneType. It is conditional on 3 classes"):
+    with pytest.raises(ValueError, match=r"labels must be given, got NoneType\. It is conditional on 3 classes"):
         conditional(images)
-    with pytest.raises(ValueError, match="labels must be None, got Tensor. It is unconditional"):
+    with pytest.raises(ValueError, match=r"labels must be None, got Tensor\. It is unconditional"):
         unconditional(images, labels=torch.tensor([0, 1]))
     with pytest.raises(ValueError, match=r"labels must have the shape \(2,\), got \(3,\)"):
         conditional(images, labels=torch.tensor([0, 1, 2]))
