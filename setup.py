@@ -24,6 +24,7 @@ TEST = [
     "mypy>=1.15",
     "pytest>=8.2",
     "ruff>=0.12",
+    "setuptools>=77",
     "tensorboard>=2.16",
     "types-pyyaml",
     "types-tqdm",

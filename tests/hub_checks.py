@@ -365,7 +365,7 @@ def check_pusher_all_checkpoints(place: Place) -> None:
 
 
 def check_pusher_takes_snapshots(place: Place) -> None:
-    """What is uploaded is what was there at the time, though the training goes on writing."""
+    """What is uploaded is what was there at the time, even though training keeps writing."""
     pusher = HubPusher(place.folder, place.repo, strategy="every_save")
     before = (place.folder / "model.safetensors").read_bytes()
     place.hub.inject("slow", path="/repos/create", seconds=1.0)

@@ -87,7 +87,7 @@ def families() -> dict[str, Family]:
 
 @pytest.fixture(scope="module")
 def folders(families: dict[str, Family], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Each family's model, saved by hfgen, with an input and the outputs beside it."""
+    """Each family's model, saved by hfgen, with an input and its outputs."""
     root = tmp_path_factory.mktemp("saved by hfgen")
     for name, family in families.items():
         family.model.eval().save_pretrained(root / name)

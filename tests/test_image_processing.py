@@ -214,7 +214,7 @@ def test_bad_arguments_are_refused_with_the_reason(call, message: str) -> None:
         call()
 
 
-# -- the processor that lies beside a model
+# -- the processor saved with a model
 
 
 @needs_auto_class

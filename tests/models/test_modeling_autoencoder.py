@@ -123,7 +123,7 @@ def test_each_transposed_convolution_of_the_decoder_doubles_what_pooling_halved(
         ({"image_size": 16, "hidden_channels": [4, 4, 4, 4], "latent_type": "spatial"}, (3, 1, 1)),
     ],
 )
-def test_images_of_any_divisible_size_are_encoded_and_drawn_again(
+def test_images_of_any_divisible_size_are_encoded_and_decoded(
     fields: dict[str, object], latents: tuple[int, ...]
 ) -> None:
     model = tiny_model(**fields)
@@ -189,7 +189,7 @@ def test_noise_is_added_to_the_input_while_training_and_the_clean_image_is_the_t
     torch.testing.assert_close(output.latents, model.encode(images + 0.5 * noise))
     torch.testing.assert_close(output.loss, (output.reconstruction - images).square().mean())
     assert torch.equal(model(images, noise=noise).loss, output.loss)
-    assert not torch.equal(model(images).loss, model(images).loss)  # drawn anew each time when it is not given
+    assert not torch.equal(model(images).loss, model(images).loss)  # drawn again each time if it is not given
 
 
 def test_noise_is_left_out_in_evaluation_and_when_its_std_is_zero() -> None:
@@ -252,7 +252,7 @@ def fit(model: AutoencoderModel, images: Tensor, steps: int, learning_rate: floa
     return model.eval()(images).loss.item()
 
 
-def test_what_it_was_not_trained_on_scores_as_stranger() -> None:
+def test_unfamiliar_images_get_higher_anomaly_scores() -> None:
     model = tiny_model(hidden_channels=[8, 8])
     fit(model, stripes(4), steps=300)
     noise = random_images(model, batch=8)
@@ -261,7 +261,7 @@ def test_what_it_was_not_trained_on_scores_as_stranger() -> None:
 
 
 @LATENT_TYPES
-def test_four_images_are_learned_by_heart(latent_type: str) -> None:
+def test_four_images_are_memorized(latent_type: str) -> None:
     model = tiny_model(latent_type=latent_type, hidden_channels=[16, 16], hidden_size=64, latent_dim=8)
     images = random_images(model, batch=4)
 

@@ -82,7 +82,7 @@ def test_wasserstein_losses_by_hand() -> None:
     assert generator_loss(FAKE, "wasserstein").item() == pytest.approx(2 / 3)
 
 
-def test_the_generator_learns_also_when_the_discriminator_is_sure() -> None:
+def test_the_generator_learns_even_when_the_discriminator_is_sure() -> None:
     """What "non-saturating" says: log(1 - D(G(z))) would have the gradient 1e-44 here."""
     logits = torch.tensor([-100.0], requires_grad=True)
 
@@ -111,7 +111,7 @@ class LinearDiscriminator(nn.Module):
 
 
 class QuadraticDiscriminator(nn.Module):
-    """|x|^2, whose gradient 2 x tells where it was taken."""
+    """|x|^2, whose gradient 2 x reveals where it was taken."""
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None) -> Tensor:
         return pixel_values.flatten(1).square().sum(1)
@@ -323,7 +323,7 @@ def test_evaluation_changes_no_buffer_and_training_does(norm: str) -> None:
     assert unchanged == ({"discriminator.head_norm.left"} if norm == "spectral" else set())  # one row: always [1]
 
 
-def test_batch_normalization_leaves_the_input_of_the_discriminator_alone() -> None:
+def test_the_first_block_of_the_discriminator_has_no_batch_normalization() -> None:
     blocks = tiny_model(discriminator_norm="batch").discriminator.blocks
 
     assert [isinstance(block.norm, nn.BatchNorm2d) for block in blocks] == [False, True]
@@ -454,7 +454,7 @@ def test_sampling_is_reproducible_with_a_generator() -> None:
     assert model.sample(0).shape == (0, 1, 8, 8)
 
 
-def test_truncation_zero_gives_one_image_a_class() -> None:
+def test_truncation_zero_gives_one_image_per_class() -> None:
     model = tiny_model(num_labels=2)
 
     samples = model.sample(6, truncation=0.0)
@@ -596,7 +596,7 @@ def test_a_saved_model_gives_the_same_outputs_and_holds_both_networks(tmp_path: 
 
 
 @NORMS
-def test_training_goes_on_from_a_saved_model_as_if_it_had_not_been_saved(tmp_path: Path, norm: str) -> None:
+def test_training_continues_from_a_saved_model_as_if_it_had_not_been_saved(tmp_path: Path, norm: str) -> None:
     model = trained(discriminator_norm=norm)
     model.save_pretrained(tmp_path)
     loaded = aligned(GANModel.from_pretrained(tmp_path))

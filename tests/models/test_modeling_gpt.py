@@ -107,7 +107,7 @@ def test_rotate_turns_each_pair_by_position_times_frequency() -> None:
     torch.testing.assert_close(turned, torch.tensor(expected))
 
 
-def test_rotary_scores_depend_on_the_distance_alone() -> None:
+def test_rotary_scores_depend_only_on_the_distance() -> None:
     rotary = modeling_gpt.GPTRotaryEmbedding(tiny_config())
     query, key = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(0)).double()
 
@@ -203,7 +203,7 @@ def test_logits_with_query_key_norm_equal_those_of_qwen3() -> None:
 
 
 @SHAPES
-def test_future_tokens_leave_past_logits_alone(shape: dict[str, object]) -> None:
+def test_future_tokens_do_not_change_past_logits(shape: dict[str, object]) -> None:
     model = tiny_model(**shape)
     input_ids = random_tokens(1, 20)
     changed = input_ids.clone()
@@ -247,7 +247,7 @@ def test_flex_attention_equals_eager_with_padding() -> None:
 
 
 @SHAPES
-def test_left_padding_leaves_logits_alone(shape: dict[str, object]) -> None:
+def test_left_padding_does_not_change_logits(shape: dict[str, object]) -> None:
     model = tiny_model(**shape)
     rows = [random_tokens(9), random_tokens(4, seed=2)]
     batch = left_padded(rows)
@@ -373,7 +373,7 @@ def test_learned_positions_end_in_a_clear_error(inside_generate: bool) -> None:
             model(random_tokens(1, 11))
 
 
-def test_rotary_positions_go_on_past_the_maximum() -> None:
+def test_rotary_positions_continue_past_the_maximum() -> None:
     model = tiny_model(max_position_embeddings=8)
 
     assert model(random_tokens(1, 20)).logits.isfinite().all()
@@ -454,7 +454,7 @@ def test_gradient_checkpointing_changes_neither_loss_nor_gradients(use_reentrant
 
 
 @pytest.mark.parametrize("field", ["attention_dropout", "hidden_dropout", "embedding_dropout"])
-def test_dropout_acts_in_training_mode_alone(field: str) -> None:
+def test_dropout_acts_only_in_training_mode(field: str) -> None:
     model = tiny_model(**{field: 0.5})
     input_ids = random_tokens(1, 8)
     expected = tiny_model()(input_ids).logits

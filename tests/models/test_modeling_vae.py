@@ -159,7 +159,7 @@ def test_bernoulli_likelihood_is_that_of_torch_distributions() -> None:
     torch.testing.assert_close(output.reconstruction, expected.mean)
 
 
-def test_gaussian_likelihood_is_that_of_torch_distributions_with_a_std_a_channel() -> None:
+def test_gaussian_likelihood_is_that_of_torch_distributions_with_a_std_per_channel() -> None:
     model = tiny_model(likelihood="gaussian", num_channels=3)
     model.log_scale.data = torch.tensor([-1.0, 0.0, 0.5]).view(3, 1, 1)
     images = random_images(model)
@@ -199,7 +199,7 @@ def test_probabilities_of_the_256_levels_sum_to_one(mean: float, log_scale: floa
 
 @pytest.mark.parametrize("mean", [-1e6, -3.0, 0.0, 0.5, 2.0, 1e6])
 @pytest.mark.parametrize("log_scale", [-1e6, -7.0, -2.0, 7.0, 1e6])
-def test_gradients_of_the_logistic_are_finite_also_far_in_the_tails(mean: float, log_scale: float) -> None:
+def test_gradients_of_the_logistic_are_finite_even_far_in_the_tails(mean: float, log_scale: float) -> None:
     means = torch.full((256,), mean, requires_grad=True)
     log_scales = torch.full((256,), log_scale, requires_grad=True)
 
@@ -435,7 +435,7 @@ def test_sampling_is_reproducible_with_a_generator(latent_type: str) -> None:
     assert torch.equal(model.sample(4, temperature=0.5, generator=seeded(7)), model.decode(0.5 * latents).sample)
 
 
-def test_temperature_zero_draws_the_centre_of_the_prior() -> None:
+def test_temperature_zero_draws_the_center_of_the_prior() -> None:
     model = tiny_model()
 
     samples = model.sample(3, temperature=0.0)
@@ -500,7 +500,7 @@ def test_slerp_is_a_straight_line_where_no_arc_is_defined(end: list[float]) -> N
     torch.testing.assert_close(modeling_vae._slerp(start, stop, 0.25), torch.lerp(start, stop, 0.25))
 
 
-def test_four_images_are_learned_by_heart() -> None:
+def test_four_images_are_memorized() -> None:
     torch.manual_seed(0)
     model = VAEModel(VAEConfig(image_size=8, hidden_channels=[16, 16], hidden_size=64, latent_dim=4, beta=0.1))
     images = random_images(model, 4)
@@ -532,7 +532,7 @@ def test_labels_reach_encoder_and_decoder(latent_type: str) -> None:
         assert not torch.allclose(drawn[first], drawn[second])
 
 
-def test_samples_are_spread_over_the_classes_unless_told_otherwise() -> None:
+def test_samples_are_spread_over_the_classes_by_default() -> None:
     model = tiny_model(num_labels=3)
 
     by_default = model.sample(7, generator=seeded())
