@@ -25,6 +25,7 @@ TEST = [
     "pytest>=8.2",
     "pytest-xdist>=3.5",
     "ruff>=0.12",
+    "setuptools>=77",
     "tensorboard>=2.16",
     "types-pyyaml",
     "types-tqdm",

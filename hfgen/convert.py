@@ -1,10 +1,10 @@
-"""Weights of other GPT layouts to GPTForCausalLM, and back.
+"""Converts weights of other GPT layouts to GPTForCausalLM, and back.
 
-    model = from_gpt2("openai-community/gpt2")      # or a GPT2LMHeadModel: the logits stay what they were
-    gpt2 = to_gpt2(model)                           # for the engines that know GPT-2 only
+    model = from_gpt2("openai-community/gpt2")      # or a GPT2LMHeadModel; the logits stay the same
+    gpt2 = to_gpt2(model)                           # for engines that only know GPT-2
     model = from_nanogpt("nanogpt.safetensors", num_attention_heads=6)
 
-Each returns a new model that computes the same logits, or raises a ValueError that names all that stands in the way.
+Each returns a new model that computes the same logits, or raises a ValueError that names every obstacle.
 """
 
 import copy
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Converted = TypeVar("Converted", bound=PreTrainedModel)
 
-# Names of whole modules, GPT-2's (and nanoGPT's) to ours. Layer numbers go where the {} is.
+# Names of whole modules, from GPT-2's (and nanoGPT's) to ours. The {} stands for the layer number.
 _MODULE_NAMES = {
     "transformer.wte": "model.embed_tokens",
     "transformer.wpe": "model.embed_positions",
@@ -40,9 +40,9 @@ _MODULE_NAMES = {
 # Queries, keys and values are one layer there and three here.
 _FUSED_ATTENTION = "transformer.h.{}.attn.c_attn"
 _SPLIT_ATTENTION = tuple(f"model.layers.{{}}.self_attn.{name}_proj" for name in "qkv")
-# The layers that GPT-2 stores as Conv1D, whose weights are the transpose of nn.Linear's.
+# Layers that GPT-2 stores as Conv1D, whose weights are the transpose of nn.Linear's.
 _CONV1D_WEIGHT = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
-# Causal masks that old checkpoints carry along.
+# Causal masks in old checkpoints.
 _IGNORED = re.compile(r"\.attn\.(bias|masked_bias)$")
 
 
@@ -91,8 +91,8 @@ def from_nanogpt(
     Args:
         state_dict_or_path: the model's state dict, or the path of a safetensors file that holds it. nanoGPT itself
             writes a pickle: `torch.load(path, weights_only=True)["model"]` gives the state dict.
-        num_attention_heads: `n_head`; the weights do not tell.
-        hidden_act: "gelu", or "gelu_new" for a model of before March 2023.
+        num_attention_heads: `n_head`, which the weights do not reveal.
+        hidden_act: "gelu", or "gelu_new" for models from before March 2023.
 
     Returns:
         A new model with copies of the weights, in evaluation mode.
@@ -104,7 +104,7 @@ def from_nanogpt(
         from safetensors.torch import load_file
 
         state_dict_or_path = load_file(state_dict_or_path)
-    # torch.compile puts a prefix before every name, and of the two names of the tied embedding a file may hold one.
+    # torch.compile prefixes every name, and a file may hold the tied embedding under only one of its two names.
     state_dict = {name.removeprefix("_orig_mod."): tensor for name, tensor in state_dict_or_path.items()}
     tied = ("transformer.wte.weight", "lm_head.weight")
     for name, other in (tied, tied[::-1]):
@@ -117,7 +117,7 @@ def from_nanogpt(
 
 
 def _take_over(model: Converted, source: PreTrainedModel, state_dict: Mapping[str, Tensor]) -> Converted:
-    """Gives a new model the weights, and whatever else of the source is no part of its config."""
+    """Copies the weights to a new model, and everything about the source that is not in its config."""
     model.to(device=source.device, dtype=source.dtype)  # type: ignore[call-arg]  # an artifact of a wrapper
     model.load_state_dict(state_dict)
     model.set_attn_implementation(source.config._attn_implementation)
@@ -127,15 +127,15 @@ def _take_over(model: Converted, source: PreTrainedModel, state_dict: Mapping[st
 
 def _config_from_gpt2(config: "GPT2Config") -> GPTConfig:
     """The GPTConfig of a GPT2Config; raises a ValueError that names every setting it cannot express."""
-    # reorder_and_upcast_attn is not among them: it is about the precision of half-precision attention alone.
+    # reorder_and_upcast_attn is not among them: it only affects the precision of half-precision attention.
     required = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
     problems = [
-        f"{name}: expected {expected}, got {getattr(config, name)}"
+        f"{name} must be {expected}, got {getattr(config, name)}"
         for name, expected in required.items()
         if getattr(config, name) != expected
     ]
     if problems:
-        raise ValueError("from_gpt2: GPTConfig cannot express " + "; ".join(problems))
+        raise ValueError("GPTConfig cannot express this GPT-2: " + "; ".join(problems) + ".")
     return GPTConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.n_embd,
@@ -175,12 +175,12 @@ def _config_to_gpt2(config: GPTConfig) -> "GPT2Config":
         "head_dim": config.hidden_size // config.num_attention_heads,
     }
     problems = [
-        f"{name}: expected {expected!r}, got {getattr(config, name)!r}"
+        f"{name} must be {expected!r}, got {getattr(config, name)!r}"
         for name, expected in required.items()
         if getattr(config, name) != expected
     ]
     if problems:
-        raise ValueError("to_gpt2: GPT-2 cannot express " + "; ".join(problems))
+        raise ValueError("GPT-2 cannot express this model: " + "; ".join(problems) + ".")
     return GPT2Config(
         vocab_size=config.vocab_size,
         n_positions=config.max_position_embeddings,
@@ -203,10 +203,13 @@ def _config_to_gpt2(config: GPTConfig) -> "GPT2Config":
 
 
 def _config_from_nanogpt(state_dict: Mapping[str, Tensor], num_attention_heads: int, hidden_act: str) -> GPTConfig:
-    """The GPTConfig that the shapes in a nanoGPT state dict tell; raises ValueError if the dict is not nanoGPT's."""
+    """The GPTConfig implied by the shapes in a nanoGPT state dict; raises ValueError if the dict is not nanoGPT's."""
     needed = ("transformer.wte.weight", "transformer.wpe.weight", "transformer.h.0.mlp.c_fc.weight")
     if missing := [name for name in needed if name not in state_dict]:
-        raise ValueError(f"state_dict: expected the names of nanoGPT, found no {', '.join(missing)}")
+        raise ValueError(
+            f"state_dict must have the names of nanoGPT, got one without {', '.join(missing)}. A checkpoint of "
+            'nanoGPT holds it under "model".'
+        )
     embeddings, positions, wide = (state_dict[name] for name in needed)
     return GPTConfig(
         vocab_size=embeddings.shape[0],
@@ -226,13 +229,13 @@ def _config_from_nanogpt(state_dict: Mapping[str, Tensor], num_attention_heads: 
 
 
 def _layer_number(name: str) -> int:
-    """The layer that a GPT-2 weight is in; -1 if it is in none."""
+    """The layer of a GPT-2 weight; -1 outside of layers."""
     found = re.match(r"transformer\.h\.(\d+)\.", name)
     return int(found[1]) if found else -1
 
 
 def _split_state_dict(state_dict: Mapping[str, Tensor], conv1d: bool) -> dict[str, Tensor]:
-    """A state dict in GPT-2's layout to ours: other names, and queries, keys and values apart.
+    """Converts a state dict from GPT-2's layout to ours: renames, and separates queries, keys and values.
 
     Args:
         state_dict: with GPT-2's names.
@@ -263,7 +266,7 @@ def _fuse_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         pattern = re.sub(r"\.layers\.\d+\.", ".layers.{}.", module)
         number = layer[1] if layer else ""
         if pattern in _SPLIT_ATTENTION[1:]:
-            continue  # joined when the queries come by
+            continue  # joined with the queries
         if pattern == _SPLIT_ATTENTION[0]:
             tensor = torch.cat([state_dict[f"{part.format(number)}.{kind}"] for part in _SPLIT_ATTENTION])
         gpt2_module = _FUSED_ATTENTION if pattern == _SPLIT_ATTENTION[0] else names[pattern]

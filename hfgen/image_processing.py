@@ -3,11 +3,11 @@
     to_pixel_values(images, num_channels=1)    images of any kind -> one uint8 tensor (batch, channels, height, width)
     to_pil(pixel_values)                       floats in [0, 1] (or uint8) -> PIL images
     image_grid(pixel_values)                   ... -> one picture to look at
-    build_image_processor(1, (28, 28))         the processor that lies beside a model
+    build_image_processor(1, (28, 28))         the processor that is saved with a model
 
 `preprocessor_config.json` names transformers' own `ViTImageProcessor`, so AutoImageProcessor loads it with no custom
-code and without hfgen. That stock class does not turn color into gray: beside a gray model it needs PIL images of
-mode "L" or arrays (height, width, 1). [`HfgenImageProcessor`] reads the same file and takes every kind of image.
+code and without hfgen. That class does not convert color to gray: for a gray model it needs PIL images of mode "L" or
+arrays (height, width, 1). [`HfgenImageProcessor`] reads the same file and takes every kind of image.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _CHANNEL_COUNTS = (1, 3, 4)
 class HfgenImageProcessor(ViTImageProcessorPil):
     """Images of any kind to `pixel_values`, float32 in [0, 1], shape (batch, channels, height, width).
 
-    Equal to the stock `ViTImageProcessor` where that works, and takes what it does not: for a gray model color, alpha
-    and palettes; for any model 16-bit images, floats in [0, 1] and arrays without a channel axis. See
+    Equal to transformers' `ViTImageProcessor` where that works, and takes what that does not: for a gray model color,
+    alpha and palettes; for any model 16-bit images, floats in [0, 1] and arrays without a channel axis. See
     [`to_pixel_values`] for the rules. A gray model is one whose file has `"do_convert_rgb": false`.
 
-    Pipelines hand every image on as RGB; give them this processor: `pipeline(..., image_processor=processor)`.
+    Pipelines pass every image on as RGB; give them this processor: `pipeline(..., image_processor=processor)`.
     """
 
     do_resize = True
@@ -73,12 +73,12 @@ class HfgenImageProcessor(ViTImageProcessorPil):
 def build_image_processor(
     num_channels: int, image_size: tuple[int, int], resample: PIL.Image.Resampling = BILINEAR
 ) -> HfgenImageProcessor:
-    """The image processor of a model; `save_pretrained` writes the `preprocessor_config.json` that goes beside it.
+    """The image processor of a model; `save_pretrained` writes its `preprocessor_config.json`.
 
     Args:
         num_channels: 1 (gray) or 3 (RGB).
-        image_size: (height, width) that images are resized to. The aspect ratio is not kept.
-        resample: the filter for that.
+        image_size: (height, width) that images are resized to, without keeping the aspect ratio.
+        resample: the resampling filter.
     """
     _check_num_channels(num_channels)
     height, width = _check_size("image_size", image_size)
@@ -97,25 +97,25 @@ def to_pixel_values(
     size: tuple[int, int] | None = None,
     resample: PIL.Image.Resampling = BILINEAR,
 ) -> torch.Tensor:
-    """Images of any kind to one uint8 tensor (batch, channels, height, width): a dataset's share of the memory.
+    """Converts images of any kind to one uint8 tensor (batch, channels, height, width).
 
     An image is a PIL image of any mode, an array or tensor (height, width), (height, width, channels) or (channels,
     height, width), encoded bytes, a path, or the `{"bytes", "path"}` of a `datasets` column cast to
-    `Image(decode=False)`, which is also what lets a corrupt image be named by its position.
+    `Image(decode=False)`, which also lets an error name a corrupt image by its position.
 
-    - Color to gray is the luma of ITU-R BT.601, as PIL has it; gray to color repeats the channel.
-    - Transparent pixels are composed onto white, as newer transformers do.
-    - uint8 is taken as it is, bool as 0/255, uint16 and 16-bit PIL images are scaled by 1/257, other integers must lie
-      in 0..255, and floats in [0, 1]; they are rounded to 8 bits.
+    - Color becomes the luma of ITU-R BT.601, as in PIL; gray becomes color by repeating the channel.
+    - Transparent pixels are composited onto white, as in newer transformers.
+    - uint8 stays as it is, bool becomes 0/255, uint16 and 16-bit PIL images are scaled by 1/257; other integers must
+      be in 0..255, and floats in [0, 1]; they are rounded to 8 bits.
     - An array is channels-first if its first axis has 1, 3 or 4 entries, else channels-last if its last one has.
 
     Args:
         images: one image, a batch (4 axes), or a sequence or iterable of images.
         num_channels: 1 (gray) or 3 (RGB).
-        size: (height, width) to resize to, with the filter `resample`; by default images must all have one size.
+        size: (height, width) to resize to, with the filter `resample`; by default all images must have one size.
 
     Raises:
-        ValueError: no image, or one that cannot be read, has values out of range or NaN, or differs in size.
+        ValueError: there is no image, or one cannot be read, has values out of range or NaN, or differs in size.
     """
     _check_num_channels(num_channels)
     if size is not None:
@@ -130,24 +130,24 @@ def to_pixel_values(
             batch = np.empty((len(images), num_channels, *array.shape[:2]), np.uint8)
         elif array.shape[:2] != batch.shape[2:]:
             raise ValueError(
-                f"images: expected one size, found {_by(array.shape)} (height x width) at position {index} after "
+                f"images must have one size, got {_by(array.shape)} (height x width) at position {index} after "
                 f"{_by(batch.shape[2:])}. Give a size to resize all of them to."
             )
         batch[index] = array if array.ndim == 2 else array.transpose(2, 0, 1)
     if batch is None:
-        raise ValueError("images: expected at least one image, found none. Check the dataset, split and column.")
+        raise ValueError("images must hold at least one image, got none. Check the dataset, split and column.")
     return torch.from_numpy(batch)
 
 
 def to_pil(pixel_values: torch.Tensor) -> list[PIL.Image.Image]:
-    """Pixel values to PIL images of mode "L" (one channel) or "RGB" (three).
+    """Converts pixel values to PIL images of mode "L" (one channel) or "RGB" (three).
 
     Args:
         pixel_values: (batch, channels, height, width) or one (channels, height, width). Floats are clamped to [0, 1]
-            and rounded to 8 bits; uint8 is taken as it is.
+            and rounded to 8 bits; uint8 stays as it is.
 
     Raises:
-        ValueError: another shape or dtype, or values that are NaN.
+        ValueError: wrong shape or dtype, or NaN.
     """
     array = _to_uint8_pixels(pixel_values)
     if array.shape[1] == 1:
@@ -158,20 +158,20 @@ def to_pil(pixel_values: torch.Tensor) -> list[PIL.Image.Image]:
 def image_grid(
     pixel_values: torch.Tensor, columns: int | None = None, padding: int = 2, scale: int | None = None
 ) -> PIL.Image.Image:
-    """One picture of many images, row by row on white.
+    """Arranges many images in one, row by row on white.
 
     Args:
         pixel_values: as [`to_pil`] takes them.
-        columns: images in a row; by default the smallest number that gives no more rows than columns.
-        padding: pixels between images and around them, after scaling.
-        scale: whole factor that each image is enlarged by (nearest neighbor, so that pixels stay pixels); by default
-            the smallest that makes the picture at least 512 pixels wide.
+        columns: images per row; by default the smallest number that gives no more rows than columns.
+        padding: pixels between and around images, after scaling.
+        scale: integer factor that enlarges each image (nearest neighbor, so that pixels stay sharp); by default the
+            smallest that makes the result at least 512 pixels wide.
     """
     array = _to_uint8_pixels(pixel_values)
     count, channels, height, width = array.shape
     for name, value, least in (("columns", columns, 1), ("padding", padding, 0), ("scale", scale, 1)):
         if value is not None and value < least:
-            raise ValueError(f"{name}: expected at least {least}, found {value}.")
+            raise ValueError(f"{name} must be at least {least}, got {value}. Leave it out for the default.")
     if columns is None:
         columns = math.ceil(math.sqrt(count))
     if scale is None:
@@ -186,7 +186,7 @@ def image_grid(
     return PIL.Image.fromarray(grid[..., 0] if channels == 1 else grid)
 
 
-# -- one image -> uint8 (height, width) or (height, width, 3)
+# ------------------------------------------------------- one image -> uint8 (height, width) or (height, width, 3)
 
 
 def _convert(image: Any, num_channels: int, index: int, channel_axis: int | None = None) -> np.ndarray:
@@ -211,7 +211,7 @@ def _decode(image: Any) -> PIL.Image.Image:
     elif not isinstance(source, (str, os.PathLike)):
         kind = "an empty image" if source is None else type(source).__name__
         raise ValueError(
-            f"expected a PIL image, array, tensor, encoded bytes or path, found {kind}. Drop the row or name another "
+            f"must be a PIL image, array, tensor, encoded bytes or path, got {kind}. Drop the row or name another "
             "column."
         )
     try:
@@ -231,7 +231,7 @@ def _load(image: PIL.Image.Image) -> None:
 
 def _unreadable(error: Exception) -> ValueError:
     return ValueError(
-        f"expected a readable image, found corrupt or unknown data ({type(error).__name__}: {error}). Repair the file "
+        f"must be readable, got corrupt or unknown data ({type(error).__name__}: {error}). Repair the file "
         "or remove it from the dataset."
     )
 
@@ -249,17 +249,17 @@ def _array_to_pil(array: np.ndarray, channel_axis: int | None) -> PIL.Image.Imag
             channel_axis = next((axis for axis in (0, -1) if array.shape[axis] in _CHANNEL_COUNTS), None)
         if channel_axis is None or array.shape[channel_axis] not in _CHANNEL_COUNTS:
             raise ValueError(
-                f"expected 1, 3 or 4 channels on the first or the last axis, found an array of shape {array.shape}. A "
+                f"must have 1, 3 or 4 channels on the first or the last axis, got an array of shape {array.shape}. A "
                 "batch of gray arrays needs a channel axis: array[:, None]."
             )
         array = np.moveaxis(array, channel_axis, -1)
     elif array.ndim != 2:
         raise ValueError(
-            "expected an array (height, width), (height, width, channels) or (channels, height, width), found shape "
+            "must have the shape (height, width), (height, width, channels) or (channels, height, width), got "
             f"{array.shape}."
         )
     if array.size == 0:
-        raise ValueError(f"expected an image with pixels, found an array of shape {array.shape}.")
+        raise ValueError(f"must have pixels, got an array of shape {array.shape}. Drop it.")
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     return PIL.Image.fromarray(np.ascontiguousarray(_to_8_bits(array)))
@@ -273,14 +273,14 @@ def _to_8_bits(array: np.ndarray) -> np.ndarray:
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:
         return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if array.dtype.kind not in "iuf":
-        raise ValueError(f"expected numbers, found an array of dtype {array.dtype}.")
+        raise ValueError(f"must hold numbers, got an array of dtype {array.dtype}. Convert it to uint8.")
     lowest, highest = array.min(), array.max()
     if not (np.isfinite(lowest) and np.isfinite(highest)):
-        raise ValueError("expected finite values, found NaN or infinity. Look for the step that made them.")
+        raise ValueError("must be finite, got NaN or infinity. Find the step that produced them.")
     limit, slack, kind = (1, 1e-4, "floats in [0, 1]") if array.dtype.kind == "f" else (255, 0, "integers in 0..255")
     if lowest < -slack or highest > limit + slack:
         raise ValueError(
-            f"expected {kind}, found values from {lowest:.6g} to {highest:.6g}. Rescale the array, or give 8-bit "
+            f"must hold {kind}, got values from {lowest:.6g} to {highest:.6g}. Rescale the array, or give 8-bit "
             "pixels as uint8."
         )
     return np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8) if limit == 1 else array.astype(np.uint8)
@@ -298,10 +298,10 @@ def _change_mode(image: PIL.Image.Image, mode: str) -> PIL.Image.Image:
     try:
         return image.convert(mode)
     except ValueError as error:
-        raise ValueError(f"expected a mode that PIL turns into {mode}, found {image.mode}. Convert it.") from error
+        raise ValueError(f"must have a mode that PIL converts to {mode}, got {image.mode}. Convert it.") from error
 
 
-# -- many images
+# ------------------------------------------------------------------------------------------------------ many images
 
 
 def _flatten(images: Any) -> Any:
@@ -311,7 +311,9 @@ def _flatten(images: Any) -> Any:
     if isinstance(images, (PIL.Image.Image, bytes, str, os.PathLike, dict)):
         return [images]
     if not isinstance(images, Iterable):
-        raise ValueError(f"images: expected an image or an iterable of images, found {type(images).__name__}.")
+        raise ValueError(
+            f"images must be an image or an iterable of images, got {type(images).__name__}. Pass a list."
+        )
     if isinstance(images, (list, tuple)) and any(isinstance(image, (list, tuple)) for image in images):
         return [image for group in images for image in (group if isinstance(group, (list, tuple)) else [group])]
     return images if hasattr(images, "__len__") else list(images)
@@ -322,27 +324,27 @@ def _to_uint8_pixels(pixel_values: torch.Tensor) -> np.ndarray:
     pixels = pixels[None] if pixels.ndim == 3 else pixels
     if pixels.ndim != 4 or pixels.shape[1] not in _MODES or pixels.numel() == 0:
         raise ValueError(
-            "pixel_values: expected (batch, channels, height, width) with 1 or 3 channels and at least one image, "
-            f"found shape {tuple(pixel_values.shape)}."
+            "pixel_values must have the shape (batch, channels, height, width) with 1 or 3 channels and at least one "
+            f"image, got {tuple(pixel_values.shape)}. Reshape them."
         )
     if pixels.dtype == torch.uint8:
         return pixels.numpy()
     if not pixels.is_floating_point():
-        raise ValueError(f"pixel_values: expected floats in [0, 1] or uint8, found {pixel_values.dtype}.")
+        raise ValueError(f"pixel_values must be floats in [0, 1] or uint8, got {pixel_values.dtype}. Convert them.")
     if pixels.isnan().any():
-        raise ValueError("pixel_values: expected numbers, found NaN. The model that made them has diverged.")
+        raise ValueError("pixel_values must be numbers, got NaN. The model that produced them has diverged.")
     return pixels.float().clamp(0, 1).mul(255).round().to(torch.uint8).numpy()
 
 
 def _check_num_channels(num_channels: int) -> None:
     if num_channels not in _MODES:
-        raise ValueError(f"num_channels: expected 1 (gray) or 3 (RGB), found {num_channels}.")
+        raise ValueError(f"num_channels must be 1 (gray) or 3 (RGB), got {num_channels}. Convert the images.")
 
 
 def _check_size(name: str, size: tuple[int, int]) -> tuple[int, int]:
     sides = list(size) if isinstance(size, Iterable) else [size]
     if len(sides) != 2 or any(not isinstance(side, (int, np.integer)) or side < 1 for side in sides):
-        raise ValueError(f"{name}: expected (height, width), two positive integers, found {size!r}.")
+        raise ValueError(f"{name} must be (height, width), two positive integers, got {size!r}. Give both.")
     return int(sides[0]), int(sides[1])
 
 

@@ -1,11 +1,11 @@
 """A character tokenizer built from the training text, and the fast way to turn a corpus into ids.
 
     tokenizer = build_character_tokenizer(text, model_max_length=256)
-    ids = encode_corpus(tokenizer, text)          # numpy, one id a character
+    ids = encode_corpus(tokenizer, text)          # numpy, one id per character
     tokenizer.save_pretrained("my-gpt")           # AutoTokenizer.from_pretrained("my-gpt"), no custom code
 
-It is a byte-fallback BPE without a single merge: a character of the corpus is one token, any other character is
-spelled by the bytes of its UTF-8 encoding. So every unicode text is encoded, and `decode(encode(text)) == text`.
+It is a byte-fallback BPE without any merges: a character of the corpus is one token, and any other character is
+spelled by the bytes of its UTF-8 encoding. So it encodes every Unicode text, and `decode(encode(text)) == text`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"
 
 # The bytes that spell characters beyond ASCII in UTF-8 (RFC 3629): continuation bytes 80..BF, first bytes C2..F4.
-# ASCII has a token a character instead, so a byte token for 00..7F could never occur; C0, C1 and F5..FF never do.
+# ASCII characters have tokens of their own, so a byte token for 00..7F could never occur; C0, C1 and F5..FF never do.
 _UTF8_BYTES = [*range(0x80, 0xC0), *range(0xC2, 0xF5)]
 
 _CHUNK_CHARACTERS = 1 << 20
@@ -35,27 +35,27 @@ def build_character_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Builds the tokenizer whose tokens are the characters of `text`.
 
-    The ids, in this order: the characters of the corpus sorted by code point (so that the ids that training sees are
-    0, 1, 2, … without a hole), the ASCII characters that the corpus lacks, 115 UTF-8 byte tokens `<0x80>`…`<0xF4>`
-    for everything else, and one special token, `<|endoftext|>`, which is begin, end and padding.
+    The ids, in this order: the characters of the corpus sorted by code point (so the ids seen in training are 0, 1, 2,
+    … without gaps), the ASCII characters that the corpus lacks, 115 UTF-8 byte tokens `<0x80>`…`<0xF4>` for everything
+    else, and one special token, `<|endoftext|>`, which serves as begin, end and padding.
 
-    Text never becomes a special token: a literal `<|endoftext|>` (in a corpus, in a prompt) is thirteen characters,
+    Text never becomes a special token: a literal `<|endoftext|>` (in a corpus or a prompt) is thirteen characters,
     and a literal `<0x41>` is six. Insert `tokenizer.eos_token_id` by hand where a document ends, or give
-    [`encode_corpus`] a list of documents. Padding goes left, as generation needs it.
+    [`encode_corpus`] a list of documents. Padding is on the left, as generation requires.
 
     Args:
         text: the training text, or its documents.
-        model_max_length: the longest sequence, in tokens, that the model takes; beyond it the tokenizer warns.
+        model_max_length: the longest sequence, in tokens, that the model takes; the tokenizer warns beyond it.
 
     Raises:
-        ValueError: there is no text, something is not a `str`, or it holds lone surrogates (which no file can store).
+        ValueError: there is no text, something is not a `str`, or it holds lone surrogates (which UTF-8 cannot store).
     """
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
     corpus = sorted(_alphabet(_documents(text)))
     if not corpus:
-        raise ValueError("text: expected the training text, found no character in it. Check the file or column read.")
+        raise ValueError("text must hold characters, got none. Check the file or column it was read from.")
     ascii_rest = sorted(set(map(chr, range(128))) - set(corpus))
     tokens = [*corpus, *ascii_rest, *map(_byte_token, _UTF8_BYTES)]
 
@@ -75,21 +75,21 @@ def build_character_tokenizer(
 
 
 def encode_corpus(tokenizer: PreTrainedTokenizerBase, text: str | Iterable[str]) -> np.ndarray:
-    """Encodes a whole corpus to one array of ids, the very ids that `tokenizer` gives.
+    """Encodes a whole corpus into one array of ids, exactly those of `tokenizer`.
 
-    A character tokenizer reads each character on its own, so its alphabet is tabulated once and the corpus is a table
-    look-up (some 60 million characters a second). Any other tokenizer is simply called.
+    A character tokenizer reads each character by itself, so encoding is one table lookup per character (about 60
+    million characters per second). Any other tokenizer is simply called.
 
     Args:
         tokenizer: one of [`build_character_tokenizer`], or any other.
-        text: a text, encoded as it is; or documents, each of which is closed by `tokenizer.eos_token_id`.
+        text: one text, encoded as it is; or documents, each closed by `tokenizer.eos_token_id`.
 
     Returns:
         ids of shape (tokens,): uint16 where the vocabulary fits, else int32. No special token is parsed from text.
 
     Raises:
-        ValueError: something is not a `str`, holds lone surrogates, or documents come but the tokenizer has no
-            end-of-sequence token.
+        ValueError: something is not a `str` or holds lone surrogates, or there are documents but the tokenizer has
+            no end-of-sequence token.
     """
     documents = _documents(text)
     encoder = CorpusEncoder(tokenizer, _alphabet(documents))
@@ -104,7 +104,7 @@ def encode_corpus(tokenizer: PreTrainedTokenizerBase, text: str | Iterable[str])
 
 
 class CorpusEncoder:
-    """What [`encode_corpus`] does, for a corpus that comes in pieces: what is to be looked up is looked up once.
+    """[`encode_corpus`] for a corpus that comes in pieces: the lookup table is built once.
 
     Args:
         tokenizer: one of [`build_character_tokenizer`], or any other.
@@ -155,7 +155,7 @@ class CorpusEncoder:
             return ids
         if self.tokenizer.eos_token_id is None:
             raise ValueError(
-                "tokenizer: expected one with an eos_token to close each document with, found none. Set "
+                "tokenizer must have an eos_token, which closes each document, got none. Set "
                 "tokenizer.eos_token, or join the documents to one text."
             )
         return np.insert(ids, stops[np.asarray(closed)], self.tokenizer.eos_token_id)
@@ -172,7 +172,7 @@ def _documents(text: str | Iterable[str]) -> list[str]:
     for index, document in enumerate(documents):
         if not isinstance(document, str):
             raise ValueError(
-                f"text: expected a str or an iterable of str, found {type(document).__name__} at position {index}. "
+                f"text must be a str or an iterable of str, got {type(document).__name__} at position {index}. "
                 "Decode bytes first (`.decode('utf-8')`), and drop empty (None) rows of a text column."
             )
     return documents
@@ -183,7 +183,7 @@ def _alphabet(documents: list[str]) -> set[str]:
     surrogates = sorted(c for c in alphabet if "\ud800" <= c <= "\udfff")
     if surrogates:
         raise ValueError(
-            f"text: expected unicode text, found the lone surrogate U+{ord(surrogates[0]):04X}, which UTF-8 cannot "
+            f"text must be valid Unicode, got the lone surrogate U+{ord(surrogates[0]):04X}, which UTF-8 cannot "
             "store. Read the file as UTF-8 with errors='replace' instead of errors='surrogateescape'."
         )
     return alphabet

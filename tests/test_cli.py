@@ -40,7 +40,7 @@ def test_card_replaces_the_card(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "results.json is missing" in capsys.readouterr().err
 
 
-def test_check_tells_what_is_wrong_with_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_reports_what_is_wrong_with_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = copy_run("vae", tmp_path / "run")
     assert main(["check", str(run)]) == 0
     config = json.loads((run / "config.json").read_text())

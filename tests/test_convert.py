@@ -143,7 +143,7 @@ def test_to_gpt2_names_every_field_it_cannot_express() -> None:
 
     named = ("position_embedding", "norm_type", "mlp_type", "qk_norm", "use_bias", "num_key_value_heads", "head_dim")
     for field in named:
-        assert f"{field}: expected" in str(error.value)
+        assert f"{field} must be" in str(error.value)
 
 
 # ---------------------------------------------------------------------------------------------------------- nanoGPT

@@ -22,7 +22,7 @@ from .runs import ROOT
 
 MEGABYTE = 2**20
 SHARD = 10**9
-# Peak memory of the process, above what it has after all imports and one small push. (The peak that `resource` tells
+# Peak memory of the process, above what it has after all imports and one small push. (The peak that `resource` reports
 # can be that of the parent.)
 CLIENT = """
 import json, re, sys

@@ -170,24 +170,24 @@ def test_resizing_unites_mixed_sizes_and_is_pils() -> None:
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        ([], "at least one image, found none"),
-        ([gray_image(6, 5), gray_image(5, 6)], "found 5x6 .* at position 1 after 6x5"),
-        ([gray_image(), png(gray_image())[:60]], r"position 1: expected a readable image.*corrupt"),
-        ([b"not an image"], "position 0: expected a readable image, found corrupt or unknown data"),
+        ([], "at least one image, got none"),
+        ([gray_image(6, 5), gray_image(5, 6)], "got 5x6 .* at position 1 after 6x5"),
+        ([gray_image(), png(gray_image())[:60]], r"position 1: must be readable.*corrupt"),
+        ([b"not an image"], "position 0: must be readable, got corrupt or unknown data"),
         (["/nowhere.png"], "FileNotFoundError"),
-        ([None], "position 0: .* found an empty image"),
-        ([{"bytes": None, "path": None}], "found an empty image"),
-        ([{"label": 3}], "found dict"),
-        (3, "found int"),
+        ([None], "position 0: .* got an empty image"),
+        ([{"bytes": None, "path": None}], "got an empty image"),
+        ([{"label": 3}], "got dict"),
+        (3, "got int"),
         (np.zeros((3, 3, 3, 3, 3)), "shape"),
         (np.zeros((60, 28, 28)), r"1, 3 or 4 channels .* \(60, 28, 28\).*array\[:, None\]"),
-        (np.zeros((0, 5)), "with pixels"),
+        (np.zeros((0, 5)), "must have pixels"),
         (np.array([[0.0, np.nan]]), "NaN"),
-        (np.array([[0.0, 2.0]]), r"floats in \[0, 1\], found values from 0 to 2"),
-        (np.array([[0, 256]]), "integers in 0..255, found values from 0 to 256"),
+        (np.array([[0.0, 2.0]]), r"floats in \[0, 1\], got values from 0 to 2"),
+        (np.array([[0, 256]]), "integers in 0..255, got values from 0 to 256"),
         (np.array([["a"]]), "dtype"),
         (PIL.Image.new("I", (2, 2), 70000), "integers in 0..255"),
-        (PIL.Image.new("LAB", (2, 2)), "found LAB"),
+        (PIL.Image.new("LAB", (2, 2)), "got LAB"),
     ],
 )
 def test_bad_images_are_refused_with_the_reason(images, message: str) -> None:
@@ -198,15 +198,15 @@ def test_bad_images_are_refused_with_the_reason(images, message: str) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: to_pixel_values(gray_image(), 2), "num_channels: expected 1 .* or 3"),
-        (lambda: to_pixel_values(gray_image(), 1, size=8), r"size: expected \(height, width\)"),
+        (lambda: to_pixel_values(gray_image(), 2), "num_channels must be 1 .* or 3"),
+        (lambda: to_pixel_values(gray_image(), 1, size=8), r"size must be \(height, width\)"),
         (lambda: build_image_processor(4, (8, 8)), "num_channels"),
         (lambda: build_image_processor(1, (8, 0)), "image_size"),
         (lambda: to_pil(torch.zeros(1, 2, 4, 4)), r"1 or 3 channels.*\(1, 2, 4, 4\)"),
         (lambda: to_pil(torch.zeros(0, 1, 4, 4)), "at least one image"),
         (lambda: to_pil(torch.full((1, 1, 4, 4), torch.nan)), "NaN"),
         (lambda: to_pil(torch.zeros(1, 1, 4, 4, dtype=torch.int64)), "int64"),
-        (lambda: image_grid(torch.zeros(1, 1, 4, 4), columns=0), "columns: expected at least 1"),
+        (lambda: image_grid(torch.zeros(1, 1, 4, 4), columns=0), "columns must be at least 1"),
     ],
 )
 def test_bad_arguments_are_refused_with_the_reason(call, message: str) -> None:
@@ -214,7 +214,7 @@ def test_bad_arguments_are_refused_with_the_reason(call, message: str) -> None:
         call()
 
 
-# -- the processor that lies beside a model
+# -- the processor saved with a model
 
 
 @needs_auto_class

@@ -183,10 +183,10 @@ def test_empty_corpus_has_no_ids() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "found no character"),
-        ([], "found no character"),
-        (["a", None], "found NoneType at position 1"),
-        ([b"a"], "found bytes at position 0"),
+        ("", "must hold characters, got none"),
+        ([], "must hold characters, got none"),
+        (["a", None], "got NoneType at position 1"),
+        ([b"a"], "got bytes at position 0"),
         ("ab\udcff", r"lone surrogate U\+DCFF"),
     ],
 )

@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,11 +132,10 @@ def test_a_training_by_a_recipes_name_saves_a_checkpoint_on_sigterm(processes: i
 def test_a_wheel_holds_training_recipes_and_templates(tmp_path: Path) -> None:
     """Built without a network, from a copy: a build leaves folders behind."""
     code = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
-    listed = subprocess.run(["git", "ls-files", "-z", "hfgen", "training", "model_cards/*.md", "setup.py", "LICENSE",
-                             "README.md", "pyproject.toml"], cwd=ROOT, capture_output=True, text=True)  # fmt: skip
-    for name in listed.stdout.split("\0")[:-1]:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    for name in ("hfgen", "training", "model_cards"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=tmp_path, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     held = set(zipfile.ZipFile(wheel).namelist())

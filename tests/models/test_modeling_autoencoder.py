@@ -123,7 +123,7 @@ def test_each_transposed_convolution_of_the_decoder_doubles_what_pooling_halved(
         ({"image_size": 16, "hidden_channels": [4, 4, 4, 4], "latent_type": "spatial"}, (3, 1, 1)),
     ],
 )
-def test_images_of_any_divisible_size_are_encoded_and_drawn_again(
+def test_images_of_any_divisible_size_are_encoded_and_decoded(
     fields: dict[str, object], latents: tuple[int, ...]
 ) -> None:
     model = tiny_model(**fields)
@@ -189,7 +189,7 @@ def test_noise_is_added_to_the_input_while_training_and_the_clean_image_is_the_t
     torch.testing.assert_close(output.latents, model.encode(images + 0.5 * noise))
     torch.testing.assert_close(output.loss, (output.reconstruction - images).square().mean())
     assert torch.equal(model(images, noise=noise).loss, output.loss)
-    assert not torch.equal(model(images).loss, model(images).loss)  # drawn anew each time when it is not given
+    assert not torch.equal(model(images).loss, model(images).loss)  # drawn again each time if it is not given
 
 
 def test_noise_is_left_out_in_evaluation_and_when_its_std_is_zero() -> None:
@@ -252,7 +252,7 @@ def fit(model: AutoencoderModel, images: Tensor, steps: int, learning_rate: floa
     return model.eval()(images).loss.item()
 
 
-def test_what_it_was_not_trained_on_scores_as_stranger() -> None:
+def test_unfamiliar_images_get_higher_anomaly_scores() -> None:
     model = tiny_model(hidden_channels=[8, 8])
     fit(model, stripes(4), steps=300)
     noise = random_images(model, batch=8)
@@ -261,7 +261,7 @@ def test_what_it_was_not_trained_on_scores_as_stranger() -> None:
 
 
 @LATENT_TYPES
-def test_four_images_are_learned_by_heart(latent_type: str) -> None:
+def test_four_images_are_memorized(latent_type: str) -> None:
     model = tiny_model(latent_type=latent_type, hidden_channels=[16, 16], hidden_size=64, latent_dim=8)
     images = random_images(model, batch=4)
 
@@ -278,22 +278,6 @@ def test_every_parameter_learns(latent_type: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ errors
-
-
-@pytest.mark.parametrize(
-    "images, found",
-    [
-        (torch.zeros(1, 8, 8), "(1, 8, 8)"),
-        (torch.zeros(2, 3, 8, 8), "(2, 3, 8, 8)"),
-        (torch.zeros(2, 1, 8, 12), "(2, 1, 8, 12)"),
-        (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "torch.uint8"),
-    ],
-)
-def test_images_that_do_not_fit_are_refused(images: Tensor, found: str) -> None:
-    with pytest.raises(ValueError) as error:
-        tiny_model()(images)
-
-    assert "(batch, 1, 8, 8)" in str(error.value) and found in str(error.value)
 
 
 def test_latents_that_do_not_fit_are_refused() -> None:
@@ -334,14 +318,6 @@ def test_all_problems_of_a_config_are_reported_at_once() -> None:
 def test_lists_of_sizes_are_checked(fields: dict[str, object]) -> None:
     with pytest.raises(StrictDataclassError, match=next(iter(fields))):
         AutoencoderConfig(**fields)
-
-
-def test_a_field_that_is_changed_later_is_checked_by_the_model() -> None:
-    config = AutoencoderConfig()
-    config.image_size = 30
-
-    with pytest.raises(StrictDataclassError, match="must be divisible"):
-        AutoencoderModel(config)
 
 
 # --------------------------------------------------------------------------------------------------------- precision
@@ -401,18 +377,6 @@ def test_a_saved_model_gives_the_same_outputs(tmp_path: Path, latent_type: str) 
     assert loaded.config.to_dict() | {"_name_or_path": ""} == model.config.to_dict() | {"_name_or_path": ""}
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_loads_in_half_the_bytes(tmp_path: Path, dtype: torch.dtype) -> None:
-    model = tiny_model()
-    images = random_images(model)
-    model.save_pretrained(tmp_path)
-
-    loaded = AutoencoderModel.from_pretrained(tmp_path, dtype=dtype)
-
-    assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
-    assert torch.equal(loaded(images).reconstruction, model.to(dtype)(images).reconstruction)
-
-
 def test_weights_that_are_missing_are_initialized_and_the_others_kept(tmp_path: Path) -> None:
     tiny_model(hidden_channels=[32, 64]).save_pretrained(tmp_path)
     kept = forget(tmp_path, "encoder.convs.1.weight", "decoder.convs.0.weight", "decoder.convs.0.bias")
@@ -446,16 +410,6 @@ def test_another_size_can_be_asked_for_when_loading(tmp_path: Path) -> None:
 
     assert loaded.config.image_size == [12, 12]
     assert loaded(torch.rand(1, 1, 12, 12)).latents.shape == (1, 3, 3, 3)
-
-
-def test_weights_of_another_shape_are_refused_unless_allowed(tmp_path: Path) -> None:
-    tiny_model().save_pretrained(tmp_path)
-
-    with pytest.raises(RuntimeError, match="mismatched"):
-        AutoencoderModel.from_pretrained(tmp_path, latent_dim=5)
-    loaded = AutoencoderModel.from_pretrained(tmp_path, latent_dim=5, ignore_mismatched_sizes=True)
-
-    assert loaded(torch.rand(1, 1, 8, 8)).latents.shape == (1, 5)
 
 
 def test_config_json_holds_every_field_that_is_not_a_default(tmp_path: Path) -> None:

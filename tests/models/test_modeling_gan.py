@@ -82,7 +82,7 @@ def test_wasserstein_losses_by_hand() -> None:
     assert generator_loss(FAKE, "wasserstein").item() == pytest.approx(2 / 3)
 
 
-def test_the_generator_learns_also_when_the_discriminator_is_sure() -> None:
+def test_the_generator_learns_even_when_the_discriminator_is_sure() -> None:
     """What "non-saturating" says: log(1 - D(G(z))) would have the gradient 1e-44 here."""
     logits = torch.tensor([-100.0], requires_grad=True)
 
@@ -111,7 +111,7 @@ class LinearDiscriminator(nn.Module):
 
 
 class QuadraticDiscriminator(nn.Module):
-    """|x|^2, whose gradient 2 x tells where it was taken."""
+    """|x|^2, whose gradient 2 x reveals where it was taken."""
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None) -> Tensor:
         return pixel_values.flatten(1).square().sum(1)
@@ -323,7 +323,7 @@ def test_evaluation_changes_no_buffer_and_training_does(norm: str) -> None:
     assert unchanged == ({"discriminator.head_norm.left"} if norm == "spectral" else set())  # one row: always [1]
 
 
-def test_batch_normalization_leaves_the_input_of_the_discriminator_alone() -> None:
+def test_the_first_block_of_the_discriminator_has_no_batch_normalization() -> None:
     blocks = tiny_model(discriminator_norm="batch").discriminator.blocks
 
     assert [isinstance(block.norm, nn.BatchNorm2d) for block in blocks] == [False, True]
@@ -438,13 +438,6 @@ def test_labels_that_are_missing_uncalled_for_or_too_many_are_refused() -> None:
             use(argument, torch.tensor([0, 1]))
 
 
-@pytest.mark.parametrize("num_labels", [0, 1, 2, 10])
-def test_number_of_classes_survives_saving(tmp_path: Path, num_labels: int) -> None:
-    GANConfig(num_labels=num_labels).save_pretrained(tmp_path)
-
-    assert GANConfig.from_pretrained(tmp_path).num_labels == num_labels
-
-
 # ---------------------------------------------------------------------------------------------------------- sampling
 
 
@@ -461,7 +454,7 @@ def test_sampling_is_reproducible_with_a_generator() -> None:
     assert model.sample(0).shape == (0, 1, 8, 8)
 
 
-def test_truncation_zero_gives_one_image_a_class() -> None:
+def test_truncation_zero_gives_one_image_per_class() -> None:
     model = tiny_model(num_labels=2)
 
     samples = model.sample(6, truncation=0.0)
@@ -472,22 +465,6 @@ def test_truncation_zero_gives_one_image_a_class() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ errors
-
-
-@pytest.mark.parametrize(
-    "images, found",
-    [
-        (torch.zeros(1, 8, 8), "(1, 8, 8)"),
-        (torch.zeros(2, 3, 8, 8), "(2, 3, 8, 8)"),
-        (torch.zeros(2, 1, 8, 12), "(2, 1, 8, 12)"),
-        (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "torch.uint8"),
-    ],
-)
-def test_images_that_do_not_fit_are_refused(images: Tensor, found: str) -> None:
-    with pytest.raises(ValueError) as error:
-        tiny_model().discriminate(images)
-
-    assert "(batch, 1, 8, 8)" in str(error.value) and found in str(error.value)
 
 
 def test_latents_that_do_not_fit_are_refused() -> None:
@@ -619,7 +596,7 @@ def test_a_saved_model_gives_the_same_outputs_and_holds_both_networks(tmp_path: 
 
 
 @NORMS
-def test_training_goes_on_from_a_saved_model_as_if_it_had_not_been_saved(tmp_path: Path, norm: str) -> None:
+def test_training_continues_from_a_saved_model_as_if_it_had_not_been_saved(tmp_path: Path, norm: str) -> None:
     model = trained(discriminator_norm=norm)
     model.save_pretrained(tmp_path)
     loaded = aligned(GANModel.from_pretrained(tmp_path))
@@ -628,17 +605,6 @@ def test_training_goes_on_from_a_saved_model_as_if_it_had_not_been_saved(tmp_pat
     for _ in range(2):  # the first step of power iteration shows in the second call
         expected = model.train().discriminate(images, labels)
         assert torch.equal(loaded.train().discriminate(images, labels), expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_loads_in_half_the_bytes(tmp_path: Path, dtype: torch.dtype) -> None:
-    model = trained()
-    model.save_pretrained(tmp_path)
-
-    loaded = GANModel.from_pretrained(tmp_path, dtype=dtype)
-
-    assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
-    assert torch.equal(loaded.sample(4, generator=seeded()), model.to(dtype).sample(4, generator=seeded()))
 
 
 def test_weights_and_buffers_that_are_missing_are_initialized_and_the_others_kept(tmp_path: Path) -> None:
@@ -662,13 +628,3 @@ def test_weights_and_buffers_that_are_missing_are_initialized_and_the_others_kep
     assert torch.equal(state[missing[2]], torch.zeros(6)) and torch.equal(state[missing[3]], torch.ones(6))
     assert state[missing[4]].std().item() == pytest.approx(0.02, rel=0.3)
     assert all(torch.equal(tensor, state[name]) for name, tensor in kept.items())
-
-
-def test_weights_of_another_shape_are_refused_unless_allowed(tmp_path: Path) -> None:
-    tiny_model().save_pretrained(tmp_path)
-
-    with pytest.raises(RuntimeError, match="mismatched"):
-        GANModel.from_pretrained(tmp_path, image_size=12)
-    loaded = GANModel.from_pretrained(tmp_path, image_size=12, ignore_mismatched_sizes=True)
-
-    assert loaded.sample(1).shape == (1, 1, 12, 12)

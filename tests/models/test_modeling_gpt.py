@@ -3,14 +3,12 @@
 tests/test_convert.py compares it with GPT-2.
 """
 
-import ast
 import importlib
 import itertools
 import json
 import math
 import os
 import re
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -109,7 +107,7 @@ def test_rotate_turns_each_pair_by_position_times_frequency() -> None:
     torch.testing.assert_close(turned, torch.tensor(expected))
 
 
-def test_rotary_scores_depend_on_the_distance_alone() -> None:
+def test_rotary_scores_depend_only_on_the_distance() -> None:
     rotary = modeling_gpt.GPTRotaryEmbedding(tiny_config())
     query, key = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(0)).double()
 
@@ -205,7 +203,7 @@ def test_logits_with_query_key_norm_equal_those_of_qwen3() -> None:
 
 
 @SHAPES
-def test_future_tokens_leave_past_logits_alone(shape: dict[str, object]) -> None:
+def test_future_tokens_do_not_change_past_logits(shape: dict[str, object]) -> None:
     model = tiny_model(**shape)
     input_ids = random_tokens(1, 20)
     changed = input_ids.clone()
@@ -233,13 +231,13 @@ def test_eager_attention_equals_sdpa_with_padding(shape: dict[str, object]) -> N
     torch.testing.assert_close(with_eager[tokens], with_sdpa_and_no_cache[tokens], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="flex attention on a CPU is compiled with g++")
 def test_flex_attention_equals_eager_with_padding() -> None:
+    """Without torch.compile, which would take half a minute to compile torch's own kernel."""
     model = tiny_model(head_dim=16, num_key_value_heads=2)  # flex attention wants heads of 16 or more
     batch = left_padded([random_tokens(9), random_tokens(3)])
     tokens = batch["attention_mask"].bool()
 
-    with torch.no_grad():
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         model.set_attn_implementation("eager")
         with_eager = model(**batch).logits
         model.set_attn_implementation("flex_attention")
@@ -249,7 +247,7 @@ def test_flex_attention_equals_eager_with_padding() -> None:
 
 
 @SHAPES
-def test_left_padding_leaves_logits_alone(shape: dict[str, object]) -> None:
+def test_left_padding_does_not_change_logits(shape: dict[str, object]) -> None:
     model = tiny_model(**shape)
     rows = [random_tokens(9), random_tokens(4, seed=2)]
     batch = left_padded(rows)
@@ -375,7 +373,7 @@ def test_learned_positions_end_in_a_clear_error(inside_generate: bool) -> None:
             model(random_tokens(1, 11))
 
 
-def test_rotary_positions_go_on_past_the_maximum() -> None:
+def test_rotary_positions_continue_past_the_maximum() -> None:
     model = tiny_model(max_position_embeddings=8)
 
     assert model(random_tokens(1, 20)).logits.isfinite().all()
@@ -456,7 +454,7 @@ def test_gradient_checkpointing_changes_neither_loss_nor_gradients(use_reentrant
 
 
 @pytest.mark.parametrize("field", ["attention_dropout", "hidden_dropout", "embedding_dropout"])
-def test_dropout_acts_in_training_mode_alone(field: str) -> None:
+def test_dropout_acts_only_in_training_mode(field: str) -> None:
     model = tiny_model(**{field: 0.5})
     input_ids = random_tokens(1, 8)
     expected = tiny_model()(input_ids).logits
@@ -606,87 +604,6 @@ def test_saved_model_gives_the_same_logits(shape: dict[str, object], dtype: torc
     assert torch.equal(loaded(input_ids).logits, model(input_ids).logits)
     assert torch.equal(without_head(input_ids)[0], model.model(input_ids)[0])
     assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == model.config.tie_word_embeddings
-
-
-def test_file_imports_nothing_but_torch_and_transformers() -> None:
-    source = Path(modeling_gpt.__file__).read_text(encoding="utf-8")
-    nodes = list(ast.walk(ast.parse(source)))
-    modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    modules |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0}
-
-    needed = {"inspect", "math", "os", "typing", "torch", "transformers", "huggingface_hub"}
-    assert {module.split(".")[0] for module in modules} == needed
-    assert not re.search(r"^\s*(from\s+\.|import\s+\.)", source, flags=re.MULTILINE)  # transformers looks by this
-
-
-LOAD_AND_SAVE_AGAIN = """
-import sys
-sys.modules["hfgen"] = None  # importing it is an error from here on
-from pathlib import Path
-import torch
-from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-
-expected = load_file(sys.argv[1])
-
-def check(folder):
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-    base = AutoModel.from_pretrained(folder, trust_remote_code=True)
-    assert config.vocab_size == 61 and type(model).__name__ == "GPTForCausalLM" and type(base).__name__ == "GPTModel"
-    with torch.no_grad():
-        assert torch.equal(model(expected["input_ids"]).logits, expected["logits"]), "other logits"
-        assert torch.equal(base(expected["input_ids"]).last_hidden_state, expected["hidden"]), "other hidden states"
-    model.generate(expected["input_ids"], max_new_tokens=2)
-    return model, base
-
-for folder in sys.argv[2:]:
-    model, base = check(folder)
-    model.save_pretrained(folder + "-again")
-    model, base = check(folder + "-again")
-    model.save_pretrained(folder + "-twice")
-    check(folder + "-twice")
-    base.save_pretrained(folder + "-base")
-    saved = AutoModel.from_pretrained(folder + "-base", trust_remote_code=True)
-    with torch.no_grad():
-        assert torch.equal(saved(expected["input_ids"]).last_hidden_state, expected["hidden"])
-    assert "AutoModelForCausalLM" in Path(folder + "-base", "config.json").read_text()
-print("all well")
-"""
-
-
-def run_without_hfgen(program: str, *arguments: str, cwd: Path) -> str:
-    """Runs a program in a fresh interpreter in which hfgen cannot be imported, and returns what it printed."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    environment |= {"HF_HOME": str(cwd / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [sys.executable, "-I", "-c", program, *arguments]
-    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
-def test_saved_folder_loads_and_saves_again_without_hfgen(tmp_path: Path) -> None:
-    model = tiny_model(tie_word_embeddings=True)
-    input_ids = random_tokens(2, 20)
-    model.save_pretrained(tmp_path / "gpt")
-    with torch.no_grad():
-        outputs = model(input_ids, output_hidden_states=True)
-    tensors = {"input_ids": input_ids, "logits": outputs.logits, "hidden": outputs.hidden_states[-1]}
-    save_file(tensors, tmp_path / "expected.safetensors")
-
-    printed = run_without_hfgen(
-        LOAD_AND_SAVE_AGAIN, str(tmp_path / "expected.safetensors"), str(tmp_path / "gpt"), cwd=tmp_path
-    )
-
-    assert "all well" in printed
-    twice = json.loads((tmp_path / "gpt-twice" / "config.json").read_text())
-    assert twice["auto_map"] == {
-        "AutoConfig": "modeling_gpt.GPTConfig",
-        "AutoModel": "modeling_gpt.GPTModel",
-        "AutoModelForCausalLM": "modeling_gpt.GPTForCausalLM",
-    }
-    copied = (tmp_path / "gpt-twice" / "modeling_gpt.py").read_bytes()
-    assert copied == Path(modeling_gpt.__file__).read_bytes()
 
 
 def test_a_subclass_travels_with_its_own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,7 +159,7 @@ def test_bernoulli_likelihood_is_that_of_torch_distributions() -> None:
     torch.testing.assert_close(output.reconstruction, expected.mean)
 
 
-def test_gaussian_likelihood_is_that_of_torch_distributions_with_a_std_a_channel() -> None:
+def test_gaussian_likelihood_is_that_of_torch_distributions_with_a_std_per_channel() -> None:
     model = tiny_model(likelihood="gaussian", num_channels=3)
     model.log_scale.data = torch.tensor([-1.0, 0.0, 0.5]).view(3, 1, 1)
     images = random_images(model)
@@ -199,7 +199,7 @@ def test_probabilities_of_the_256_levels_sum_to_one(mean: float, log_scale: floa
 
 @pytest.mark.parametrize("mean", [-1e6, -3.0, 0.0, 0.5, 2.0, 1e6])
 @pytest.mark.parametrize("log_scale", [-1e6, -7.0, -2.0, 7.0, 1e6])
-def test_gradients_of_the_logistic_are_finite_also_far_in_the_tails(mean: float, log_scale: float) -> None:
+def test_gradients_of_the_logistic_are_finite_even_far_in_the_tails(mean: float, log_scale: float) -> None:
     means = torch.full((256,), mean, requires_grad=True)
     log_scales = torch.full((256,), log_scale, requires_grad=True)
 
@@ -435,7 +435,7 @@ def test_sampling_is_reproducible_with_a_generator(latent_type: str) -> None:
     assert torch.equal(model.sample(4, temperature=0.5, generator=seeded(7)), model.decode(0.5 * latents).sample)
 
 
-def test_temperature_zero_draws_the_centre_of_the_prior() -> None:
+def test_temperature_zero_draws_the_center_of_the_prior() -> None:
     model = tiny_model()
 
     samples = model.sample(3, temperature=0.0)
@@ -500,7 +500,7 @@ def test_slerp_is_a_straight_line_where_no_arc_is_defined(end: list[float]) -> N
     torch.testing.assert_close(modeling_vae._slerp(start, stop, 0.25), torch.lerp(start, stop, 0.25))
 
 
-def test_four_images_are_learned_by_heart() -> None:
+def test_four_images_are_memorized() -> None:
     torch.manual_seed(0)
     model = VAEModel(VAEConfig(image_size=8, hidden_channels=[16, 16], hidden_size=64, latent_dim=4, beta=0.1))
     images = random_images(model, 4)
@@ -532,7 +532,7 @@ def test_labels_reach_encoder_and_decoder(latent_type: str) -> None:
         assert not torch.allclose(drawn[first], drawn[second])
 
 
-def test_samples_are_spread_over_the_classes_unless_told_otherwise() -> None:
+def test_samples_are_spread_over_the_classes_by_default() -> None:
     model = tiny_model(num_labels=3)
 
     by_default = model.sample(7, generator=seeded())
@@ -562,13 +562,6 @@ def test_labels_that_are_missing_uncalled_for_or_too_many_are_refused() -> None:
         conditional.decode(random_noise(conditional))
 
 
-@pytest.mark.parametrize("num_labels", [0, 1, 2, 10])
-def test_number_of_classes_survives_saving(tmp_path: Path, num_labels: int) -> None:
-    VAEConfig(num_labels=num_labels).save_pretrained(tmp_path)
-
-    assert VAEConfig.from_pretrained(tmp_path).num_labels == num_labels
-
-
 def test_names_of_classes_make_a_model_conditional(tmp_path: Path) -> None:
     VAEConfig(id2label={0: "cat", 1: "dog"}, label2id={"cat": 0, "dog": 1}).save_pretrained(tmp_path)
 
@@ -589,22 +582,6 @@ def test_labels_and_generators_on_the_cpu_serve_a_model_on_another_device() -> N
 
 
 # ------------------------------------------------------------------------------------------------------------ errors
-
-
-@pytest.mark.parametrize(
-    "images, found",
-    [
-        (torch.zeros(1, 8, 8), "(1, 8, 8)"),
-        (torch.zeros(2, 3, 8, 8), "(2, 3, 8, 8)"),
-        (torch.zeros(2, 1, 12, 8), "(2, 1, 12, 8)"),
-        (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "torch.uint8"),
-    ],
-)
-def test_images_that_do_not_fit_are_refused(images: Tensor, found: str) -> None:
-    for use in (tiny_model(), tiny_model().encode, tiny_model().log_likelihood):
-        with pytest.raises(ValueError) as error:
-            use(images)
-        assert "(batch, 1, 8, 8)" in str(error.value) and found in str(error.value)
 
 
 def test_latents_and_sample_counts_that_do_not_fit_are_refused() -> None:
@@ -643,14 +620,6 @@ def test_all_problems_of_a_config_are_reported_at_once() -> None:
         "hidden_act must be the name of an activation in transformers, got 'relo'",
     ):
         assert problem in str(error.value)
-
-
-def test_a_field_that_is_changed_later_is_checked_by_the_model() -> None:
-    config = VAEConfig()
-    config.likelihood = "poisson"
-
-    with pytest.raises(StrictDataclassError, match="likelihood must be one of"):
-        VAEModel(config)
 
 
 # --------------------------------------------------------------------------------------------- precision and training
@@ -747,18 +716,6 @@ def test_a_saved_model_gives_the_same_outputs(tmp_path: Path, likelihood: str, l
     assert torch.equal(loaded.sample(3, generator=seeded()), model.sample(3, generator=seeded()))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_loads_in_half_the_bytes(tmp_path: Path, dtype: torch.dtype) -> None:
-    model = tiny_model(likelihood="gaussian")
-    images, noise = random_images(model), random_noise(model)
-    model.save_pretrained(tmp_path)
-
-    loaded = VAEModel.from_pretrained(tmp_path, dtype=dtype)
-
-    assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
-    assert torch.equal(loaded(images, noise=noise).loss, model.to(dtype)(images, noise=noise).loss)
-
-
 def test_weights_that_are_missing_are_initialized_and_the_others_kept(tmp_path: Path) -> None:
     tiny_model(likelihood="gaussian", num_residual_blocks=1, hidden_size=512).save_pretrained(tmp_path)
     kept = forget(
@@ -772,13 +729,3 @@ def test_weights_that_are_missing_are_initialized_and_the_others_kept(tmp_path: 
     assert loaded.encoder.to_latents.weight.std().item() == pytest.approx(0.1 / math.sqrt(512), rel=0.1)
     assert loaded.decoder.hidden.weight.std().item() == pytest.approx(math.sqrt(2 / 512), rel=0.1)
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in kept.items())
-
-
-def test_weights_of_another_shape_are_refused_unless_allowed(tmp_path: Path) -> None:
-    tiny_model().save_pretrained(tmp_path)
-
-    with pytest.raises(RuntimeError, match="mismatched"):
-        VAEModel.from_pretrained(tmp_path, image_size=12)
-    loaded = VAEModel.from_pretrained(tmp_path, image_size=12, ignore_mismatched_sizes=True)
-
-    assert loaded.sample(1).shape == (1, 1, 12, 12)

@@ -1,9 +1,9 @@
-"""Publishes the models of the recipes as a collection of repositories.
+"""Publishes the models of the recipes, each as a repository of its own.
 
     python -m training.tools.publish --namespace ME                    every finished run in runs/
-    python -m training.tools.publish --namespace ME runs/vae-mnist     these folders
+    python -m training.tools.publish --namespace ME runs/vae-mnist     only these folders
 
-A folder that is published already and has not changed gets no new commit, so that the command can be repeated.
+A published folder that has not changed gets no new commit, so the command can be repeated.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hfgen.model_folder import LoadError, check_folder
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(
-        prog="publish.py", description="Publishes finished runs, each as a repository of its folder's name."
+        prog="publish.py", description="Publishes finished runs, each as a repository named after its folder."
     )
     parser.add_argument(
         "folders", metavar="FOLDER", nargs="*", type=Path, help="finished runs (default: all in runs/)"
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("huggingface_hub").propagate = False
     folders = arguments.folders or find_finished(Path("runs"))
     if not folders:
-        parser.error("there is no finished run in runs/: run the recipes first, or name folders")
+        parser.error("runs/ must hold finished runs, got none. Run the recipes first, or name folders.")
     problems = find_problems(folders)
     if problems:
         print("Nothing was published:\n- " + "\n- ".join(problems), file=sys.stderr)
@@ -45,12 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def find_finished(home: Path) -> list[Path]:
-    """Folders of finished runs, by name."""
+    """Folders of finished runs, sorted by name."""
     return sorted(path.parent for path in home.glob("*/results.json"))
 
 
 def find_problems(folders: list[Path]) -> list[str]:
-    """Why folders could not be published: everything at once, before anything is."""
+    """Everything that keeps folders from being published, found before any of them is."""
     problems = []
     for folder in folders:
         try:
@@ -59,12 +59,16 @@ def find_problems(folders: list[Path]) -> list[str]:
         except ValueError as error:
             problems.append(str(error))
     names = [folder.resolve().name for folder in folders]
-    problems += [f"two folders are named {name}" for name in sorted(set(names)) if names.count(name) > 1]
+    problems += [
+        f"Folder names must differ, got two named {name}. Rename one."
+        for name in sorted(set(names))
+        if names.count(name) > 1
+    ]
     return problems
 
 
 def publish(folders: list[Path], namespace: str, private: bool = False) -> int:
-    """Pushes each folder; one that fails does not stop the others. Returns the exit status."""
+    """Pushes each folder, continuing past failures; returns the exit status."""
     published, failed = [], []
     for folder in folders:
         repo_id = f"{namespace}/{folder.resolve().name}"
@@ -77,7 +81,7 @@ def publish(folders: list[Path], namespace: str, private: bool = False) -> int:
             continue
         published.append(pushed.repo_id)
         print(f"{pushed.url} {'is published' if pushed.is_new else 'has not changed'}.", flush=True)
-    print(f"{len(published)} of {len(folders)} are published." + (f" Not: {', '.join(failed)}." if failed else ""))
+    print(f"Published {len(published)} of {len(folders)}." + (f" Failed: {', '.join(failed)}." if failed else ""))
     return 1 if failed else 0
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hfgen import AutoencoderConfig, GANConfig, GPTConfig, VAEConfig
+from hfgen import MODELS
 from training.config.parser import parse
 from training.tools.collect import ROOT, collect, results_table, with_table
 
@@ -56,12 +56,11 @@ def test_collect_takes_the_newest_samples_and_refuses_an_unfinished_run(tmp_path
 
 @pytest.mark.parametrize("path", sorted((ROOT / "training" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_is_understood_by_its_script(path: Path) -> None:
-    family = path.stem.partition("-")[0]
-    script = importlib.import_module(f"training.train_{family}")
-    config_class = {"autoencoder": AutoencoderConfig, "vae": VAEConfig, "gan": GANConfig, "gpt": GPTConfig}[family]
-    extra = {"vae": "VAEArguments", "gan": "GANArguments", "gpt": "GPTArguments"}.get(family)
+    (architecture,) = (entry for entry in MODELS.values() if path.stem.startswith(f"{entry.family}-"))
+    script = importlib.import_module(f"training.train_{architecture.family}")
+    extra = {"vae": "VAEArguments", "gan": "GANArguments", "gpt": "GPTArguments"}.get(architecture.family)
 
-    arguments = parse(config_class, "", script.DEFAULTS, extra and getattr(script, extra), [str(path)])
+    arguments = parse(architecture.config_class, "", script.DEFAULTS, extra and getattr(script, extra), [str(path)])
 
     assert arguments.run.output_dir == f"runs/{path.stem}"
     assert arguments.run.max_train_seconds <= 300

@@ -44,7 +44,7 @@ def test_the_collection_is_published_once(hub: HubProcess, tmp_path: Path) -> No
     shutil.copytree(trained_runs(), tmp_path / "runs")
     (tmp_path / "runs" / "unfinished").mkdir()
     said = publish(hub, ["--namespace", "acme"], ["--namespace", "acme"], cwd=tmp_path).stdout
-    assert said.count("is published") == said.count("has not changed") == 4 and "4 of 4 are published." in said
+    assert said.count("is published") == said.count("has not changed") == 4 and "Published 4 of 4." in said
     assert commits(hub, *(f"acme/{family}" for family in FAMILIES)) == [["Upload with hfgen", "initial commit"]] * 4
     code = (
         "import sys; from huggingface_hub import hf_hub_download; print(open(hf_hub_download('acme/vae', 'README.md'"
@@ -59,19 +59,17 @@ def test_one_that_fails_does_not_stop_the_others(hub: HubProcess, tmp_path: Path
     result = publish(hub, ["--namespace", "acme", *map(str, runs)], cwd=tmp_path, check=False)
     hub.clear_faults()
     assert result.returncode == 1
-    assert (
-        "1 of 2 are published. Not: acme/one." in result.stdout and f"hfgen push {runs[0]} acme/one" in result.stderr
-    )
+    assert "Published 1 of 2. Failed: acme/one." in result.stdout and f"hfgen push {runs[0]} acme/one" in result.stderr
     assert commits(hub, "acme/one", "acme/two") == [["initial commit"], ["Upload with hfgen", "initial commit"]]
 
 
-def test_nothing_is_published_if_one_folder_will_not_do(tmp_path: Path) -> None:
+def test_nothing_is_published_if_one_folder_has_a_problem(tmp_path: Path) -> None:
     good, bad, unmeasured = (copy_run("vae", tmp_path / name) for name in ("good", "bad", "unmeasured"))
     same = copy_run("vae", tmp_path / "other" / "good")
     (bad / "model.safetensors").write_bytes(b"")
     (unmeasured / "results.json").unlink()
     damaged, missing, double = find_problems([good, bad, unmeasured, same])
-    assert "damaged" in damaged and "results.json is missing" in missing and "two folders are named good" in double
+    assert "damaged" in damaged and "results.json is missing" in missing and "two named good" in double
     assert find_finished(tmp_path) == [bad, good]
 
 
