@@ -49,7 +49,7 @@ def train(family: str, words: Sequence[str]) -> int:
     home, start = find_script(family)
     if for_script and not for_script[0].startswith("-"):
         for_script[0] = find_recipe(for_script[0], family, home / "recipes")
-    if "-m" in start:
+    if "--module" in start:
         # Otherwise `python -m` looks in the current folder first, which may hold an hfgen without hfgen.training.
         os.environ["PYTHONSAFEPATH"] = "1"
     # The script names this command in its help, and where it says how to repeat or resume the run.
