@@ -45,24 +45,29 @@ def train(family: str, words: Sequence[str]) -> int:
 
     parser = launch_command_parser()
     parser.error = _raise_error  # its own prints pages of usage
-    for_launcher, for_script = split_flags(words, parser)
+    for_launcher, shared, for_script = split_flags(words, parser)
     home, start = find_script(family)
     if for_script and not for_script[0].startswith("-"):
         for_script[0] = find_recipe(for_script[0], family, home / "recipes")
-    if "-m" in start:
+    if "--module" in start:
         # Otherwise `python -m` looks in the current folder first, which may hold an hfgen without hfgen.training.
         os.environ["PYTHONSAFEPATH"] = "1"
     # The script names this command in its help, and where it says how to repeat or resume the run.
     os.environ["HFGEN_COMMAND"] = shlex.join(["hfgen", "train", family, *for_launcher])
-    arguments = parser.parse_args([*for_launcher, *start, *for_script])
+    arguments = parser.parse_args([*for_launcher, *shared, *start, *for_script])
     _use_several_cpu_processes(arguments)
     return _launch(arguments)
 
 
-def split_flags(words: Sequence[str], parser: ArgumentParser) -> tuple[list[str], list[str]]:
-    """Splits a command line into the launcher's part and the script's part."""
+def split_flags(words: Sequence[str], parser: ArgumentParser) -> tuple[list[str], list[str], list[str]]:
+    """Splits a command line.
+
+    Returns:
+        What only the launcher gets, what it gets as well, and all that the script gets.
+    """
     actions = {name: action for action in parser._actions for name in action.option_strings if name[:2] == "--"}
     for_launcher: list[str] = []
+    shared: list[str] = []
     for_script: list[str] = []
     words = list(words)
     while words:
@@ -73,13 +78,14 @@ def split_flags(words: Sequence[str], parser: ArgumentParser) -> tuple[list[str]
             continue
         count = 1 if action.nargs == 0 or has_value else 2
         taken, words = words[:count], words[count:]
-        is_shared = action.dest in SHARED_FLAGS
-        if is_shared:
-            for_script += taken
-        # The script's --mixed_precision takes "auto" too, which the launcher does not know.
-        if not is_shared or action.choices is None or (value or taken[-1]) in action.choices:
+        if action.dest not in SHARED_FLAGS:
             for_launcher += taken
-    return for_launcher, for_script
+            continue
+        for_script += taken
+        # The script's --mixed_precision also takes "auto", which the launcher does not know.
+        if action.choices is None or (value or taken[-1]) in action.choices:
+            shared += taken
+    return for_launcher, shared, for_script
 
 
 def find_script(family: str) -> tuple[Path, list[str]]:
@@ -133,8 +139,8 @@ def _use_several_cpu_processes(arguments: Namespace) -> None:
 
 
 def _launch(arguments: Namespace) -> int:
-    """Runs accelerate's launcher; what it raises when a script fails becomes an exit status, as the script has
-    already said what was wrong."""
+    """Runs accelerate's launcher and returns the exit status. Its exceptions are not shown: a script that fails has
+    already reported why."""
     from accelerate.commands import launch
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -144,7 +150,7 @@ def _launch(arguments: Namespace) -> int:
     # The report on a failed process repeats what the process has printed.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     # torch's launcher would repeat Ctrl-C, which a terminal sends to all processes; the second one ends them at once.
-    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGHUP,SIGQUIT")
+    arguments.signals_to_handle = "SIGTERM,SIGHUP,SIGQUIT"
     try:
         with (
             mock.patch.object(launch, "simple_launcher", _run_one_process),

@@ -35,23 +35,24 @@ TINY = shlex.split(
 def start(*words: str, cwd: Path) -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-m", "hfgen", "train", *words], cwd=cwd, env=environment, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("words", "for_launcher", "for_script"),
+    ("words", "for_launcher", "shared", "for_script"),
     [
-        ("r --latent_dim 4", "", "r --latent_dim 4"),
-        ("--num_processes 2 r --seed=3 --use_fsdp", "--num_processes 2 --use_fsdp", "r --seed=3"),
-        ("--num-machines=2 --main_process_ip 10.0.0.1 --hidden_channels 4 8", "--num-machines=2 --main_process_ip "
-         "10.0.0.1", "--hidden_channels 4 8"),
-        ("--mixed_precision bf16", "--mixed_precision bf16", "--mixed_precision bf16"),
-        ("--mixed_precision=auto --cpu", "--cpu", "--mixed_precision=auto"),
-        ("--help --module --nonsense x", "", "--help --module --nonsense x"),
+        ("r --latent_dim 4", "", "", "r --latent_dim 4"),
+        ("--num_processes 2 r --seed=3 --use_fsdp", "--num_processes 2 --use_fsdp", "", "r --seed=3"),
+        ("--num-machines=2 --main_process_ip 10.0.0.1 --hidden_channels 4 8",
+         "--num-machines=2 --main_process_ip 10.0.0.1", "", "--hidden_channels 4 8"),
+        ("--mixed_precision bf16", "", "--mixed_precision bf16", "--mixed_precision bf16"),
+        ("--mixed_precision=auto --cpu", "--cpu", "", "--mixed_precision=auto"),
+        ("--help --module --nonsense x", "", "", "--help --module --nonsense x"),
     ],
 )  # fmt: skip
-def test_a_flag_goes_to_whoever_knows_it(words: str, for_launcher: str, for_script: str) -> None:
-    assert split_flags(words.split(), launch_command_parser()) == (for_launcher.split(), for_script.split())
+def test_a_flag_goes_to_whoever_knows_it(words: str, for_launcher: str, shared: str, for_script: str) -> None:
+    expected = tuple(part.split() for part in (for_launcher, shared, for_script))
+    assert split_flags(words.split(), launch_command_parser()) == expected
 
 
 def test_shared_flags_are_those_that_launcher_and_scripts_have_in_common() -> None:
@@ -87,7 +88,7 @@ def test_a_recipe_is_found_by_name_or_path(tmp_path: Path) -> None:
 def test_mistakes_are_reported_before_anything_starts(
     words: list[str], text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("HFGEN_COMMAND", "TORCHELASTIC_SIGNALS_TO_HANDLE", "PYTHONSAFEPATH"):
+    for name in ("HFGEN_COMMAND", "PYTHONSAFEPATH"):
         monkeypatch.setenv(name, "")
     assert main(["train", "vae", *words]) == 1
     errors = capsys.readouterr().err
@@ -111,8 +112,11 @@ def test_a_failure_is_the_scripts_own_paragraph_and_status_1(processes: str, tmp
     assert "Traceback" not in output and "ChildFailedError" not in output and "CalledProcess" not in output
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_training_by_a_recipes_name_saves_a_checkpoint_on_sigterm(processes: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("processes", "by_terminal"), [(1, False), (2, True)], ids=["SIGTERM", "Ctrl-C"])
+def test_a_training_by_a_recipes_name_saves_a_checkpoint_when_stopped(
+    processes: int, by_terminal: bool, tmp_path: Path
+) -> None:
+    """SIGTERM goes only to the command; Ctrl-C in a terminal goes to its whole group of processes."""
     process = start("vae", "vae-binarized-mnist", "--num_processes", str(processes), *TINY, "--max_train_steps",
                     "1000000", "--logging_steps", "1", "--output_dir", "out", cwd=tmp_path)  # fmt: skip
     metrics = tmp_path / "out" / "metrics.jsonl"
@@ -120,7 +124,10 @@ def test_a_training_by_a_recipes_name_saves_a_checkpoint_on_sigterm(processes: i
     while not (metrics.is_file() and metrics.stat().st_size):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+    if by_terminal:
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=100)
     assert process.returncode == (0 if processes == 1 else 128 + signal.SIGTERM)
     (saved,) = (tmp_path / "out" / "checkpoints").glob("step-*")
