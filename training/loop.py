@@ -60,6 +60,7 @@ class Context:
 
     arguments: Arguments
     objective: Objective[Any]
+    model_class: type[PreTrainedModel]
     accelerator: Accelerator
     processes: Processes
     output_dir: Path
@@ -107,7 +108,7 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
     length = run_length(run, objective.data.train, global_batch)
     if checkpoint is not None:
         check_same_run(checkpoint, objective.model.config.to_dict(), arguments, global_batch.size)
-    model_class = type(objective.model)
+    model_class = type(objective.model)  # before it is sharded, which changes its class
     state = build_state(objective, arguments, plugin, accelerator, processes)
     schedule = learning_rate_schedule(run.lr_scheduler_type, run.warmup_ratio)
 
@@ -133,9 +134,10 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
     with StopRequest(processes) as stop:
         with progress_bar(hidden) as bar:
             context = Context(
-                arguments, objective, accelerator, processes, output_dir, global_batch, log, clock, stop, bar, pusher
-            )
-            stopped = not evaluate_and_sample(state, context, model_class)  # what a signal cut short before a resume
+                arguments, objective, model_class, accelerator, processes, output_dir, global_batch, log, clock, stop,
+                bar, pusher,
+            )  # fmt: skip
+            stopped = not evaluate_and_sample(state, context)  # what a signal cut short before a resume
             while fraction < 1 and not stopped:
                 # One step: every phase on the same examples
                 lr_factor = schedule(fraction)
@@ -157,22 +159,22 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
                 # Evaluation and samples, off the clock
                 progress.due = due_actions(run, progress.step, previous, fraction) if fraction < 1 else []
                 with clock.paused():
-                    stopped = stopped or not evaluate_and_sample(state, context, model_class)
+                    stopped = stopped or not evaluate_and_sample(state, context)
 
                 # Checkpoint, off the clock
                 if progress.step % run.checkpointing_steps == 0 or fraction >= 1 or stopped:
                     with clock.paused():
                         save_checkpoint(state, context)
                         if fraction < 1 and not stopped:
-                            push(state, context, model_class)
+                            push(state, context)
 
         # Finish: the finished model is evaluated and sampled by the same lines
         if not stopped:
             started = time.perf_counter()
             progress.due = ["evaluation", "samples"]
-            stopped = not evaluate_and_sample(state, context, model_class, at_end=True)
+            stopped = not evaluate_and_sample(state, context, at_end=True)
             if not stopped:
-                write_finished_run(state, context, model_class, started)
+                write_finished_run(state, context, started)
     if stopped:
         accelerator.print(f"\nStopped after step {progress.step}. To resume:\n\n    {command_to_resume(arguments)}\n")
     del state, context, feed  # models first, then the process group: gloo can abort at exit otherwise
@@ -215,9 +217,7 @@ def take_step(state: TrainState, context: Context, feed: Iterator[Batch], lr_fac
     progress.compute_seconds += time.perf_counter() - started
 
 
-def evaluate_and_sample(
-    state: TrainState, context: Context, model_class: type[PreTrainedModel], at_end: bool = False
-) -> bool:
+def evaluate_and_sample(state: TrainState, context: Context, at_end: bool = False) -> bool:
     """Does what is due: evaluation, samples, or both. Collective call.
 
     Returns:
@@ -225,7 +225,7 @@ def evaluate_and_sample(
     """
     objective, progress = context.objective, state.progress
     model = state.model_to_save() if progress.due else state.model
-    whole = whole_model(model, model_class, context.processes) if "samples" in progress.due else None
+    whole = whole_model(model, context.model_class, context.processes) if "samples" in progress.due else None
     if "evaluation" in progress.due:
         run, device = context.arguments.run, context.accelerator.device
         metrics = evaluate(objective, model, run, device, context.stop, at_end)
@@ -257,12 +257,12 @@ def save_checkpoint(state: TrainState, context: Context) -> None:
     storage.save(folder, state.progress.step, content, state.tensors(), run.checkpoints_total_limit, processes)
 
 
-def push(state: TrainState, context: Context, model_class: type[PreTrainedModel]) -> None:
+def push(state: TrainState, context: Context) -> None:
     """Pushes the current model in the background if --hub_strategy asks for it. Collective call."""
     pusher = context.pusher
     if pusher is None or not pusher.pushes_while_training:
         return
-    model = whole_model(state.model_to_save(), model_class, context.processes)
+    model = whole_model(state.model_to_save(), context.model_class, context.processes)
     if model is not None:
         with evaluation_mode(model):
             write_model_folder(model, context.output_dir, context.objective.save_extras)
@@ -271,17 +271,14 @@ def push(state: TrainState, context: Context, model_class: type[PreTrainedModel]
         pusher.push(state.progress.step)
 
 
-def write_finished_run(
-    state: TrainState, context: Context, model_class: type[PreTrainedModel], started: float
-) -> None:
+def write_finished_run(state: TrainState, context: Context, started: float) -> None:
     """Fills the folder that is published. results.json is written last and marks it as complete. Collective call.
 
     Args:
         state, context: of the run, after the final evaluation.
-        model_class: of the published model.
         started: time.perf_counter() before the final evaluation.
     """
-    model = whole_model(state.model_to_save(), model_class, context.processes)
+    model = whole_model(state.model_to_save(), context.model_class, context.processes)
     if model is None:
         return
     output_dir, progress = context.output_dir, state.progress

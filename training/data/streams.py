@@ -1,6 +1,6 @@
 """Datasets that are read while training, in an order that the seed determines and that resumes anywhere.
 
-Readers (processes x workers) divide the shards of an epoch, whose order is drawn anew each time, and each reader
+Readers (processes x workers) divide the shards of an epoch, whose order is drawn again each time, and each reader
 shuffles its examples block by block. A few integers say where a reader is: a checkpoint holds them, and a resumed run
 rereads at most one part of a shard and two blocks.
 """
