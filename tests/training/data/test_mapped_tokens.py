@@ -313,7 +313,7 @@ def test_tokenizer_without_an_end_is_refused_if_documents_need_one(tmp_path: Pat
         write_text(tmp_path / "texts" / f"{name}.txt", TEXT * 5)
     tokenizer = word_tokenizer(TEXT)
     tokenizer.eos_token = None
-    with pytest.raises(ValueError, match="with an eos_token"):
+    with pytest.raises(ValueError, match="must have an eos_token"):
         text_of(tmp_path / "texts", tokenizer=tokenizer, in_memory=False)
 
 
