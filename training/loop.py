@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Context:
-    """What surrounds the state of a training: built anew by every process, never saved."""
+    """The objects around a training state. Every process builds its own when it starts; none of them is saved."""
 
     arguments: Arguments
     objective: Objective[Any]

@@ -35,7 +35,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module", autouse=True)
 def started(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[subprocess.Popen, Path]]:
-    """The scripts as a user starts them: with python, and with a launcher that is told nothing."""
+    """The scripts as a user starts them: with python, and with a launcher that gets no flags."""
     flags = [*COMMON, "--max_train_steps", "1", "--output_dir", "run"]
     launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     commands = {

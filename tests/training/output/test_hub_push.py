@@ -22,7 +22,7 @@ from training.output.hub_push import HubPusher
 
 
 class FakeHub:
-    """Takes the place of push_files: `is_open` lets pushes through; `failures` of them fail after so many seconds."""
+    """Replaces push_files. Pushes wait for `is_open`; each entry of `failures` fails one after that many seconds."""
 
     def __init__(self) -> None:
         self.commits: list[tuple[str, dict[str, bytes]]] = []
