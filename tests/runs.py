@@ -40,7 +40,7 @@ FAMILIES = ("autoencoder", "vae", "gan", "gpt")
 COMMON = shlex.split(
     "--per_device_train_batch_size 4 --gradient_accumulation_steps 2 --max_train_samples 50 --max_eval_samples 37 "
     "--per_device_eval_batch_size 8 --max_train_steps 12 --logging_steps 5 --checkpointing_steps 4 --disable_tqdm "
-    "--mixed_precision no"
+    "--mixed_precision no --channels_last true"
 )
 OWN = {
     "autoencoder": shlex.split("--hidden_channels 4 8 --latent_dim 4 --noise_std 0.1"),
@@ -48,7 +48,8 @@ OWN = {
     "gan": shlex.split("--generator_channels 8 4 --latent_dim 4 --discriminator_steps 2 --quality_samples 0"),
     "gpt": shlex.split(
         "--hidden_size 16 --num_hidden_layers 2 --num_attention_heads 2 --max_position_embeddings 8 "
-        "--attention_dropout 0.1 --hidden_dropout 0.1 --embedding_dropout 0.1 --sample_length 20 --ema_decay 0.9"
+        "--attention_dropout 0.1 --hidden_dropout 0.1 --embedding_dropout 0.1 --sample_length 20 --ema_decay 0.9 "
+        "--attn_implementation sdpa"
     ),
 }
 # Dropout draws from the process's own generator; every other random number belongs to an example.

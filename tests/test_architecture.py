@@ -33,7 +33,7 @@ RANKS = [
     "state",
     "step evaluation",
     "objective optim build_model progress",
-    "data",
+    "data hardware muon",
     "randomness durable_files config distributed",
 ]
 RANK_OF = {name: -row for row, names in enumerate(RANKS) for name in names.split()}

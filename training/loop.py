@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from transformers import PreTrainedModel
 
 from hfgen.cards import write_card
@@ -26,11 +26,14 @@ from .checkpoint.storage import Checkpoint
 from .config.flags import Arguments, as_recipe
 from .config.parser import command_to_resume
 from .data.batches import Batch, GlobalBatch
-from .distributed.devices import build_accelerator
+from .distributed import launcher
 from .distributed.fsdp import fsdp_plugin, whole_model
 from .distributed.processes import Processes, join_after_restart
 from .distributed.signals import StopRequest
 from .evaluation.evaluate import draw_samples, evaluate, evaluation_mode
+from .hardware.choices import Choices, choose
+from .hardware.cores import CoreWatch
+from .hardware.devices import build_accelerator
 from .objective import Objective
 from .optim import learning_rate_schedule
 from .output.hub_push import HubPusher
@@ -46,7 +49,7 @@ from .output.run_folder import (
     write_model_folder,
     write_results,
 )
-from .progress import Clock, Pace, due_actions, run_length
+from .progress import Clock, Pace, due_actions, eval_limit, have_time_for_samples, run_length
 from .randomness import derive_seed
 from .state import TrainState, build_state
 
@@ -59,6 +62,7 @@ class Context:
     """The objects around a training state. Every process builds its own when it starts; none of them is saved."""
 
     arguments: Arguments
+    choices: Choices
     objective: Objective[Any]
     model_class: type[PreTrainedModel]
     accelerator: Accelerator
@@ -89,7 +93,7 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
     # Set up: processes, devices
     join_after_restart()
     plugin = fsdp_plugin()
-    accelerator = build_accelerator(run)
+    PartialState()  # joins the processes; what else accelerate needs to know is chosen below
     processes = Processes()
     pusher = None
     if run.push_to_hub:
@@ -97,7 +101,7 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
 
     # Validate: the main process looks at the output folder, which the other machines may not see
     if processes.on_main(_holds_this_run, output_dir, arguments):
-        return report_finished(output_dir, accelerator, processes, pusher)
+        return report_finished(output_dir, processes, pusher)
     checkpoint = processes.on_main(_checkpoint_to_resume, output_dir, arguments)
 
     # Build: data and model, then everything that follows from both
@@ -108,8 +112,11 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
     length = run_length(run, objective.data.train, global_batch)
     if checkpoint is not None:
         check_same_run(checkpoint, objective.model.config.to_dict(), arguments, global_batch.size)
+    before = None if checkpoint is None else checkpoint.state.get("choices")
+    choices = processes.on_main(choose, run, objective.model, before)
+    accelerator = build_accelerator(run, choices)
     model_class = type(objective.model)  # before it is sharded, which changes its class
-    state = build_state(objective, arguments, plugin, accelerator, processes)
+    state = build_state(objective, arguments, choices, plugin, accelerator, processes)
     schedule = learning_rate_schedule(run.lr_scheduler_type, run.warmup_ratio)
 
     # Load
@@ -121,27 +128,30 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
     progress = state.progress
     fraction = length.fraction_done(progress.step, progress.seconds)
     if fraction >= 1 and processes.on_main(read_results, output_dir).get("steps") == progress.step:
-        return report_finished(output_dir, accelerator, processes, pusher)
+        return report_finished(output_dir, processes, pusher)
 
     # Train: from here on, the run writes
     processes.on_main(prepare_output_dir, output_dir, run.overwrite_output_dir)
     processes.on_main(start_trackers, accelerator, arguments)
     log = MetricsLog(output_dir / "metrics.jsonl", metrics_text, accelerator)
     feed = objective.data.train.batches(progress.step, global_batch, accelerator.device, feed_state)
-    clock, pace = Clock(progress.seconds), Pace()
+    clock, pace = Clock(progress.seconds, progress.other_seconds), Pace()
+    clock.others["start"] = clock.others.get("start", 0.0) + launcher.seconds_since_start()
+    cores = CoreWatch(choices.cpu_threads, fixed=length.max_seconds is None or run.cpu_threads is not None)
     pace.mark(clock.seconds, progress.step, fraction)
     hidden = run.disable_tqdm or not processes.is_main
     with StopRequest(processes) as stop:
         with progress_bar(hidden) as bar:
             context = Context(
-                arguments, objective, model_class, accelerator, processes, output_dir, global_batch, log, clock, stop,
-                bar, pusher,
+                arguments, choices, objective, model_class, accelerator, processes, output_dir, global_batch, log,
+                clock, stop, bar, pusher,
             )  # fmt: skip
             stopped = not evaluate_and_sample(state, context)  # what a signal cut short before a resume
             while fraction < 1 and not stopped:
                 # One step: every phase on the same examples
                 lr_factor = schedule(fraction)
                 take_step(state, context, feed, lr_factor)
+                cores.look()
 
                 # How far all processes are: their clocks and signals differ
                 stopped, seconds = stop.agree(clock.seconds)
@@ -158,23 +168,23 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
 
                 # Evaluation and samples, off the clock
                 progress.due = due_actions(run, progress.step, previous, fraction) if fraction < 1 else []
-                with clock.paused():
-                    stopped = stopped or not evaluate_and_sample(state, context)
+                if "samples" in progress.due and not processes.on_main(have_time_for_samples, run, progress, seconds):
+                    progress.due.remove("samples")
+                stopped = stopped or not evaluate_and_sample(state, context)
 
                 # Checkpoint, off the clock
                 if progress.step % run.checkpointing_steps == 0 or fraction >= 1 or stopped:
-                    with clock.paused():
+                    with clock.paused("checkpoints"):
                         save_checkpoint(state, context)
                         if fraction < 1 and not stopped:
                             push(state, context)
 
         # Finish: the finished model is evaluated and sampled by the same lines
         if not stopped:
-            started = time.perf_counter()
             progress.due = ["evaluation", "samples"]
             stopped = not evaluate_and_sample(state, context, at_end=True)
             if not stopped:
-                write_finished_run(state, context, started)
+                write_finished_run(state, context)
     if stopped:
         accelerator.print(f"\nStopped after step {progress.step}. To resume:\n\n    {command_to_resume(arguments)}\n")
     del state, context, feed  # models first, then the process group: gloo can abort at exit otherwise
@@ -223,25 +233,39 @@ def evaluate_and_sample(state: TrainState, context: Context, at_end: bool = Fals
     Returns:
         False if a signal came first; what is still due is then part of the next checkpoint.
     """
-    objective, progress = context.objective, state.progress
+    objective, progress, clock = context.objective, state.progress, context.clock
     model = state.model_to_save() if progress.due else state.model
     whole = whole_model(model, context.model_class, context.processes) if "samples" in progress.due else None
     if "evaluation" in progress.due:
-        run, device = context.arguments.run, context.accelerator.device
-        metrics = evaluate(objective, model, run, device, context.stop, at_end)
-        if metrics is None:
-            return False
-        if at_end and whole is not None:
-            with evaluation_mode(whole):
-                metrics |= objective.measure_samples(whole)
+        with clock.paused("final evaluation" if at_end else "evaluation"):
+            metrics = measure(state, context, model, at_end)
+            if metrics is None:
+                return False
+            if at_end and whole is not None:
+                with evaluation_mode(whole):
+                    metrics |= objective.measure_samples(whole)
         state.latest = metrics
         context.log.write({"step": progress.step, **{f"eval_{name}": value for name, value in metrics.items()}})
         name = objective.primary_metric
         context.bar.primary_metric = f"eval {name} {metrics[name]:.4g}"
     if whole is not None:
-        draw_samples(objective, whole, context.output_dir / "samples" / f"step-{progress.step:06d}")
+        with clock.paused("samples"):
+            draw_samples(objective, whole, context.output_dir / "samples" / f"step-{progress.step:06d}")
     progress.due = []
     return True
+
+
+def measure(state: TrainState, context: Context, model: PreTrainedModel, at_end: bool) -> dict[str, float] | None:
+    """Evaluates a model: at the end on the whole split, before that on a part of it that costs little.
+
+    Returns:
+        the metrics, or None if a signal came first.
+    """
+    run, progress = context.arguments.run, state.progress
+    if not at_end and progress.eval_limit is None:
+        progress.eval_limit = eval_limit(run, progress.step * context.global_batch.size)
+    limit = None if at_end else progress.eval_limit
+    return evaluate(context.objective, model, run, context.accelerator.device, context.stop, at_end, limit)
 
 
 def save_checkpoint(state: TrainState, context: Context) -> None:
@@ -250,6 +274,7 @@ def save_checkpoint(state: TrainState, context: Context) -> None:
     state.progress.seconds = context.clock.seconds
     content = {
         **state.to_json(), "arguments": as_recipe(context.arguments), "config": state.model.config.to_dict(),
+        "choices": context.choices.to_json(),
         "examples_a_step": context.global_batch.size, "processes": processes.count, "metrics": context.log.text(),
         "feed": processes.gather(context.objective.data.train.state()),
     }  # fmt: skip
@@ -266,50 +291,47 @@ def push(state: TrainState, context: Context) -> None:
     if model is not None:
         with evaluation_mode(model):
             write_model_folder(model, context.output_dir, context.objective.save_extras)
-        results = _results(state, context, model, seconds_evaluated=0.0)
+        results = _results(state, context, model)
         write_card(context.output_dir, context.arguments.run.hub_model_id, {**results, "finished": False})
         pusher.push(state.progress.step)
 
 
-def write_finished_run(state: TrainState, context: Context, started: float) -> None:
-    """Fills the folder that is published. results.json is written last and marks it as complete. Collective call.
-
-    Args:
-        state, context: of the run, after the final evaluation.
-        started: time.perf_counter() before the final evaluation.
-    """
+def write_finished_run(state: TrainState, context: Context) -> None:
+    """Fills the folder that is published. results.json is written last and marks it as complete. Collective call."""
     model = whole_model(state.model_to_save(), context.model_class, context.processes)
     if model is None:
         return
     output_dir, progress = context.output_dir, state.progress
-    with evaluation_mode(model):
-        write_model_folder(model, output_dir, context.objective.save_extras)
-    plot_losses(context.log.path, output_dir / "plots" / "loss.png", context.objective.primary_metric)
-    results = _results(state, context, model, time.perf_counter() - started)
+    with context.clock.paused("model and card"):
+        with evaluation_mode(model):
+            write_model_folder(model, output_dir, context.objective.save_extras)
+        plot_losses(context.log.path, output_dir / "plots" / "loss.png", context.objective.primary_metric)
+    results = _results(state, context, model)
     write_card(output_dir, context.arguments.run.hub_model_id, results)
     write_results(output_dir, results)
     shown = ", ".join(f"{name} {value:.5g}" for name, value in state.latest.items())
     examples = progress.step * context.global_batch.size
-    print(f"\n{output_dir}: {shown}\nTrained {progress.seconds:.0f} s on {examples} examples. "
+    print(f"\n{output_dir}: {shown}\nTrained {progress.seconds:.0f} s on {examples} examples, "
+          f"{progress.wall_seconds:.0f} s with everything else. "
           f"Load it with AutoModel.from_pretrained({str(output_dir)!r}, trust_remote_code=True).")  # fmt: skip
 
 
-def _results(state: TrainState, context: Context, model: PreTrainedModel, seconds_evaluated: float) -> dict[str, Any]:
+def _results(state: TrainState, context: Context, model: PreTrainedModel) -> dict[str, Any]:
     """Returns what results.json and the card say."""
     return describe_run(
         model, context.objective.data.describe(), state.latest, state.progress, context.global_batch,
-        seconds_evaluated, context.arguments, context.accelerator,
+        context.arguments, context.choices, context.accelerator,
     )  # fmt: skip
 
 
-def report_finished(
-    output_dir: Path, accelerator: Accelerator, processes: Processes, pusher: HubPusher | None
-) -> None:
+def report_finished(output_dir: Path, processes: Processes, pusher: HubPusher | None) -> None:
     """Reports that the run is finished; completes a pending push."""
-    accelerator.print(
-        f"{output_dir} holds this finished run. Give another --output_dir, a longer run, or --overwrite_output_dir."
-    )
-    close(accelerator, processes)
+    if processes.is_main:
+        print(
+            f"{output_dir} holds this finished run. Give another --output_dir, a longer run, or "
+            "--overwrite_output_dir."
+        )
+    close(None, processes)
     if pusher is not None and processes.is_main:
         push_at_end(pusher)
 
@@ -320,9 +342,10 @@ def push_at_end(pusher: HubPusher) -> None:
         sys.exit(1)
 
 
-def close(accelerator: Accelerator, processes: Processes) -> None:
+def close(accelerator: Accelerator | None, processes: Processes) -> None:
     """Ends the trackers, frees models, and leaves the process group; in another order gloo can abort at exit."""
-    end_trackers(accelerator)
-    accelerator.free_memory()
+    if accelerator is not None:
+        end_trackers(accelerator)
+        accelerator.free_memory()
     processes.barrier()
-    accelerator.state.destroy_process_group()
+    PartialState().destroy_process_group()

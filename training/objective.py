@@ -45,8 +45,8 @@ class Data(Protocol):
 
     train: Feed
 
-    def eval_batches(self, batch_size: int, device: torch.device) -> Iterator[Batch]:
-        """Yields every evaluation example once."""
+    def eval_batches(self, batch_size: int, device: torch.device, limit: int | None = None) -> Iterator[Batch]:
+        """Yields every evaluation example once, or `limit` of them, evenly spread."""
         ...
 
     def describe(self) -> dict[str, Any]:

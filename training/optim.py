@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,41 +10,13 @@ from transformers import PreTrainedModel, get_scheduler
 
 from .config.flags import RunArguments
 from .distributed.fsdp import named_tensors
+from .muon import MuonWithAdamW
 
 
-class MuonWithAdamW(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) for matrices and AdamW for all else.
-
-    It is one optimizer so that gradient scaling, clipping and checkpoints need not know that there are two. Muon's
-    update is scaled to the size of AdamW's (Liu et al. 2025, https://arxiv.org/abs/2502.16982), so both share a
-    learning rate.
-    """
-
-    def __init__(
-        self,
-        matrices: list[Tensor],
-        others: list[dict[str, Any]],
-        lr: float,
-        weight_decay: float,
-        betas: tuple[float, float],
-    ):
-        self._muon = torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-        self._adamw = torch.optim.AdamW(others, lr=lr, betas=betas, fused=True)
-        super().__init__([*self._muon.param_groups, *self._adamw.param_groups], {})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        if closure is not None:
-            raise ValueError("closure must be None, got a function. Compute loss and gradient before step().")
-        # Loading a state replaces both attributes, so they are handed down at every step.
-        self._muon.state = self._adamw.state = self.state
-        self._muon.param_groups, self._adamw.param_groups = self.param_groups[:1], self.param_groups[1:]
-        self._muon.step()
-        self._adamw.step()
-
-
-def build_optimizer(module: nn.Module, run: RunArguments, learning_rate: float) -> torch.optim.Optimizer:
-    """Builds the optimizer of a module's parameters that require a gradient.
+def build_optimizer(
+    module: nn.Module, run: RunArguments, learning_rate: float, muon_dtype: torch.dtype = torch.float32
+) -> torch.optim.Optimizer:
+    """Builds the optimizer of a module's parameters that require a gradient; Muon multiplies in `muon_dtype`.
 
     Biases, gains of normalizations and embeddings are not decayed. Muon takes the weights of linear layers, except the
     one that ends in logits over a vocabulary.
@@ -60,7 +31,7 @@ def build_optimizer(module: nn.Module, run: RunArguments, learning_rate: float) 
     groups = [{"params": decayed, "weight_decay": run.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
     if matrices:
-        return MuonWithAdamW(matrices, groups, learning_rate, run.weight_decay, betas)
+        return MuonWithAdamW(matrices, groups, learning_rate, run.weight_decay, betas, muon_dtype)
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
 

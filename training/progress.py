@@ -13,6 +13,10 @@ from .config.flags import RunArguments
 from .data.batches import Feed, GlobalBatch
 
 
+# Of the training, for evaluations and samples in the middle of it.
+SHARE_OF_EVALUATION = 0.05
+
+
 @dataclass
 class Progress:
     """How far a run is; saved with every checkpoint.
@@ -23,6 +27,8 @@ class Progress:
         compute_seconds: of those, spent in forward and backward passes and updates.
         skipped_steps: updates left out because a loss or gradient was not finite.
         due: "evaluation" and "samples" of this step, if a signal cut them short.
+        eval_limit: number of examples of an evaluation in the middle, once there was one.
+        other_seconds: what the rest of the command's time went to.
     """
 
     step: int = 0
@@ -30,6 +36,13 @@ class Progress:
     compute_seconds: float = 0.0
     skipped_steps: int = 0
     due: list[str] = field(default_factory=list)
+    eval_limit: int | None = None
+    other_seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def wall_seconds(self) -> float:
+        """Seconds that the command has taken, over all resumes."""
+        return self.seconds + sum(self.other_seconds.values())
 
 
 @dataclass
@@ -77,11 +90,47 @@ def due_actions(run: RunArguments, step: int, previous: float, progress: float) 
     return ["evaluation"] * evaluation + ["samples"] * samples
 
 
+def have_time_for_samples(run: RunArguments, progress: Progress, seconds: float) -> bool:
+    """False if samples would cost more than a twentieth of the training so far, and nobody asked for them by number.
+
+    Only for a run whose length is a time: what it draws need not repeat.
+
+    Args:
+        run: the flags.
+        progress: has the seconds that samples took so far.
+        seconds: of training.
+    """
+    if run.sample_steps is not None or run.eval_steps is not None or run.max_train_seconds is None:
+        return True
+    # Half a second for the first ones, then as many as all before.
+    spent = max(0.25, progress.other_seconds.get("samples", 0.0))
+    return 2 * spent <= SHARE_OF_EVALUATION * seconds
+
+
+def eval_limit(run: RunArguments, examples_seen: int) -> int:
+    """Returns the number of examples that an evaluation in the middle of a run measures.
+
+    A twentieth of the examples trained on since the start: an evaluation is one forward pass of them, so it costs a
+    sixtieth of the training. The number follows from the step, so that a resumed run repeats it.
+
+    Args:
+        run: the flags.
+        examples_seen: when the first evaluation is due.
+    """
+    return max(run.per_device_eval_batch_size, int(SHARE_OF_EVALUATION * examples_seen))
+
+
 @dataclass
 class Clock:
-    """Seconds of training, including those before a resume; time spent while paused does not count."""
+    """Seconds of training, including those before a resume; time spent while paused does not count.
+
+    Attributes:
+        before: seconds of training before this process.
+        others: seconds spent while paused, by what they went to; added up here.
+    """
 
     before: float = 0.0
+    others: dict[str, float] = field(default_factory=dict)
     _started: float = field(default_factory=time.perf_counter)
     _paused: float = 0.0
 
@@ -90,12 +139,15 @@ class Clock:
         return self.before + time.perf_counter() - self._started - self._paused
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self, reason: str) -> Iterator[None]:
+        """Stops the clock inside; `reason` is the name in `others`."""
         started = time.perf_counter()
         try:
             yield
         finally:
-            self._paused += time.perf_counter() - started
+            elapsed = time.perf_counter() - started
+            self._paused += elapsed
+            self.others[reason] = self.others.get(reason, 0.0) + elapsed
 
 
 class Pace:

@@ -14,10 +14,11 @@ from transformers import PreTrainedModel
 
 from .checkpoint.storage import Checkpoint, CheckpointError, StoredTensors
 from .config.flags import Arguments
-from .distributed.devices import prepare_model
 from .distributed.fsdp import laid_out_like, named_tensors, shard
 from .distributed.processes import Processes
 from .evaluation.means import RunningMeans
+from .hardware.choices import Choices
+from .hardware.devices import prepare_model
 from .objective import Objective
 from .optim import EMA
 from .progress import Progress
@@ -103,6 +104,7 @@ class TrainState:
 def build_state(
     objective: Objective[Any],
     arguments: Arguments,
+    choices: Choices,
     plugin: FullyShardedDataParallelPlugin | None,
     accelerator: Accelerator,
     processes: Processes,
@@ -114,15 +116,16 @@ def build_state(
         if network is None:
             continue
         if plugin is None or processes.count == 1:
-            prepare_model(network, run, accelerator.device)
+            prepare_model(network, run, choices, accelerator.device)
         else:
-            prepare_model(network, run, torch.device("cpu"))
+            prepare_model(network, run, choices, torch.device("cpu"))
             shard(network, plugin, accelerator)
     if run.torch_compile:
         for phase in objective.phases:
             for network in phase.loss.children():
                 network.compile()
-    phases = [PhaseTrainer(phase, model, run, accelerator, processes) for phase in objective.phases]
+    muon_dtype = choices.muon_dtype
+    phases = [PhaseTrainer(phase, model, run, muon_dtype, accelerator, processes) for phase in objective.phases]
     # After the phases: with several processes, accelerate replaces the model's buffers when it prepares them.
     ema = None if ema_copy is None else EMA(model, ema_copy, run.ema_decay, objective.ema_prefixes)
     means = RunningMeans(processes, accelerator.device)

@@ -45,17 +45,19 @@ class PhaseTrainer:
         phase: what is optimized.
         model: the whole model, sharded or not; its buffers are restored when an update is skipped.
         run: the flags.
+        muon_dtype: in which Muon multiplies.
         accelerator: knows device and precision.
         processes: those of the run.
     """
 
     def __init__(
-        self, phase: Phase, model: nn.Module, run: RunArguments, accelerator: Accelerator, processes: Processes
-    ):
+        self, phase: Phase, model: nn.Module, run: RunArguments, muon_dtype: torch.dtype, accelerator: Accelerator,
+        processes: Processes,
+    ):  # fmt: skip
         self.phase, self.name, self.model, self.run = phase, phase.name, model, run
         self.accelerator, self.processes = accelerator, processes
         self.learning_rate = phase.learning_rate or run.learning_rate
-        self.bare_optimizer = build_optimizer(phase.loss, run, self.learning_rate)
+        self.bare_optimizer = build_optimizer(phase.loss, run, self.learning_rate, muon_dtype)
         self.sharded_model = model if isinstance(model, FSDPModule) else None
         if self.sharded_model is None:
             self.module, self.optimizer = accelerator.prepare(phase.loss, self.bare_optimizer)

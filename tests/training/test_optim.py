@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import get_scheduler
 
 from hfgen import (
@@ -22,7 +22,7 @@ from hfgen import (
     VAEModel,
 )
 from training.config.flags import RunArguments
-from training.optim import EMA, MuonWithAdamW, build_optimizer, learning_rate_schedule
+from training.optim import EMA, build_optimizer, learning_rate_schedule
 
 
 SMALL_GPT = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -99,56 +99,6 @@ def test_frozen_parameters_are_left_out() -> None:
     for optimizer in ("adamw", "muon"):
         groups = groups_by_name(optimizer_of(module, RunArguments(optimizer=optimizer)), module)
         assert set().union(*groups) == {n for n, p in module.named_parameters() if p.requires_grad}
-
-
-def reference_step(references: list[torch.optim.Optimizer], lr: float) -> None:
-    for optimizer in references:
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()
-
-
-def test_muon_with_adamw_equals_both_run_separately_to_the_bit_even_after_a_reload() -> None:
-    ours = models()["gpt"]
-    theirs = copy.deepcopy(ours)
-    run = RunArguments(optimizer="muon", weight_decay=0.1, adam_beta1=0.8, adam_beta2=0.95)
-    optimizer = optimizer_of(ours, run)
-    assert isinstance(optimizer, MuonWithAdamW)
-    matrices, others = groups_by_name(optimizer, ours)[0], groups_by_name(optimizer, ours)[1:]
-    named = dict(theirs.named_parameters())
-    order = {n: i for i, n in enumerate(named)}
-
-    def pick(names: set[str]) -> list[Tensor]:
-        return [named[n] for n in sorted(names, key=order.__getitem__)]
-
-    decays = [group["weight_decay"] for group in optimizer.param_groups[1:]]
-    references = [
-        torch.optim.Muon(pick(matrices), lr=1e-3, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(
-            [{"params": pick(group), "weight_decay": decay} for group, decay in zip(others, decays)],
-            lr=1e-3, betas=(0.8, 0.95), fused=True,
-        ),
-    ]  # fmt: skip
-    for step in range(6):
-        if step == 3:
-            state = copy.deepcopy(optimizer.state_dict())
-            optimizer = optimizer_of(ours, run)
-            optimizer.load_state_dict(state)
-        lr = 0.01 / (step + 1)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        set_gradients(ours, step)
-        set_gradients(theirs, step)
-        optimizer.step()
-        reference_step(references, lr)
-        for (name, value), other in zip(ours.named_parameters(), theirs.parameters()):
-            assert torch.equal(value, other), (step, name)
-
-
-def test_muon_refuses_a_closure() -> None:
-    optimizer = optimizer_of(models()["gpt"], RunArguments(optimizer="muon"))
-    with pytest.raises(ValueError, match="closure"):
-        optimizer.step(lambda: 0.0)
 
 
 SCHEDULES = ["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt",

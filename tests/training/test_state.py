@@ -31,7 +31,7 @@ def build(accelerator: Accelerator, optimizer: str) -> TrainState:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 5)).to(memory_format=torch.channels_last)
     run = RunArguments(optimizer=optimizer, learning_rate=0.1, weight_decay=0.0)  # type: ignore[arg-type]
-    phase = PhaseTrainer(Phase("model", net), net, run, accelerator, Processes())
+    phase = PhaseTrainer(Phase("model", net), net, run, torch.float32, accelerator, Processes())
     return TrainState(net, None, [phase], RunningMeans(Processes(), accelerator.device), None)  # type: ignore[arg-type]
 
 

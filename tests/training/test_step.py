@@ -48,7 +48,7 @@ def train_on(accelerator: Accelerator, inputs: list[float], on_nonfinite: str = 
     """One step per input. Returns the module and the number of skipped updates."""
     module = Square()
     run = RunArguments(on_nonfinite=on_nonfinite, learning_rate=0.1)  # type: ignore[arg-type]
-    trainer = PhaseTrainer(Phase("model", module), module, run, accelerator, Processes())
+    trainer = PhaseTrainer(Phase("model", module), module, run, torch.float32, accelerator, Processes())
     batches = [[{"x": torch.tensor([value])}] for value in inputs]
     results = [trainer.step(batch, GlobalBatch(1), step, 1.0) for step, batch in enumerate(batches)]
     assert all(math.isfinite(values["loss"]) for result in results for values in result.values)

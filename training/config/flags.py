@@ -175,13 +175,18 @@ class RunArguments:
 
     # Hardware
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = flag(
-        "auto", "Mixed precision; auto selects bf16 if the processor or GPU multiplies it natively, otherwise no.",
-        on_resume="warn")
+        "auto", "Mixed precision; auto is what the launcher was asked for, or else bf16 if that is faster here, "
+        "otherwise no.", on_resume="warn")
     cpu_threads: int | None = flag(
-        None, "Number of CPU threads per process. Default: the CPU cores of the machine divided by its processes.",
+        None, "Number of CPU threads per process. Default: the CPU cores of the machine divided by its processes, and "
+        "fewer while other programs use them if the length of the run is a time.",
         on_resume="warn", in_recipe=False, ge=1)
-    channels_last: bool = flag(
-        True, "Store images in the channels-last memory format, which is faster for convolutions.", on_resume="warn")
+    attn_implementation: Literal["auto", "sdpa", "eager", "flex_attention"] = flag(
+        "auto", "Attention kernel; auto selects the faster one of sdpa and eager for the model's size.",
+        on_resume="warn")
+    channels_last: bool | None = switch(
+        None, "Whether to store images in the channels-last memory format. Default: true if that is faster here.",
+        on_resume="warn")
     torch_compile: bool = flag(
         False, "Compile the model with torch.compile. It takes 10 to 60 seconds at the start and pays off in long "
         "runs.", on_resume="warn")

@@ -22,6 +22,13 @@ def fits_in_memory(needed: int, in_memory: bool | None) -> bool:
     return needed < IN_MEMORY_BYTES if in_memory is None else in_memory
 
 
+def evenly_spread(count: int, limit: int | None) -> Tensor:
+    """Returns the indices of `count` examples, or of `limit` of them at equal distances."""
+    if limit is None or limit >= count:
+        return torch.arange(count)
+    return torch.arange(limit) * count // limit
+
+
 @dataclass(frozen=True)
 class GlobalBatch:
     """The examples of one optimizer step, and the part of them that this process works on.

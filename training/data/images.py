@@ -15,7 +15,7 @@ from torch import Tensor
 from hfgen.image_processing import to_pixel_values
 
 from ..config.flags import DataArguments
-from .batches import Batch, Feed, fits_in_memory, image_batch
+from .batches import Batch, Feed, evenly_spread, fits_in_memory, image_batch
 from .feeds import DatasetFeed, TensorFeed
 from .sources import find_eval_split, find_split, first_example, hold_out, limited, load_splits
 from .streams import ShuffledExamples, State, StreamFeed
@@ -343,9 +343,8 @@ class ImageData:
         """The data that was evaluated on, as results.json and the card name it."""
         return {"dataset": self.name, "dataset_revision": self.revision, "split": self.eval_split}
 
-    def eval_batches(self, batch_size: int, device: torch.device) -> Iterator[Batch]:
-        """Yields every evaluation example once."""
-        for start in range(0, len(self.eval_pixels), batch_size):
-            rows = slice(start, start + batch_size)
+    def eval_batches(self, batch_size: int, device: torch.device, limit: int | None = None) -> Iterator[Batch]:
+        """Yields every evaluation example once, or `limit` of them, evenly spread."""
+        for rows in evenly_spread(len(self.eval_pixels), limit).split(batch_size):
             labels = None if self.eval_labels is None else self.eval_labels[rows].to(device)
             yield image_batch(self.eval_pixels[rows].to(device), labels)

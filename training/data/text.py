@@ -12,7 +12,7 @@ import torch
 from hfgen.tokenization import build_character_tokenizer, encode_corpus
 
 from ..config.flags import DataArguments
-from .batches import Batch, Feed, fits_in_memory
+from .batches import Batch, Feed, evenly_spread, fits_in_memory
 from .corpus import Column, Corpus, CorpusScan, TextFiles, cached_scan, scan
 from .feeds import HeldTokens, TokenFeed, Tokens
 from .mapped_tokens import map_tokens
@@ -228,16 +228,17 @@ class TextData:
         """The data that was evaluated on, as results.json and the card name it."""
         return {"dataset": self.name, "dataset_revision": self.revision, "split": self.eval_split}
 
-    def eval_batches(self, batch_size: int, device: torch.device) -> Iterator[Batch]:
-        """Yields windows without overlap; the last one is padded with the label -100, which losses ignore."""
-        predicted = len(self.eval_tokens) - 1
-        windows = -(-predicted // self.context)
-        for first in range(0, windows, batch_size):
-            rows = min(batch_size, windows - first)
-            start = first * self.context
-            count = min(rows * self.context, predicted - start)
-            tokens = self.eval_tokens[start : start + count + 1].long()
-            input_ids = torch.zeros(rows * self.context, dtype=torch.long)
-            labels = torch.full((rows * self.context,), -100)
-            input_ids[:count], labels[:count] = tokens[:-1], tokens[1:]
-            yield {"input_ids": input_ids.view(rows, -1).to(device), "labels": labels.view(rows, -1).to(device)}
+    def eval_batches(self, batch_size: int, device: torch.device, limit: int | None = None) -> Iterator[Batch]:
+        """Yields windows without overlap, all or `limit` of them, evenly spread.
+
+        The last one is padded with the label -100, which losses ignore.
+        """
+        windows = -(-(len(self.eval_tokens) - 1) // self.context)
+        for chosen in evenly_spread(windows, limit).split(batch_size):
+            input_ids = torch.zeros(len(chosen), self.context, dtype=torch.long)
+            labels = torch.full_like(input_ids, -100)
+            for row, window in enumerate(chosen.tolist()):
+                start = window * self.context
+                tokens = self.eval_tokens[start : start + self.context + 1].long()
+                input_ids[row, : len(tokens) - 1], labels[row, : len(tokens) - 1] = tokens[:-1], tokens[1:]
+            yield {"input_ids": input_ids.to(device), "labels": labels.to(device)}

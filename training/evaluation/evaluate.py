@@ -28,6 +28,7 @@ def evaluate(
     device: torch.device,
     stop: StopRequest,
     at_end: bool = False,
+    limit: int | None = None,
 ) -> dict[str, float] | None:
     """Measures all metrics on the evaluation split, each example counted once whatever the number of processes.
 
@@ -40,6 +41,7 @@ def evaluate(
         device: of this process.
         stop: asked before every batch; knows the processes of the run.
         at_end: whether to measure as the finished model is measured.
+        limit: number of examples to measure, evenly spread over the split; None for all.
 
     Returns:
         the metrics, the same in every process; None if a signal interrupted the evaluation.
@@ -49,7 +51,7 @@ def evaluate(
     stop.processes.copy_from_main(model.buffers())
     means = ItemMeans()
     with torch.no_grad(), evaluation_mode(model):
-        batches = objective.data.eval_batches(run.per_device_eval_batch_size, device)
+        batches = objective.data.eval_batches(run.per_device_eval_batch_size, device, limit)
         for index, weight, batch in _own_batches(batches, stop.processes):
             if stop.agree()[0]:
                 return None

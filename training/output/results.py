@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,8 @@ from transformers import PreTrainedModel
 
 from ..config.flags import Arguments, as_recipe, recipe_of
 from ..data.batches import GlobalBatch
+from ..hardware.choices import Choices
+from ..hardware.probe import processor_name
 from ..progress import Progress
 from .metrics_log import json_numbers
 
@@ -23,8 +24,8 @@ def describe_run(
     metrics: dict[str, float],
     progress: Progress,
     global_batch: GlobalBatch,
-    seconds_evaluated: float,
     arguments: Arguments,
+    choices: Choices,
     accelerator: Accelerator,
 ) -> dict[str, Any]:
     """Returns the content of results.json: the model, the data, the metrics, the training, the machine, the command.
@@ -35,9 +36,9 @@ def describe_run(
         metrics: of the last evaluation.
         progress: at the end of the training, or so far.
         global_batch: gives the number of examples per step.
-        seconds_evaluated: how long the final evaluation took.
         arguments: of the run.
-        accelerator: gives precision, device and number of processes.
+        choices: of precision, kernels and threads.
+        accelerator: gives device and number of processes.
     """
     compute = progress.compute_seconds / progress.seconds if progress.seconds else 1.0
     return {
@@ -49,9 +50,11 @@ def describe_run(
         "skipped_steps": progress.skipped_steps,
         "examples_seen": progress.step * global_batch.size,
         "seconds_trained": round(progress.seconds, 1),
-        "seconds_evaluated": round(seconds_evaluated, 1),
+        "seconds_wall": round(progress.wall_seconds, 1),
+        "seconds_other": {name: round(seconds, 1) for name, seconds in progress.other_seconds.items()},
         "share_outside_compute": round(max(0.0, 1 - compute), 4),
-        "mixed_precision": accelerator.mixed_precision,
+        "mixed_precision": choices.mixed_precision,
+        "choices": choices.to_json(),
         **describe_machine(accelerator.num_processes, accelerator.device),
         "command": arguments.command,
         "arguments": as_recipe(arguments),
@@ -61,7 +64,7 @@ def describe_run(
 
 def describe_machine(processes: int, device: torch.device) -> dict[str, Any]:
     """Returns the hardware, the number of processes, and the versions of the libraries."""
-    hardware = f"{torch.get_num_threads()} threads of {_processor()}"
+    hardware = f"{torch.get_num_threads()} threads of {processor_name()}"
     if device.type == "cuda":
         hardware = torch.cuda.get_device_name(device)
     packages = ("torch", "transformers", "accelerate", "datasets")
@@ -70,11 +73,3 @@ def describe_machine(processes: int, device: torch.device) -> dict[str, Any]:
         "processes": processes,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

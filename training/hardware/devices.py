@@ -12,22 +12,16 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..config.flags import RunArguments
-from . import launcher
+from .choices import Choices
 
 
-def build_accelerator(run: RunArguments) -> Accelerator:
-    """Builds accelerate's `Accelerator` from the flags, and sets torch's threads and kernels accordingly.
+def build_accelerator(run: RunArguments, choices: Choices) -> Accelerator:
+    """Builds accelerate's `Accelerator` from flags and choices, and sets torch's threads and kernels accordingly.
 
     Raises:
-        ValueError: the device does not support the requested precision, or a tracker is unknown.
+        ValueError: a tracker is unknown.
     """
-    if run.cpu_threads or launcher.defaulted_to_one_thread():
-        torch.set_num_threads(run.cpu_threads or max(1, launcher.available_cores() // launcher.local_processes()))
-    precision = run.mixed_precision
-    if precision == "auto":
-        precision = "bf16" if multiplies_bf16() else "no"
-    if precision == "fp16" and not torch.cuda.is_available():
-        raise ValueError("--mixed_precision fp16 needs a GPU, and there is none. Use bf16 or no.")
+    torch.set_num_threads(choices.cpu_threads)
     if torch.cuda.is_available():
         # TF32 for the products that stay in fp32: the speed of tensor cores with the range of fp32.
         torch.set_float32_matmul_precision("high")
@@ -42,32 +36,24 @@ def build_accelerator(run: RunArguments) -> Accelerator:
     # Broadcasting them in each forward pass would also break a second forward pass before the backward pass.
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     return Accelerator(
-        mixed_precision=precision,
+        mixed_precision=choices.mixed_precision,
         log_with="all" if "all" in trackers else trackers or None,
         project_config=ProjectConfiguration(run.output_dir, logging_dir=os.path.join(run.output_dir, "logs")),
         kwargs_handlers=[ddp],
     )
 
 
-def prepare_model(model: PreTrainedModel, run: RunArguments, device: torch.device) -> None:
+def prepare_model(model: PreTrainedModel, run: RunArguments, choices: Choices, device: torch.device) -> None:
     """Moves a model to its device, in place, with the memory layout and checkpointing that the flags ask for.
 
     Raises:
         ValueError: the architecture does not support gradient checkpointing.
     """
     network: nn.Module = model  # transformers wraps `to` in a way that hides its signature
-    if run.channels_last and model.main_input_name != "input_ids":
+    if choices.attn_implementation is not None:
+        model.set_attn_implementation(choices.attn_implementation)
+    if choices.channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if run.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     network.to(device).train()
-
-
-def multiplies_bf16() -> bool:
-    """True if the device has instructions for bf16 matrix products; emulated ones would be slower than fp32."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if torch.backends.mps.is_available():
-        return False
-    has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(has_tiles and has_tiles())

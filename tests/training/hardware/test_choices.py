@@ -1,0 +1,137 @@
+"""Who chooses precision, kernels and threads: a flag, then the launcher, then the measurement; a resume keeps all."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from hfgen import GPTConfig, GPTForCausalLM, VAEConfig, VAEModel
+from tests.runs import ROOT
+from training.config.flags import RunArguments
+from training.distributed import launcher
+from training.hardware import choices
+from training.hardware.choices import choose
+from training.hardware.probe import Attention
+
+
+PRODUCTS = {"product fp32": 4.0, "product bf16": 2.0, "batched fp32": 4.0, "batched bf16": 2.0}
+CONVOLUTIONS = {"convolution fp32 contiguous": 4.0, "convolution fp32 channels_last": 3.0,
+                "convolution bf16 contiguous": 2.0, "convolution bf16 channels_last": 3.0}  # fmt: skip
+ATTENTIONS = {"attention fp32 sdpa": 1.0, "attention fp32 eager": 2.0,
+              "attention bf16 sdpa": 5.0, "attention bf16 eager": 1.0}  # fmt: skip
+FAST_BF16 = {**PRODUCTS, **CONVOLUTIONS, **ATTENTIONS}
+# As where bf16 is emulated.
+SLOW_BF16 = {name: 10 * value if "bf16" in name else value for name, value in FAST_BF16.items()}
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, values: dict[str, float]) -> list[Attention | None]:
+    """Makes the machine one with these speeds; returns the list of questions that it is asked."""
+    asked: list[Attention | None] = []
+
+    def speeds(attention: Attention | None) -> dict[str, float]:
+        asked.append(attention)
+        return values
+
+    monkeypatch.setattr(choices, "speeds", speeds)
+    return asked
+
+
+def gpt() -> PreTrainedModel:
+    return GPTForCausalLM(
+        GPTConfig(vocab_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=32)
+    )
+
+
+def vae() -> PreTrainedModel:
+    return VAEModel(VAEConfig(image_size=8, hidden_channels=[4, 8], hidden_size=8, latent_dim=2))
+
+
+def test_a_processor_that_is_fast_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = measured(monkeypatch, FAST_BF16)
+    text, images = choose(RunArguments(), gpt()), choose(RunArguments(), vae())
+    assert text.mixed_precision == images.mixed_precision == text.muon_precision == "bf16"
+    assert text.attn_implementation == "eager" and images.attn_implementation is None
+    assert images.channels_last is False
+    assert asked == [Attention(2, 32, 8), None]
+    assert (
+        text.reasons["mixed_precision"] == "measured: bf16 takes 0.54 times as long as fp32"
+    )  # (3 2 + 1) / (3 4 + 1)
+
+
+def test_a_processor_that_is_slow_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured(monkeypatch, SLOW_BF16)
+    text, images = choose(RunArguments(), gpt()), choose(RunArguments(), vae())
+    assert text.mixed_precision == images.mixed_precision == "no" and text.muon_precision == "fp32"
+    assert text.muon_dtype == torch.float32
+    assert text.attn_implementation == "sdpa" and images.channels_last is True
+
+
+def test_flag_comes_before_launcher_and_launcher_before_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured(monkeypatch, FAST_BF16)
+    monkeypatch.setattr(launcher, "mixed_precision", lambda: "no")
+    by_launcher = choose(RunArguments(), gpt())
+    assert by_launcher.mixed_precision == "no" and "launcher" in by_launcher.reasons["mixed_precision"]
+    assert by_launcher.muon_precision == "fp32"
+    by_flag = choose(RunArguments(mixed_precision="bf16"), gpt())
+    assert by_flag.mixed_precision == "bf16" and by_flag.reasons["mixed_precision"] == "--mixed_precision"
+
+
+def test_nothing_is_measured_if_flags_say_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = measured(monkeypatch, FAST_BF16)
+    run = RunArguments(mixed_precision="no", attn_implementation="sdpa", channels_last=False, cpu_threads=3)
+    chosen = choose(run, gpt())
+    assert not asked and chosen.cpu_threads == 3
+    assert chosen.reasons["cpu_threads"] == "--cpu_threads"
+
+
+def test_resumed_run_keeps_its_choices_except_for_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured(monkeypatch, FAST_BF16)
+    before = choose(RunArguments(cpu_threads=2), gpt()).to_json()
+    asked = measured(monkeypatch, SLOW_BF16)
+    assert choose(RunArguments(), gpt(), before).to_json() == before and not asked
+    changed = choose(RunArguments(mixed_precision="no"), gpt(), before)
+    assert changed.mixed_precision == "no" and changed.reasons["mixed_precision"] == "--mixed_precision"
+    assert changed.attn_implementation == "eager"
+
+
+def test_fp16_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured(monkeypatch, FAST_BF16)
+    with pytest.raises(ValueError, match="fp16 needs a GPU"):
+        choose(RunArguments(mixed_precision="fp16"), gpt())
+
+
+def test_omp_num_threads_of_the_user_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured(monkeypatch, FAST_BF16)
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    chosen = choose(RunArguments(), vae())
+    assert chosen.cpu_threads == torch.get_num_threads() and chosen.reasons["cpu_threads"] == "OMP_NUM_THREADS"
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [([], "None"), (["--mixed_precision", "no"], "no"), (["--mixed_precision=no"], "no"),
+     (["--mixed_precision", "bf16"], "bf16")],
+)  # fmt: skip
+def test_what_the_launcher_was_asked_for_is_told_from_its_default(
+    flags: list[str], expected: str, tmp_path: Any
+) -> None:
+    script = tmp_path / "train_nothing.py"
+    script.write_text("from training.distributed import launcher\nprint('chose', launcher.mixed_precision())\n")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", *flags, str(script), "--mixed_precision"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert f"chose {expected}" in done.stdout, done.stderr
