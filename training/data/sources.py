@@ -11,6 +11,7 @@ from typing import Any
 
 from ..config.flags import DataArguments
 from .built_in import BUILT_INS, streamed
+from .downloads import local_file
 
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
@@ -24,7 +25,7 @@ def load_splits(name: str, args: DataArguments) -> dict[str, Any]:
     """Opens every split of a dataset, whatever its form.
 
     Args:
-        name: `digits`, `python-docs`, a folder, a text file, or the id of a dataset on the Hub.
+        name: A built-in dataset, a folder, a text file, the URL of a file, or the id of a dataset on the Hub.
         args: Configuration, revision, and whether to stream.
 
     Returns:
@@ -187,9 +188,9 @@ class _HeldOut:
 
 
 def _local_copy_of(name: str, args: DataArguments) -> str:
-    """--dataset_path if it exists, else the name."""
+    """--dataset_path if it exists, else what was downloaded from a URL, else the name."""
     exists = args.dataset_path is not None and Path(args.dataset_path).exists()
-    return str(args.dataset_path) if exists else name
+    return local_file(str(args.dataset_path) if exists else name, args.dataset_sha256, args.dataset_mirror)
 
 
 def _how_to_load(name: str, streaming: bool) -> tuple[str, dict[str, Any]]:
