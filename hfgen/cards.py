@@ -30,6 +30,7 @@ from .models import MODELS
 BUILT_IN_DATASETS = {
     "digits": "scikit-learn's 1,797 handwritten digits of 8 × 8 pixels",
     "python-docs": "the language reference that ships inside CPython",
+    "binarized-mnist": "MNIST in Larochelle's fixed binarization",
 }
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

@@ -1,4 +1,4 @@
-"""Where datasets come from: the Hub, folders, files and two built-ins, all opened through `datasets`."""
+"""Where datasets come from: the Hub, folders, files, URLs and built-ins, all opened through `datasets`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def load_splits(name: str, args: DataArguments) -> dict[str, Any]:
     name = _local_copy_of(name, args)
     path = Path(name)
     if name in BUILT_INS:
-        return BUILT_INS[name](args.streaming)
+        return BUILT_INS[name](args)
     if _is_saved_to_disk(path):
         return _load_saved_to_disk(name, args)
     import datasets
