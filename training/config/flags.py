@@ -10,6 +10,8 @@ from typing import Any, Literal, TypeAlias
 
 OnResume: TypeAlias = Literal["refuse", "warn", "free"]
 
+# Flags that say something of one dataset, and nothing of another one.
+OF_ONE_DATASET = ("dataset_path", "dataset_sha256", "dataset_config_name", "dataset_revision")
 # Config fields whose default is what the data has.
 FROM_DATA = ("image_size", "num_channels", "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 
