@@ -15,10 +15,13 @@ from typing import Any
 
 import datasets
 import pytest
+import yaml
 
+from hfgen.cards import is_hub_id
 from tests.training.data.file_server import Behavior, running_server
 from tests.training.data.tiny_data import ROOT, text_of, write_text
 from training.data import downloads
+from training.data.built_in import BUILT_INS
 from training.data.downloads import download
 
 
@@ -300,3 +303,31 @@ def test_a_checksum_of_something_other_than_a_file_is_refused(name: str) -> None
         ValueError, match=r"--dataset_sha256 must be the checksum of a file, got one for .* Leave it out"
     ):
         text_of(name, dataset_sha256=SHA256)
+
+
+# ------------------------------------------------------------------------------------------------------- the recipes
+
+RECIPE = yaml.safe_load((ROOT / "training" / "recipes" / "gpt-tiny-shakespeare.yaml").read_text(encoding="utf-8"))
+SHAKESPEARE = ROOT.parent / "shared" / "data" / "tiny_shakespeare" / "input.txt"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "training" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_names_data_that_any_machine_can_get(path: Path) -> None:
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    name = recipe["dataset_name"]
+    assert name in BUILT_INS or is_hub_id(name) or (name.startswith("https://") and "dataset_sha256" in recipe)
+
+
+def test_the_recipe_of_tiny_shakespeare_takes_no_other_text() -> None:
+    name, sha256 = RECIPE["dataset_name"], RECIPE["dataset_sha256"]
+    expected = f"must have the SHA-256 {sha256}, got {SHA256}"
+    with running_server({name.removeprefix("https:/"): TEXT}) as server, pytest.raises(ValueError, match=expected):
+        text_of(name, dataset_sha256=sha256, dataset_mirror=server.url)
+
+
+@pytest.mark.skipif(not SHAKESPEARE.is_file(), reason="needs a copy of tiny Shakespeare beside the checkout")
+def test_the_recipe_of_tiny_shakespeare_takes_the_1115394_characters_of_the_copy() -> None:
+    name, sha256 = RECIPE["dataset_name"], RECIPE["dataset_sha256"]
+    with running_server({name.removeprefix("https:/"): SHAKESPEARE.read_bytes()}) as server:
+        data = text_of(name, dataset_sha256=sha256, dataset_mirror=server.url)
+    assert len(data.eval_tokens) == 111_540
