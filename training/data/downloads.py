@@ -187,7 +187,7 @@ def _receive(source: str, file: BinaryIO, is_checked: bool) -> None:
     """Appends what is missing of the file at a URL."""
     from datasets.utils import tqdm
 
-    with tqdm(desc="Downloading", unit="B", unit_scale=True, initial=file.tell()) as bar:
+    with tqdm(desc="Downloading", unit="B", unit_scale=True, initial=file.tell(), delay=0.5) as bar:
         _Transfer(source, file, is_checked, bar).complete()
 
 

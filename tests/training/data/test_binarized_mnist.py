@@ -20,6 +20,7 @@ from training.data.batches import GlobalBatch
 from training.data.binarized_mnist import FILES, URL, load_binarized_mnist, read_amat
 
 
+pytestmark = pytest.mark.usefixtures("online")
 COPY = ROOT.parent / "shared" / "data" / "binarized_mnist"
 
 

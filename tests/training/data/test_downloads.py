@@ -32,6 +32,9 @@ OTHER = TEXT.replace(b"long", b"LONG")
 SHA256 = hashlib.sha256(TEXT).hexdigest()
 
 
+pytestmark = pytest.mark.usefixtures("online")
+
+
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(downloads, "SECONDS_BETWEEN_FAILURES", 0.0)
@@ -250,7 +253,7 @@ IN_ANOTHER_PROCESS = "import sys; from training.data.downloads import download; 
 
 @pytest.mark.parametrize("is_killed", [False, True])
 def test_of_two_processes_one_waits_for_the_other_and_completes_what_a_killed_one_began(is_killed: bool) -> None:
-    folders = {"PYTHONPATH": str(ROOT), "HF_DATASETS_DOWNLOADED_DATASETS_PATH": str(cache())}
+    folders = {"PYTHONPATH": str(ROOT), "HF_DATASETS_DOWNLOADED_DATASETS_PATH": str(cache()), "HF_HUB_OFFLINE": "0"}
     with running_server({PATH: TEXT}, Behavior(piece=len(TEXT) // 10, pause=0.1)) as server:
         command = [sys.executable, "-c", IN_ANOTHER_PROCESS, URL, SHA256, server.url]
         with subprocess.Popen(command, env={**os.environ, **folders}) as process:
