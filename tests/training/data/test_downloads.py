@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -124,11 +125,16 @@ def test_a_file_that_changes_while_it_breaks_off_is_not_mixed() -> None:
         assert download(URL, None, server.url).read_bytes() == OTHER
 
 
-def test_a_slow_download_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_download_is_not_given_up_and_shows_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
+    datasets.enable_progress_bars()
     with running_server({PATH: TEXT}, Behavior(piece=len(TEXT) // 12, pause=0.1)) as server:
         assert download(URL, SHA256, server.url).read_bytes() == TEXT
     assert len(server.requests) == 1
+    shown = re.findall(r"Downloading:\s+(\d+)%[^\r]*/269k", capsys.readouterr().err)
+    assert shown[-1] == "100" and len(set(shown)) > 3
 
 
 @pytest.mark.parametrize("behavior", [
