@@ -18,6 +18,7 @@ import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -30,6 +31,7 @@ from .models import MODELS
 BUILT_IN_DATASETS = {
     "digits": "scikit-learn's 1,797 handwritten digits of 8 × 8 pixels",
     "python-docs": "the language reference that ships inside CPython",
+    "binarized-mnist": "MNIST in Larochelle's fixed binarization",
 }
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -114,7 +116,7 @@ def render_card(folder: str | Path, repo_id: str | None = None, results: dict[st
         "repo_id": repo_id,
         "config": config,
         "dataset": _describe_dataset(results),
-        "dataset_name": f"`{_short_name(results['dataset'])}`" if results.get("dataset") else "that dataset",
+        "dataset_name": f"`{short_dataset_name(results['dataset'])}`" if results.get("dataset") else "that dataset",
         "ema_decay": arguments.get("ema_decay"),
         "in_progress": results.get("finished") is False,
         "steps": results.get("steps"),
@@ -137,6 +139,17 @@ def name_repository(card: str, repo_id: str) -> str:
 def is_hub_id(name: str | None) -> bool:
     """True if a name can only refer to the Hub: it has the form owner/name, and there is no such path here."""
     return bool(name and _HUB_ID.fullmatch(name) and not Path(name).exists())
+
+
+def short_dataset_name(dataset: str) -> str:
+    """The name of a dataset among people: its Hub id, or the last part of a local path or URL.
+
+    For a file named input.txt, train.txt or data.txt it is the folder.
+    """
+    if is_hub_id(dataset):
+        return dataset
+    path = Path(urlsplit(dataset).path if "://" in dataset else dataset)
+    return path.parent.name if path.stem in ("input", "train", "data") and path.parent.name else path.name or dataset
 
 
 def _find_template(model_type: str) -> Path:
@@ -183,8 +196,8 @@ def _eval_results(family: Family, results: dict[str, Any]) -> list[EvalResult]:
         EvalResult(
             task_type=family.pipeline_tag,
             task_name=family.pipeline_tag.replace("-", " ").title(),
-            dataset_type=dataset if is_hub_id(dataset) else _short_name(dataset),
-            dataset_name=_short_name(dataset),
+            dataset_type=dataset if is_hub_id(dataset) else short_dataset_name(dataset),
+            dataset_name=short_dataset_name(dataset),
             dataset_config=arguments.get("dataset_config_name"),
             dataset_split=results.get("split"),
             dataset_revision=results.get("dataset_revision"),
@@ -293,15 +306,9 @@ def _describe_dataset(results: dict[str, Any]) -> str:
         return f"[{name}](https://huggingface.co/datasets/{name})"
     if name in BUILT_IN_DATASETS:
         return f"`{name}` ({BUILT_IN_DATASETS[name]})"
-    return f"`{_short_name(name)}`"
-
-
-def _short_name(dataset: str) -> str:
-    """The last part of a local path, or its folder for a file named input.txt, train.txt or data.txt."""
-    if is_hub_id(dataset):
-        return dataset
-    path = Path(dataset)
-    return path.parent.name if path.stem in ("input", "train", "data") and path.parent.name else path.name or dataset
+    if "://" in name:
+        return f"[{short_dataset_name(name)}]({name})"
+    return f"`{short_dataset_name(name)}`"
 
 
 def _results_section(family: Family, results: dict[str, Any]) -> str:
@@ -310,7 +317,7 @@ def _results_section(family: Family, results: dict[str, Any]) -> str:
         return "Nothing was measured yet."
     arguments = results.get("arguments", {})
     where = f"Measured on the split `{results['split']}` of " if results.get("split") else "Measured on "
-    where += f"`{_short_name(results.get('dataset') or 'a dataset that was not recorded')}`"
+    where += f"`{short_dataset_name(results.get('dataset') or 'a dataset that was not recorded')}`"
     if results.get("dataset_revision"):
         where += f", revision `{results['dataset_revision']}`"
     if arguments.get("max_eval_samples"):

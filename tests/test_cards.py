@@ -116,6 +116,22 @@ def test_a_local_dataset_is_not_claimed_to_be_on_the_hub(tmp_path):
         assert "../data" not in render_card(run)
 
 
+def test_a_dataset_at_a_url_is_named_linked_and_pinned(tmp_path):
+    run = copy_run("gpt", tmp_path / "run")
+    results = json.loads((run / "results.json").read_text())
+    for url, name in {
+        "https://example.org/data/tinyshakespeare/input.txt": "tinyshakespeare",
+        "https://example.org/books.parquet?download=1": "books.parquet",
+        "https://example.org/input.txt": "input.txt",
+    }.items():
+        pinned = {"dataset": url, "dataset_revision": f"sha256:{'a' * 64}"}
+        (run / "results.json").write_text(json.dumps({**results, **pinned}))
+        card = render_card(run)
+        assert f"[{name}]({url})" in card and f"of `{name}`, revision `sha256:{'a' * 64}`" in " ".join(card.split())
+        data = ModelCard(card).data
+        assert data.datasets is None and {result.dataset_name for result in data.eval_results} == {name}
+
+
 def test_a_quoted_text_cannot_break_out_of_its_block(tmp_path):
     run = copy_run("gpt", tmp_path / "run")
     (run / "samples" / "step-000009.txt").write_text(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import json
 import os
@@ -16,11 +17,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from accelerate.commands.launch import launch_command_parser
 
 from hfgen import MODELS
 from hfgen.cli import main
 from hfgen.train_command import SHARED_FLAGS, find_recipe, find_script, split_flags
+from tests.training.data.file_server import running_server
 from training.config.flags import DataArguments, RunArguments
 
 
@@ -136,18 +139,52 @@ def test_a_training_by_a_recipes_name_saves_a_checkpoint_when_stopped(
     assert "Traceback" not in output and "were not passed" not in output, output
 
 
-def test_a_wheel_holds_training_recipes_and_templates(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built without a network, from a copy: a build leaves folders behind."""
+    home = tmp_path_factory.mktemp("wheel")
     code = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
     for name in ("hfgen", "training", "model_cards"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, home / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tmp_path)
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=tmp_path, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
+        shutil.copy(ROOT / name, home)
+    subprocess.run([sys.executable, "-c", code, str(home)], cwd=home, check=True, capture_output=True)
+    (built,) = home.glob("*.whl")
+    return built
+
+
+def test_a_wheel_holds_training_recipes_and_templates(wheel: Path) -> None:
     held = set(zipfile.ZipFile(wheel).namelist())
     expected = {path.relative_to(ROOT) for path in ROOT.glob("hfgen/**/*.py")}
     expected |= {"hfgen" / path.relative_to(ROOT) for path in ROOT.glob("training/**/*.py")}
     expected |= {"hfgen" / path.relative_to(ROOT) for path in ROOT.glob("training/recipes/*.yaml")}
     expected |= {"hfgen" / path.relative_to(ROOT) for path in ROOT.glob("model_cards/template_*.md")}
     assert {path.as_posix() for path in expected} | {"hfgen/training/slurm.sbatch"} <= held
+
+
+def test_an_installed_wheel_trains_a_recipe_whose_data_it_has_to_download(wheel: Path, tmp_path: Path) -> None:
+    """As on a stranger's machine: no checkout, no local copy, an empty cache."""
+    subprocess.run([sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", "--target",
+                    str(tmp_path / "installed"), str(wheel)], check=True)  # fmt: skip
+    text = "".join(f"Line {number} of what is not Shakespeare.\n" for number in range(500)).encode()
+    recipe = yaml.safe_load((ROOT / "training" / "recipes" / "gpt-tiny-shakespeare.yaml").read_text(encoding="utf-8"))
+    checksum = hashlib.sha256(text).hexdigest()
+    command = shlex.split(
+        f"-m hfgen train gpt gpt-tiny-shakespeare --num_processes 2 --dataset_sha256 {checksum} --output_dir out "
+        "--hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2 --sample_length 8 --max_train_steps 2 "
+        "--per_device_train_batch_size 4 --mixed_precision no --disable_tqdm"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HFGEN_"))}
+    environment |= {"PYTHONPATH": str(tmp_path / "installed"), "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    with running_server({recipe["dataset_name"].removeprefix("https:/"): text}) as server:
+        command += ["--dataset_mirror", server.url]
+        done = subprocess.run(
+            [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(server.requests) == 1 and "HTTP Request" not in done.stderr
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (results["dataset"], results["dataset_revision"]) == (recipe["dataset_name"], f"sha256:{checksum}")
+    assert (results["steps"], results["processes"]) == (2, 2)
+    (copy,) = tmp_path.rglob("input.txt")
+    assert copy.read_bytes() == text

@@ -23,7 +23,7 @@ def run_script(main: Callable[[], None]) -> None:
     """
     rank = launcher.rank()
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.ERROR, format="%(message)s")
-    for noisy in ("httpx", "datasets", "matplotlib", "fsspec", "urllib3"):
+    for noisy in ("httpx", "httpx2", "datasets", "matplotlib", "fsspec", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     transformers_logging.disable_progress_bar()
     try:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeAlias
 
 
 OnResume: TypeAlias = Literal["refuse", "warn", "free"]
 
+# Flags that say something of one dataset, and nothing of another one.
+OF_ONE_DATASET = ("dataset_path", "dataset_sha256", "dataset_config_name", "dataset_revision")
 # Config fields whose default is what the data has.
 FROM_DATA = ("image_size", "num_channels", "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -70,11 +73,18 @@ class DataArguments:
 
     dataset_name: str | None = flag(
         None, "Dataset to train on: the name of a dataset on the Hub, a local dataset folder, a folder of images, a "
-        "text file, or a built-in dataset that needs no download: digits (1,797 images of 8 x 8 pixels) or "
-        "python-docs (465,000 characters). Default: the built-in dataset for the model.", on_resume="refuse")
+        "text file, the URL of a file, or a built-in dataset: digits (1,797 images of 8 x 8 pixels) and python-docs "
+        "(465,000 characters), which need no download, or binarized-mnist. Default: digits or python-docs, whichever "
+        "suits the model.", on_resume="refuse")
     dataset_path: str | None = flag(
         None, "Local copy of --dataset_name, a folder or a file. It is read instead if it exists.",
         on_resume="warn", in_recipe=False)
+    dataset_sha256: str | None = flag(
+        None, "SHA-256 of the file that --dataset_name names, by its URL or path. Another file is refused.",
+        on_resume="refuse")
+    dataset_mirror: str | None = flag(
+        None, "Server to download files from in place of the original one: https://host/path is read from "
+        "MIRROR/host/path.", on_resume="free", in_recipe=False)
     dataset_config_name: str | None = flag(
         None, "Configuration name of the dataset, if it has several.", on_resume="refuse")
     dataset_revision: str | None = flag(
@@ -111,8 +121,17 @@ class DataArguments:
 
     def problems(self) -> list[str]:
         """Returns a sentence for each combination of values that is not possible."""
-        both = self.streaming and self.in_memory
-        return ["--in_memory must be false with --streaming, got true. Leave one of them out"] if both else []
+        found = []
+        if self.streaming and self.in_memory:
+            found.append("--in_memory must be false with --streaming, got true. Leave one of them out")
+        if self.dataset_sha256 is not None and not re.fullmatch(r"[0-9A-Fa-f]{64}", self.dataset_sha256):
+            found.append(f"--dataset_sha256 must be 64 hexadecimal digits, got {self.dataset_sha256!r}")
+        return found
+
+    @property
+    def version(self) -> str | None:
+        """What pins the dataset: its revision on the Hub, or the checksum of its file."""
+        return self.dataset_revision or (f"sha256:{self.dataset_sha256.lower()}" if self.dataset_sha256 else None)
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """Recipe and command line: parsed and checked as a whole, before any work starts.
 
 `train_X.py [recipe.yaml] [--flag value ...]`: a recipe is a command line written as YAML, a mapping of flag names to
-values. Flags override it. Every field of the model's config is a flag, too.
+values. Flags override it, and one that names another dataset drops what the recipe says of its own. Every field of
+the model's config is a flag, too.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, PreTrainedConfig
 
 from ..distributed import launcher
-from .flags import FROM_DATA, Arguments, DataArguments, RunArguments, flag, range_problems, switch
+from .flags import FROM_DATA, OF_ONE_DATASET, Arguments, DataArguments, RunArguments, flag, range_problems, switch
 
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -70,6 +71,9 @@ def parse(
     if argv and not argv[0].startswith("-"):
         words, problems = _recipe_words(argv.pop(0), parser)
     good, bad = _sort_out(argv, parser)
+    if any(word.partition("=")[0].replace("-", "_") == "__dataset_name" for word in good):
+        of_recipe = tuple(f"--{name}=" for name in OF_ONE_DATASET)
+        words = [word for word in words if not word.startswith(of_recipe)]
     words, problems = words + good, problems + bad
     data, model, *extra, run = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
     given = {name: value for name, value in vars(model).items() if value is not None}

@@ -1,4 +1,4 @@
-"""The two built-in datasets, which need no network and no download."""
+"""The built-in datasets: two need no network, one is downloaded when it is first used."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ..config.flags import DataArguments
 
 
 SHARD_EXAMPLES = 10_000
@@ -19,7 +21,7 @@ def streamed(splits: dict[str, Any]) -> dict[str, Any]:
     return {name: split.to_iterable_dataset(num_shards=shards[name]) for name, split in splits.items()}
 
 
-def _digits(streaming: bool) -> dict[str, Any]:
+def _digits(args: DataArguments) -> dict[str, Any]:
     """scikit-learn's 1,797 images of handwritten digits, 8 x 8 in 17 gray levels; the last 297 are the test split.
 
     As in the usual split of this dataset, other people wrote those.
@@ -39,10 +41,10 @@ def _digits(streaming: bool) -> dict[str, Any]:
         return datasets.Dataset.from_dict(columns, features=features)
 
     splits = {"train": part(slice(0, 1500)), "test": part(slice(1500, None))}
-    return streamed(splits) if streaming else splits
+    return streamed(splits) if args.streaming else splits
 
 
-def _python_docs(streaming: bool) -> dict[str, Any]:
+def _python_docs(args: DataArguments) -> dict[str, Any]:
     """The language reference that ships inside CPython (pydoc_data/topics), about 465,000 characters of English.
 
     One document; a stream has one per topic.
@@ -59,9 +61,16 @@ def _python_docs(streaming: bool) -> dict[str, Any]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     topics: dict[str, str] = next(ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign))
     documents = [topics[key] for key in sorted(topics)]
-    if streaming:
+    if args.streaming:
         return streamed({"train": datasets.Dataset.from_dict({"text": documents})})
     return {"train": datasets.Dataset.from_dict({"text": ["\n\n".join(documents)]})}
 
 
-BUILT_INS = {"digits": _digits, "python-docs": _python_docs}
+def _binarized_mnist(args: DataArguments) -> dict[str, Any]:
+    from .binarized_mnist import load_binarized_mnist
+
+    splits = load_binarized_mnist(args.dataset_mirror)
+    return streamed(splits) if args.streaming else splits
+
+
+BUILT_INS = {"digits": _digits, "python-docs": _python_docs, "binarized-mnist": _binarized_mnist}

@@ -68,7 +68,7 @@ def load_images(
         column, label_column, len(label_names), train_name, size, channels, image_size is not None, bool(num_channels)
     )
     pixels, labels = _eval_images(evaluation, replace(decoder, name=f"{name} ({eval_split})"), args)
-    feed, revision = _feed(train, decoder, seed, args), args.dataset_revision
+    feed, revision = _feed(train, decoder, seed, args), args.version
     return ImageData(feed, pixels, labels, size, channels, label_names, name, eval_split, revision)
 
 

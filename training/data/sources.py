@@ -1,4 +1,4 @@
-"""Where datasets come from: the Hub, folders, files and two built-ins, all opened through `datasets`."""
+"""Where datasets come from: the Hub, folders, files, URLs and built-ins, all opened through `datasets`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from ..config.flags import DataArguments
 from .built_in import BUILT_INS, streamed
+from .downloads import local_file
 
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
@@ -24,7 +25,7 @@ def load_splits(name: str, args: DataArguments) -> dict[str, Any]:
     """Opens every split of a dataset, whatever its form.
 
     Args:
-        name: `digits`, `python-docs`, a folder, a text file, or the id of a dataset on the Hub.
+        name: A built-in dataset, a folder, a text file, the URL of a file, or the id of a dataset on the Hub.
         args: Configuration, revision, and whether to stream.
 
     Returns:
@@ -36,7 +37,7 @@ def load_splits(name: str, args: DataArguments) -> dict[str, Any]:
     name = _local_copy_of(name, args)
     path = Path(name)
     if name in BUILT_INS:
-        return BUILT_INS[name](args.streaming)
+        return BUILT_INS[name](args)
     if _is_saved_to_disk(path):
         return _load_saved_to_disk(name, args)
     import datasets
@@ -187,9 +188,9 @@ class _HeldOut:
 
 
 def _local_copy_of(name: str, args: DataArguments) -> str:
-    """--dataset_path if it exists, else the name."""
+    """--dataset_path if it exists, else what was downloaded from a URL, else the name."""
     exists = args.dataset_path is not None and Path(args.dataset_path).exists()
-    return str(args.dataset_path) if exists else name
+    return local_file(str(args.dataset_path) if exists else name, args.dataset_sha256, args.dataset_mirror)
 
 
 def _how_to_load(name: str, streaming: bool) -> tuple[str, dict[str, Any]]:

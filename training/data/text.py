@@ -72,9 +72,7 @@ def load_text(args: DataArguments, seed: int, context: int, tokenizer: Any = Non
             f"{len(eval_tokens)}. Use more text or another --eval_split."
         )
     characters_per_token = eval_scan.characters / len(eval_tokens)
-    return TextData(
-        feed, eval_tokens, tokenizer, context, characters_per_token, name, found.eval_split, args.dataset_revision
-    )
+    return TextData(feed, eval_tokens, tokenizer, context, characters_per_token, name, found.eval_split, args.version)
 
 
 @dataclass

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hfgen.cards import read_family
+from hfgen.cards import read_family, short_dataset_name
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,7 +59,7 @@ def _row(name: str, results: dict[str, Any]) -> str:
         for i, (key, label, form) in enumerate(read_family(results["model_type"]).headline_metrics)
         if key in metrics
     )
-    dataset = Path(results["dataset"]).name if "/" in results["dataset"] else results["dataset"]
+    dataset = short_dataset_name(results["dataset"]).rpartition("/")[2]
     parameters = f"{results['num_parameters'] / 1e6:.1f} M"
     trained = f"{results['seconds_trained']:.0f} s, {results['steps']:,} steps"
     link = f"[{name}](model_cards/{name}/README.md)"

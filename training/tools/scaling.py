@@ -169,7 +169,7 @@ def family_flags(family: str, sizes: Sizes) -> dict[str, Any]:
     for name in ("max_train_steps", "max_train_seconds", "output_dir"):
         del recipe[name]
     if sizes.is_quick:
-        recipe = {k: v for k, v in recipe.items() if k not in ("dataset_name", "dataset_path")}
+        recipe = {k: v for k, v in recipe.items() if k not in ("dataset_name", "dataset_path", "dataset_sha256")}
         recipe["per_device_train_batch_size"] = 8
     return {**recipe, **BARE, **OWN[family]}
 

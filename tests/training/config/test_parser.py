@@ -114,13 +114,29 @@ def test_help_explains_every_flag(config: type, capsys: pytest.CaptureFixture[st
     assert "default: None" not in shown and "(default: )" not in shown
 
 
+@pytest.mark.parametrize(
+    "name", [["--dataset_name", "digits"], ["--dataset_name=digits"], ["--dataset-name", "digits"]]
+)
+def test_a_flag_that_names_another_dataset_drops_what_the_recipe_says_of_its_own(recipe: Any, name: list[str]) -> None:
+    path = recipe(
+        "dataset_name: a\ndataset_path: b\ndataset_revision: c\ndataset_config_name: d\n"
+        f"dataset_sha256: {'e' * 64}\ntrain_split: f\n"
+    )
+    data = run(path, "--dataset_mirror", "http://m").data
+    assert (data.dataset_name, data.dataset_path, data.dataset_revision, data.dataset_config_name) == tuple("abcd")
+    data = run(path, *name, "--dataset_revision", "g").data
+    assert (data.dataset_name, data.dataset_path, data.dataset_config_name) == ("digits", None, None)
+    assert (data.dataset_sha256, data.dataset_revision, data.train_split) == (None, "g", "f")
+
+
 def test_all_problems_are_reported_at_once_before_any_work(recipe: Any) -> None:
     path = recipe("learning_rat: 1\nseed: soon\nlogging_steps: 0\n")
     text = refusal(
         path, "--latent_dimm", "3", "--max_train_steps", "many", "--optimizer", "sgd", "--latent_type", "round",
         "--beta", "-1", "--weight_decay", "nan", "--max_train_samples", "0", "--nll_samples", "-5", "--eval_steps",
         "--streaming=maybe", "--learning_rate", "0", "--ema_decay", "1", "--in_memory", "--streaming",
-        "--overwrite_output_dir", "--resume_from_checkpoint", "latest", extra=ExtraArguments,
+        "--dataset_sha256", "123", "--overwrite_output_dir", "--resume_from_checkpoint", "latest",
+        extra=ExtraArguments,
     )  # fmt: skip
     for expected in (
         f"unknown key 'learning_rat' in {path}; did you mean learning_rate?",
@@ -139,6 +155,7 @@ def test_all_problems_are_reported_at_once_before_any_work(recipe: Any) -> None:
         "--learning_rate must be greater than 0, got 0.0",
         "--ema_decay must be at least 0 and less than 1, got 1.0",
         "--in_memory must be false with --streaming",
+        "--dataset_sha256 must be 64 hexadecimal digits, got '123'",
         "--resume_from_checkpoint must not be given with --overwrite_output_dir",
         "--output_dir is required",
     ):
