@@ -4,23 +4,13 @@ Importing hfgen registers its classes with transformers' Auto classes, so that `
 works without `trust_remote_code`. Everything else is loaded when one of its names is first used.
 """
 
+import sys
 from importlib import import_module
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
-
-import transformers
-
-from . import models
-from .models import *  # noqa: F403
 
 
 __version__ = "0.1.0"
-
-for _model_type, _architecture in models.MODELS.items():
-    _config_class = _architecture.config_class
-    transformers.AutoConfig.register(_model_type, _config_class, exist_ok=True)
-    transformers.AutoModel.register(_config_class, _architecture.base_model_class, exist_ok=True)
-    for _auto_class, _model_class in _architecture.head_classes.items():
-        getattr(transformers, _auto_class).register(_config_class, _model_class, exist_ok=True)
 
 _LAZY = {
     "build_character_tokenizer": "hfgen.tokenization",
@@ -30,14 +20,46 @@ _LAZY = {
     "to_gpt2": "hfgen.convert",
     "image_grid": "hfgen.image_processing",
     "to_pil": "hfgen.image_processing",
+    "MODELS": "hfgen.models",
+    "AutoencoderConfig": "hfgen.models",
+    "AutoencoderModel": "hfgen.models",
+    "GANConfig": "hfgen.models",
+    "GANModel": "hfgen.models",
+    "GPTConfig": "hfgen.models",
+    "GPTForCausalLM": "hfgen.models",
+    "GPTModel": "hfgen.models",
+    "VAEConfig": "hfgen.models",
+    "VAEModel": "hfgen.models",
 }
 
 if TYPE_CHECKING:
     from .convert import from_gpt2, from_nanogpt, to_gpt2
     from .image_processing import build_image_processor, image_grid, to_pil
+    from .models import (
+        MODELS,
+        AutoencoderConfig,
+        AutoencoderModel,
+        GANConfig,
+        GANModel,
+        GPTConfig,
+        GPTForCausalLM,
+        GPTModel,
+        VAEConfig,
+        VAEModel,
+    )
     from .tokenization import build_character_tokenizer
 
 __all__ = [
+    "MODELS",
+    "AutoencoderConfig",
+    "AutoencoderModel",
+    "GANConfig",
+    "GANModel",
+    "GPTConfig",
+    "GPTForCausalLM",
+    "GPTModel",
+    "VAEConfig",
+    "VAEModel",
     "build_character_tokenizer",
     "build_image_processor",
     "from_gpt2",
@@ -46,7 +68,6 @@ __all__ = [
     "to_gpt2",
     "to_pil",
 ]
-__all__ += models.__all__
 
 
 def __getattr__(name: str) -> Any:
@@ -57,3 +78,19 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_LAZY])
+
+
+def _is_command() -> bool:
+    """True in the command `hfgen` and in `python -m hfgen...`.
+
+    They import hfgen on the way to their own code, and must not wait seconds for torch before they report a wrong
+    flag. What needs the models imports hfgen.models, which registers them.
+    """
+    name = PurePath(sys.argv[0] if sys.argv else "").name
+    if name == "-m":  # until the module runs
+        return sys.orig_argv[sys.orig_argv.index("-m") + 1].partition(".")[0] == "hfgen"
+    return name in ("hfgen", "hfgen.exe")
+
+
+if not _is_command():
+    import_module("hfgen.models")

@@ -8,9 +8,13 @@ The launcher runs in this process with the user's own accelerate configuration. 
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
+import multiprocessing
 import os
+import re
+import runpy
 import shlex
 import signal
 import subprocess
@@ -41,14 +45,22 @@ def train(family: str, words: Sequence[str]) -> int:
     """
     if importlib.util.find_spec("accelerate") is None:
         raise ValueError("accelerate must be installed to train. Run: pip install 'hfgen[training]'")
+    home, start = find_script(family)
+    if words and not words[0].startswith("-"):
+        words = [find_recipe(words[0], family, home / "recipes"), *words[1:]]
+    os.environ["HFGEN_COMMAND"] = shlex.join(["hfgen", "train", family])
+    try:
+        check_flags(family, words, "hfgen.training" if "--module" in start else "training")
+    except SystemExit as wrong:
+        if isinstance(wrong.code, str):
+            print(wrong.code, file=sys.stderr)
+            return 1
+        return wrong.code or 0
     from accelerate.commands.launch import launch_command_parser
 
     parser = launch_command_parser()
     parser.error = _raise_error  # its own prints pages of usage
     for_launcher, shared, for_script = split_flags(words, parser)
-    home, start = find_script(family)
-    if for_script and not for_script[0].startswith("-"):
-        for_script[0] = find_recipe(for_script[0], family, home / "recipes")
     if "--module" in start:
         # Otherwise `python -m` looks in the current folder first, which may hold an hfgen without hfgen.training.
         os.environ["PYTHONSAFEPATH"] = "1"
@@ -57,6 +69,36 @@ def train(family: str, words: Sequence[str]) -> int:
     arguments = parser.parse_args([*for_launcher, *shared, *start, *for_script])
     _use_several_cpu_processes(arguments)
     return _launch(arguments)
+
+
+def check_flags(family: str, words: Sequence[str], package: str) -> None:
+    """Reports wrong flags before torch, transformers and accelerate are imported, which takes seconds.
+
+    Args:
+        family: of the architecture.
+        words: as in [`train`].
+        package: that holds the training scripts.
+
+    Raises:
+        SystemExit: flags of the script are wrong, or --help was among them; as the script itself would say it.
+    """
+    root = str(Path(__file__).resolve().parents[1])
+    if package == "training" and root not in sys.path:
+        sys.path.insert(0, root)
+    parser = importlib.import_module(f"{package}.config.parser")
+    scripts = importlib.import_module(f"{package}.config.scripts")
+    spec = importlib.util.find_spec("accelerate")
+    assert spec is not None and spec.origin is not None
+    source = (Path(spec.origin).parent / "commands" / "launch.py").read_text(encoding="utf-8")
+    of_launcher = set(re.findall(r'"(--[a-z][\w-]*)"', source)) - {f"--{name}" for name in SHARED_FLAGS | _NOT_PASSED}
+    checked: list[str] = []
+    is_of_launcher = False
+    for word in words:
+        if word.startswith("--"):
+            is_of_launcher = word.partition("=")[0] in of_launcher
+        if not is_of_launcher:
+            checked.append(word)
+    parser.parse(scripts.SCRIPTS[family], checked)
 
 
 def split_flags(words: Sequence[str], parser: ArgumentParser) -> tuple[list[str], list[str], list[str]]:
@@ -167,16 +209,46 @@ def _launch(arguments: Namespace) -> int:
 
 
 def _run_one_process(arguments: Namespace) -> None:
-    """In place of accelerate's function of the same task, which dies of a signal without waiting for the training."""
+    """In place of accelerate's function of the same task, which starts Python anew and imports everything again, and
+    dies of a signal without waiting for the training."""
+    import torch
     from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 
     command, environment = prepare_simple_launcher_cmd_env(arguments)
-    process = subprocess.Popen(command, env=environment)
+    words = [arguments.training_script, *arguments.training_script_args]
+    wait: Callable[[], int | None]
+    # A process that has asked for a GPU cannot be forked.
+    if "fork" in multiprocessing.get_all_start_methods() and not torch.accelerator.is_available():
+        context = multiprocessing.get_context("fork")
+        forked = context.Process(target=_run_script, args=(words, arguments.module, environment))
+        forked.start()
+
+        def wait_for_fork() -> int | None:
+            forked.join()
+            return forked.exitcode
+
+        terminate, wait = forked.terminate, wait_for_fork
+    else:
+        process = subprocess.Popen(command, env=environment)
+        terminate, wait = process.terminate, process.wait
     # SIGTERM, not SIGINT: a terminal has sent Ctrl-C to the training as well, and a second one would end it at once.
-    with _on_signals([signal.SIGINT, signal.SIGTERM], process.terminate):
-        status = process.wait()
+    with _on_signals([signal.SIGINT, signal.SIGTERM], terminate):
+        status = wait()
     if status:
         raise subprocess.CalledProcessError(status, command)
+
+
+def _run_script(words: list[str], is_module: bool, environment: dict[str, str]) -> None:
+    """Runs a script in this process as `python SCRIPT` and `python -m MODULE` do."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = words
+    if is_module:
+        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(words[0], run_name="__main__")
 
 
 def _exit_status(status: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib
 import json
 import os
 import shlex
@@ -15,6 +14,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -25,6 +25,7 @@ from hfgen.cli import main
 from hfgen.train_command import SHARED_FLAGS, find_recipe, find_script, split_flags
 from tests.training.data.file_server import running_server
 from training.config.flags import DataArguments, RunArguments
+from training.config.scripts import SCRIPTS
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,10 +61,9 @@ def test_a_flag_goes_to_whoever_knows_it(words: str, for_launcher: str, shared: 
 
 def test_shared_flags_are_those_that_launcher_and_scripts_have_in_common() -> None:
     launcher = {action.dest for action in launch_command_parser()._actions} - {"help"}
-    classes = [RunArguments, DataArguments, *(architecture.config_class for architecture in MODELS.values())]
-    for family in FAMILIES:
-        module = importlib.import_module(f"training.train_{family}")
-        classes += [cls for name, cls in vars(module).items() if name.endswith("Arguments") and name != "Arguments"]
+    classes: list[Any] = [RunArguments, DataArguments]
+    classes += [architecture.config_class for architecture in MODELS.values()]
+    classes += [script.extra for script in SCRIPTS.values() if script.extra is not None]
     assert launcher & {field.name for cls in classes for field in dataclasses.fields(cls)} == SHARED_FLAGS
 
 
@@ -93,7 +93,7 @@ def test_mistakes_are_reported_before_anything_starts(
 ) -> None:
     for name in ("HFGEN_COMMAND", "PYTHONSAFEPATH"):
         monkeypatch.setenv(name, "")
-    assert main(["train", "vae", *words]) == 1
+    assert main(["train", "vae", *words, "--output_dir", "out"]) == 1
     errors = capsys.readouterr().err
     assert text in errors and "usage" not in errors
 
@@ -111,7 +111,7 @@ def test_a_failure_is_the_scripts_own_paragraph_and_status_1(processes: str, tmp
     process = start("vae", "--num_processes", processes, "--nonsense", "1", "--output_dir", "out", cwd=tmp_path)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 1
-    assert output.count("unknown argument --nonsense") == int(processes)
+    assert output.count("unknown argument --nonsense") == 1
     assert "Traceback" not in output and "ChildFailedError" not in output and "CalledProcess" not in output
 
 

@@ -93,7 +93,7 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
     # Set up: processes, devices
     join_after_restart()
     plugin = fsdp_plugin()
-    PartialState()  # joins the processes; what else accelerate needs to know is chosen below
+    PartialState(cpu=launcher.on_cpu())  # joins the processes; what else accelerate needs is chosen below
     processes = Processes()
     pusher = None
     if run.push_to_hub:

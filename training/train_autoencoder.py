@@ -14,7 +14,13 @@ if __name__ == "__main__" and not __package__:  # started as a file: run it agai
     runpy.run_module(f"training.{Path(__file__).stem}", run_name="__main__", alter_sys=True)
     sys.exit()
 
-from typing import Any
+from .config.parser import parse
+from .config.scripts import SCRIPTS
+
+
+if __name__ == "__main__":
+    parse(SCRIPTS["autoencoder"])  # a wrong flag is told before the imports, which take seconds
+
 
 import torch
 from torch import Tensor, nn
@@ -25,15 +31,11 @@ from hfgen.metrics import psnr
 
 from .build_model import load_image_model
 from .config.flags import Arguments
-from .config.parser import parse
 from .data.batches import Batch
 from .loop import train
 from .objective import Phase
 from .randomness import BatchRNG
 from .run_script import run_script
-
-
-DEFAULTS: dict[str, Any] = {"learning_rate": 2e-3}
 
 
 class ReconstructionLoss(nn.Module):
@@ -93,7 +95,7 @@ class AutoencoderObjective:
 
 
 def main() -> None:
-    train(AutoencoderObjective, parse(AutoencoderConfig, "Trains a convolutional Auto-Encoder.", DEFAULTS))
+    train(AutoencoderObjective, parse(SCRIPTS["autoencoder"], config_class=AutoencoderConfig))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,13 @@ if __name__ == "__main__" and not __package__:  # started as a file: run it agai
     runpy.run_module(f"training.{Path(__file__).stem}", run_name="__main__", alter_sys=True)
     sys.exit()
 
-from dataclasses import dataclass
-from typing import Any
+from .config.parser import parse
+from .config.scripts import SCRIPTS, GANArguments
+
+
+if __name__ == "__main__":
+    parse(SCRIPTS["gan"])  # a wrong flag is told before the imports, which take seconds
+
 
 import torch
 from torch import Tensor, nn
@@ -28,45 +33,13 @@ from hfgen.image_processing import build_image_processor, image_grid
 from hfgen.models.modeling_gan import discriminator_loss, generator_loss, gradient_penalty
 
 from .build_model import load_image_model
-from .config.flags import Arguments, flag
-from .config.parser import parse
+from .config.flags import Arguments
 from .data.batches import Batch
 from .evaluation.sample_quality import sample_quality
 from .loop import train
 from .objective import Phase
 from .randomness import BatchRNG
 from .run_script import run_script
-
-
-DEFAULTS: dict[str, Any] = {
-    "learning_rate": 1e-3,
-    # No momentum, as in BigGAN and StyleGAN: the other network moves the target. DCGAN's 0.5 gave worse samples of
-    # MNIST in the same time.
-    "adam_beta1": 0.0,
-    "adam_beta2": 0.9,
-    "per_device_train_batch_size": 64,
-    "ema_decay": 0.999,
-}
-
-
-@dataclass
-class GANArguments:
-    """The flags of this script alone."""
-
-    _argument_group_name = "gan"
-
-    discriminator_learning_rate: float | None = flag(
-        None, "Learning rate of the discriminator. Default: --learning_rate.", on_resume="warn", gt=0
-    )
-    discriminator_steps: int = flag(
-        1, "Number of updates of the discriminator per update of the generator.", on_resume="warn", ge=1
-    )
-    quality_samples: int = flag(
-        10_000,
-        "Number of images to generate for the final comparison with real ones; 0 skips it.",
-        on_resume="free",
-        ge=0,
-    )
 
 
 class _AdversarialLoss(nn.Module):
@@ -188,7 +161,7 @@ class GANObjective:
 
 
 def main() -> None:
-    train(GANObjective, parse(GANConfig, "Trains a Generative Adversarial Network.", DEFAULTS, GANArguments))
+    train(GANObjective, parse(SCRIPTS["gan"], config_class=GANConfig))
 
 
 if __name__ == "__main__":

@@ -14,8 +14,14 @@ if __name__ == "__main__" and not __package__:  # started as a file: run it agai
     runpy.run_module(f"training.{Path(__file__).stem}", run_name="__main__", alter_sys=True)
     sys.exit()
 
+from .config.parser import parse
+from .config.scripts import SCRIPTS, GPTArguments
+
+
+if __name__ == "__main__":
+    parse(SCRIPTS["gpt"])  # a wrong flag is told before the imports, which take seconds
+
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,44 +32,13 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from hfgen import GPTConfig, GPTForCausalLM
 
 from .build_model import build_config, load_model
-from .config.flags import Arguments, flag
-from .config.parser import parse
+from .config.flags import Arguments
 from .data.batches import Batch
 from .data.text import load_text
 from .loop import train
 from .objective import Phase
 from .randomness import BatchRNG
 from .run_script import run_script
-
-
-DEFAULTS: dict[str, Any] = {
-    "learning_rate": 5e-3,
-    "optimizer": "muon",
-    "adam_beta2": 0.95,
-    "per_device_train_batch_size": 64,
-    "per_device_eval_batch_size": 128,
-    "max_grad_norm": 1.0,
-    "logging_steps": 20,
-    "checkpointing_steps": 200,
-}
-
-
-@dataclass
-class GPTArguments:
-    """The flags of this script alone."""
-
-    _argument_group_name = "gpt"
-
-    tokenizer_name: str | None = flag(
-        None, "Tokenizer to use instead of one built from the characters of the text.", on_resume="warn"
-    )
-    sample_length: int = flag(500, "Length of each sample in tokens.", on_resume="free", ge=1)
-    sample_temperature: float = flag(
-        0.8,
-        "Temperature of the samples, and of generate() in the published model.",
-        on_resume="free",
-        gt=0,
-    )
 
 
 class NextTokenLoss(nn.Module):
@@ -200,7 +175,7 @@ def sample_text(model: GPTForCausalLM, tokenizer: PreTrainedTokenizerBase, args:
 
 
 def main() -> None:
-    train(GPTObjective, parse(GPTConfig, "Trains a GPT on text.", DEFAULTS, GPTArguments))
+    train(GPTObjective, parse(SCRIPTS["gpt"], config_class=GPTConfig))
 
 
 if __name__ == "__main__":

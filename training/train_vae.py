@@ -14,8 +14,13 @@ if __name__ == "__main__" and not __package__:  # started as a file: run it agai
     runpy.run_module(f"training.{Path(__file__).stem}", run_name="__main__", alter_sys=True)
     sys.exit()
 
-from dataclasses import dataclass
-from typing import Any
+from .config.parser import parse
+from .config.scripts import SCRIPTS
+
+
+if __name__ == "__main__":
+    parse(SCRIPTS["vae"])  # a wrong flag is told before the imports, which take seconds
+
 
 import torch
 from torch import Tensor, nn
@@ -25,30 +30,12 @@ from hfgen.image_processing import build_image_processor, image_grid
 from hfgen.metrics import bits_per_dim
 
 from .build_model import load_image_model
-from .config.flags import Arguments, flag
-from .config.parser import parse
+from .config.flags import Arguments
 from .data.batches import Batch
 from .loop import train
 from .objective import Phase
 from .randomness import BatchRNG
 from .run_script import run_script
-
-
-DEFAULTS: dict[str, Any] = {"learning_rate": 2e-3}
-
-
-@dataclass
-class VAEArguments:
-    """The flags of this script alone."""
-
-    _argument_group_name = "vae"
-
-    nll_samples: int = flag(
-        100,
-        "Number of importance samples per image for the final likelihood estimate; 0 skips it.",
-        on_resume="free",
-        ge=0,
-    )
 
 
 class EvidenceLowerBound(nn.Module):
@@ -121,7 +108,7 @@ class VAEObjective:
 
 
 def main() -> None:
-    train(VAEObjective, parse(VAEConfig, "Trains a Variational Auto-Encoder.", DEFAULTS, VAEArguments))
+    train(VAEObjective, parse(SCRIPTS["vae"], config_class=VAEConfig))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
-"""One self-contained file per architecture, config and network together, and `MODELS`, the one list of them."""
+"""One self-contained file per architecture, config and network together, and `MODELS`, the one list of them.
+
+Importing this registers them with transformers' Auto classes.
+"""
 
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .modeling_autoencoder import AutoencoderConfig, AutoencoderModel
@@ -53,6 +57,13 @@ MODELS = MappingProxyType({
         Architecture("gpt", "GPT", GPTConfig, GPTModel, {"AutoModelForCausalLM": GPTForCausalLM}, samples="text"),
     )
 })  # fmt: skip
+
+for _model_type, _architecture in MODELS.items():
+    _config_class = _architecture.config_class
+    transformers.AutoConfig.register(_model_type, _config_class, exist_ok=True)
+    transformers.AutoModel.register(_config_class, _architecture.base_model_class, exist_ok=True)
+    for _auto_class, _model_class in _architecture.head_classes.items():
+        getattr(transformers, _auto_class).register(_config_class, _model_class, exist_ok=True)
 
 __all__ = [
     "MODELS",

@@ -24,6 +24,7 @@ from hfgen import (
 from training.build_model import build_config, load_image_model, load_model
 from training.config.flags import Arguments
 from training.config.parser import parse
+from training.config.scripts import Script
 
 
 SMALL: dict[str, Any] = {"image_size": [8, 8], "hidden_channels": [4, 8], "hidden_size": 16, "latent_dim": 4}
@@ -33,7 +34,8 @@ DIGITS = [str(digit) for digit in range(10)]
 
 
 def arguments_of(model_class: Any, *argv: str) -> Arguments:
-    return parse(model_class.config_class, "Trains.", {}, None, ["--output_dir", "out", *argv])
+    family = model_class.config_class.__name__.removesuffix("Config").lower()
+    return parse(Script(family, "Trains."), ["--output_dir", "out", *argv], model_class.config_class)
 
 
 def published(model_class: Any, path: str, *argv: str) -> Any:

@@ -60,7 +60,8 @@ def test_results_hold_metrics_data_and_time(family: str, finished: dict[str, Pat
     assert math.isfinite(results["metrics"][name])
     assert results["model_type"] == f"hfgen_{family}"
     assert results["steps"] == 12 and results["examples_seen"] == 96 and results["skipped_steps"] == 0
-    assert {"dataset", "split", "seconds_trained", "seconds_wall", "seconds_other", "choices", "share_outside_compute", "num_parameters",
+    assert {"dataset", "split", "seconds_trained", "seconds_wall", "seconds_other", "choices",
+            "share_outside_compute", "num_parameters",
             "hardware", "processes", "versions", "command", "arguments"} <= set(results)  # fmt: skip
     final = metrics(finished[family])[-1]
     assert {f"eval_{name}": value for name, value in results["metrics"].items()} == {

@@ -11,7 +11,6 @@ import argparse
 import copy
 import dataclasses
 import difflib
-import inspect
 import os
 import re
 import shlex
@@ -19,14 +18,20 @@ import sys
 import typing
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from huggingface_hub.errors import StrictDataclassError
-from transformers import HfArgumentParser, PreTrainedConfig
+from transformers.hf_argparser import HfArgumentParser
 
 from ..distributed import launcher
-from .flags import FROM_DATA, OF_ONE_DATASET, Arguments, DataArguments, RunArguments, flag, range_problems, switch
+from .flags import OF_ONE_DATASET, Arguments, DataArguments, RunArguments, range_problems
+from .model_flags import model_arguments_class
+from .scripts import Script
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -36,20 +41,14 @@ DIVISIBLE_SIZE = 2**40
 
 
 def parse(
-    config_class: type[PreTrainedConfig],
-    description: str,
-    defaults: dict[str, Any],
-    extra_class: type | None = None,
-    argv: list[str] | None = None,
+    script: Script, argv: list[str] | None = None, config_class: type[PreTrainedConfig] | None = None
 ) -> Arguments:
     """Parses the recipe and the command line.
 
     Args:
-        config_class: the model's config; its fields become flags, explained by the `Args:` of its docstring.
-        description: first line of --help.
-        defaults: the script's own defaults for flags of RunArguments or DataArguments.
-        extra_class: dataclass with the script's own flags.
+        script: whose command line it is.
         argv: arguments without the program's name; sys.argv when None.
+        config_class: the model's config, which checks its values. None leaves that out, as importing it takes seconds.
 
     Returns:
         Valid arguments: output_dir is not empty, and at least one length is set.
@@ -59,13 +58,13 @@ def parse(
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     command = _repeating_command(argv)
-    classes: list[Any] = [DataArguments, _model_arguments_class(config_class)]
-    classes += [extra_class, RunArguments] if extra_class else [RunArguments]
+    classes: list[Any] = [DataArguments, model_arguments_class(script.family)]
+    classes += [script.extra, RunArguments] if script.extra else [RunArguments]
     parser = _Parser(
         classes, prog=os.environ.get("HFGEN_COMMAND"), usage="%(prog)s [recipe.yaml] [--flag value ...]",
-        description=description, formatter_class=_HelpFormatter, allow_abbrev=False,
+        description=script.description, formatter_class=_HelpFormatter, allow_abbrev=False,
     )  # fmt: skip
-    parser.set_defaults(**defaults)
+    parser.set_defaults(**script.defaults)
     words: list[str] = []
     problems: list[str] = []
     if argv and not argv[0].startswith("-"):
@@ -81,7 +80,7 @@ def parse(
         given["image_size"] *= 2
     for part in (run, data, *extra):
         problems += range_problems(part) + (part.problems() if hasattr(part, "problems") else [])
-    if run.model_name_or_path is None:
+    if run.model_name_or_path is None and config_class is not None:
         problems += _config_problems(config_class, given)
     if problems:
         raise SystemExit("The run was not started:\n- " + "\n- ".join(problems) + "\nSee --help for all arguments.")
@@ -240,40 +239,5 @@ def _repeating_command(argv: list[str]) -> str:
     return shlex.join([*launch, *name, *argv])
 
 
-def _model_arguments_class(config_class: type[PreTrainedConfig]) -> type:
-    """Returns a dataclass with the config's own fields, all optional, explained by the config's docstring."""
-    helps = _argument_helps(inspect.getdoc(config_class) or "")
-    inherited = _field_names(PreTrainedConfig)
-    fields: list[tuple[str, Any, Any]] = []
-    for entry in dataclasses.fields(config_class):
-        if entry.name in inherited and entry.name not in helps:
-            continue
-        kind = _flag_type(entry.type)
-        if kind is not None:
-            default = "from the data" if entry.name in FROM_DATA else entry.default
-            help = helps.get(entry.name, entry.name) + ("" if default is None else f" (default: {default})")
-            # On a resume, the whole config is compared.
-            fields.append((entry.name, kind | None, (switch if kind is bool else flag)(None, help, on_resume="free")))
-    if "num_labels" in helps:
-        help = helps["num_labels"] + " (default: 0)"
-        fields.append(("num_labels", int | None, flag(None, help, on_resume="free")))
-    return dataclasses.make_dataclass("ModelArguments", fields, namespace={"_argument_group_name": "model"})
-
-
 def _field_names(cls: Any) -> set[str]:
     return {entry.name for entry in dataclasses.fields(cls)}
-
-
-def _flag_type(kind: Any) -> Any:
-    """Returns the type of a config field's flag: the widest of its alternatives; None for what no flag can express."""
-    options = set(typing.get_args(kind)) or {kind}
-    return next((candidate for candidate in (list[int], float, int, str, bool) if candidate in options), None)
-
-
-def _argument_helps(docstring: str) -> dict[str, str]:
-    """Returns name -> explanation of the `Args:` section of a docstring."""
-    section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", docstring, flags=re.DOTALL | re.MULTILINE)
-    entries = r"^ {4}(\w+)(?: \(.*?\))?: (.*?)(?=^ {4}\w|\Z)"
-    found = re.findall(entries, section[1], flags=re.DOTALL | re.MULTILINE) if section else []
-    # argparse reads "%" as the start of a format.
-    return {name: " ".join(text.split()).replace("%", "%%") for name, text in found}

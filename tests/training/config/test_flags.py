@@ -7,20 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from hfgen import GANConfig, GPTConfig, VAEConfig
 from training.config.flags import as_recipe, flag, on_resume, recipe_of, switch
 from training.config.parser import parse
+from training.config.scripts import SCRIPTS, Script
 from training.output.run_folder import is_finished, write_results
-from training.train_gan import GANArguments
-from training.train_gpt import GPTArguments
-from training.train_vae import VAEArguments
 
 
-@pytest.mark.parametrize(
-    ("config", "extra"), [(VAEConfig, VAEArguments), (GANConfig, GANArguments), (GPTConfig, GPTArguments)]
-)
-def test_every_flag_declares_what_it_means_on_a_resume(config: type, extra: type) -> None:
-    arguments = parse(config, "", {}, extra, ["--output_dir", "out"])
+@pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
+def test_every_flag_declares_what_it_means_on_a_resume(script: Script) -> None:
+    arguments = parse(script, ["--output_dir", "out"])
     meanings = on_resume(arguments)
     assert set(meanings) == set(as_recipe(arguments))
     assert set(meanings.values()) == {"refuse", "warn", "free"}
@@ -39,12 +34,12 @@ def test_no_flag_gets_a_meaning_by_default() -> None:
         forgotten: int = field(default=1, metadata={"help": "Not made by flag()."})
 
     with pytest.raises(KeyError, match="meaning"):
-        parse(VAEConfig, "", {}, Undeclared, ["--output_dir", "out"])
+        parse(Script("vae", "", {}, Undeclared), ["--output_dir", "out"])
 
 
 def test_run_is_finished_until_something_changes_what_it_computes(tmp_path: Path) -> None:
     def arguments(*flags: str):
-        return parse(VAEConfig, "", {}, VAEArguments, ["--output_dir", "out", *flags])
+        return parse(SCRIPTS["vae"], ["--output_dir", "out", *flags])
 
     first = arguments("--latent_dim", "4")
     assert not is_finished(tmp_path, first)

@@ -15,6 +15,7 @@ import yaml
 from hfgen import AutoencoderConfig, GANConfig, GPTConfig, VAEConfig
 from training.config.flags import Arguments, as_recipe, flag
 from training.config.parser import command_to_resume, parse
+from training.config.scripts import Script
 
 
 CONFIGS = [AutoencoderConfig, VAEConfig, GANConfig, GPTConfig]
@@ -25,13 +26,17 @@ class ExtraArguments:
     nll_samples: int = flag(100, "Number of samples.", on_resume="free", ge=0)
 
 
+def family_of(config: type) -> str:
+    return config.__name__.removesuffix("Config").lower()
+
+
 def run(*argv: str, config: type = VAEConfig, extra: type | None = None) -> Arguments:
-    return parse(config, "Trains.", {}, extra, [*argv, "--output_dir", "out"])
+    return parse(Script(family_of(config), "Trains.", {}, extra), [*argv, "--output_dir", "out"], config)
 
 
 def refusal(*argv: str, extra: type | None = None) -> str:
     with pytest.raises(SystemExit) as caught:
-        parse(VAEConfig, "Trains.", {}, extra, list(argv))
+        parse(Script("vae", "Trains.", {}, extra), list(argv), VAEConfig)
     assert isinstance(caught.value.code, str)  # printed, with exit status 1
     return caught.value.code
 
@@ -57,7 +62,7 @@ def recipe(tmp_path: Path) -> Any:
 def test_flag_overrides_recipe_and_recipe_overrides_script(recipe: Any) -> None:
     path = recipe("learning_rate: 2.0\nseed: 2\noutput_dir: from-recipe\n")
     defaults = {"learning_rate": 1.0, "seed": 1, "ema_decay": 0.5}
-    arguments = parse(VAEConfig, "Trains.", defaults, None, [path, "--learning_rate", "3"])
+    arguments = parse(Script("vae", "Trains.", defaults), [path, "--learning_rate", "3"])
     assert (arguments.run.learning_rate, arguments.run.seed, arguments.run.ema_decay) == (3.0, 2, 0.5)
     assert arguments.run.output_dir == "from-recipe"
 
@@ -83,13 +88,13 @@ def test_config_fields_are_flags_of_their_type() -> None:
     assert run("--generator-channels", "8", config=GANConfig).model == {"generator_channels": [8]}
     assert run("--noise_std=0.5", config=AutoencoderConfig).model == {"noise_std": 0.5}
     assert [run(*flags).data.in_memory for flags in ([], ["--in_memory"], ["--in_memory=no"])] == [None, True, False]
-    assert run("--no_channels_last").run.channels_last is False
+    assert run("--channels_last", "false").run.channels_last is False
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_documented_config_field_is_a_flag(config: type) -> None:
     with pytest.raises(SystemExit) as caught:
-        parse(config, "Trains.", {}, None, [f"--{name}_" for name in documented(config)])
+        parse(Script(family_of(config), "Trains."), [f"--{name}_" for name in documented(config)])
     for name in documented(config):  # the nearest name of an unknown one is the flag itself
         assert f"--{name}_; did you mean {name}?" in str(caught.value.code)
 
@@ -99,7 +104,7 @@ def test_help_explains_every_flag(config: type, capsys: pytest.CaptureFixture[st
     monkeypatch.setenv("COLUMNS", "1000")  # an explanation is not broken
     monkeypatch.setenv("HFGEN_COMMAND", "hfgen train it")
     with pytest.raises(SystemExit) as caught:
-        parse(config, "Trains it.", {"learning_rate": 0.125}, ExtraArguments, ["--help"])
+        parse(Script(family_of(config), "Trains it.", {"learning_rate": 0.125}, ExtraArguments), ["--help"])
     assert caught.value.code == 0
     shown = capsys.readouterr().out
     flags = dict(re.findall(r"^  (-\S+).*?\s{2,}(\S.*)$", shown, flags=re.MULTILINE))
@@ -210,7 +215,7 @@ def test_command_repeats_the_run_through_a_shell(monkeypatch: pytest.MonkeyPatch
     arguments = run("--hub_model_id", "it's", "--dataset_name", "my images; rm -rf $HOME")
     words = shlex.split(arguments.command)
     assert words[:3] == ["accelerate", "launch", "training/train_vae.py"]
-    again = parse(VAEConfig, "Trains.", {}, None, words[3:])
+    again = parse(Script("vae", "Trains."), words[3:])
     assert again.data.dataset_name == "my images; rm -rf $HOME" and again.run.hub_model_id == "it's"
     monkeypatch.setattr("training.config.parser.__package__", "hfgen.training.config")  # as installed
     assert run().command == "accelerate launch -m hfgen.training.train_vae --output_dir out"
@@ -244,6 +249,6 @@ def test_command_to_resume_neither_starts_over_nor_goes_back() -> None:
 
 def test_run_written_as_a_recipe_repeats_it(recipe: Any) -> None:
     first = run("--hidden_channels", "8", "16", "--num_labels", "3", "--dataset_name", "digits", extra=ExtraArguments)
-    again = parse(VAEConfig, "Trains.", {}, ExtraArguments, [recipe(yaml.safe_dump(as_recipe(first)))])
+    again = parse(Script("vae", "Trains.", {}, ExtraArguments), [recipe(yaml.safe_dump(as_recipe(first)))])
     assert as_recipe(again) == as_recipe(first)
     assert again.model == {"hidden_channels": [8, 16], "num_labels": 3}

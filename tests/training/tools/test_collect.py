@@ -1,6 +1,5 @@
 """README's table is what was measured."""
 
-import importlib
 import json
 import re
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 
 from hfgen import MODELS
 from training.config.parser import parse
+from training.config.scripts import SCRIPTS
 from training.tools.collect import ROOT, collect, results_table, with_table
 
 
@@ -57,10 +57,8 @@ def test_collect_takes_the_newest_samples_and_refuses_an_unfinished_run(tmp_path
 @pytest.mark.parametrize("path", sorted((ROOT / "training" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_is_understood_by_its_script(path: Path) -> None:
     (architecture,) = (entry for entry in MODELS.values() if path.stem.startswith(f"{entry.family}-"))
-    script = importlib.import_module(f"training.train_{architecture.family}")
-    extra = {"vae": "VAEArguments", "gan": "GANArguments", "gpt": "GPTArguments"}.get(architecture.family)
 
-    arguments = parse(architecture.config_class, "", script.DEFAULTS, extra and getattr(script, extra), [str(path)])
+    arguments = parse(SCRIPTS[architecture.family], [str(path)], architecture.config_class)
 
     assert arguments.run.output_dir == f"runs/{path.stem}"
     assert arguments.run.max_train_seconds <= 300

@@ -1,0 +1,118 @@
+"""What each training script adds to the flags: other defaults, and flags of its own.
+
+It is not in the scripts, because they import torch and transformers, and a wrong flag is told before that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .flags import flag
+
+
+@dataclass
+class VAEArguments:
+    """The flags of train_vae.py alone."""
+
+    _argument_group_name = "vae"
+
+    nll_samples: int = flag(
+        100,
+        "Number of importance samples per image for the final likelihood estimate; 0 skips it.",
+        on_resume="free",
+        ge=0,
+    )
+
+
+@dataclass
+class GANArguments:
+    """The flags of train_gan.py alone."""
+
+    _argument_group_name = "gan"
+
+    discriminator_learning_rate: float | None = flag(
+        None, "Learning rate of the discriminator. Default: --learning_rate.", on_resume="warn", gt=0
+    )
+    discriminator_steps: int = flag(
+        1, "Number of updates of the discriminator per update of the generator.", on_resume="warn", ge=1
+    )
+    quality_samples: int = flag(
+        10_000,
+        "Number of images to generate for the final comparison with real ones; 0 skips it.",
+        on_resume="free",
+        ge=0,
+    )
+
+
+@dataclass
+class GPTArguments:
+    """The flags of train_gpt.py alone."""
+
+    _argument_group_name = "gpt"
+
+    tokenizer_name: str | None = flag(
+        None, "Tokenizer to use instead of one built from the characters of the text.", on_resume="warn"
+    )
+    sample_length: int = flag(500, "Length of each sample in tokens.", on_resume="free", ge=1)
+    sample_temperature: float = flag(
+        0.8,
+        "Temperature of the samples, and of generate() in the published model.",
+        on_resume="free",
+        gt=0,
+    )
+
+
+@dataclass(frozen=True)
+class Script:
+    """What is special about the command line of a training script.
+
+    Attributes:
+        family: of the architecture; the script is train_FAMILY.py, and the config is in modeling_FAMILY.py.
+        description: first line of --help.
+        defaults: of flags that all scripts have.
+        extra: dataclass with the script's own flags, or None.
+    """
+
+    family: str
+    description: str
+    defaults: dict[str, Any] = field(default_factory=dict)
+    extra: type | None = None
+
+
+SCRIPTS = {
+    script.family: script
+    for script in (
+        Script("autoencoder", "Trains a convolutional Auto-Encoder.", {"learning_rate": 2e-3}),
+        Script("vae", "Trains a Variational Auto-Encoder.", {"learning_rate": 2e-3}, VAEArguments),
+        Script(
+            "gan",
+            "Trains a Generative Adversarial Network.",
+            {
+                "learning_rate": 1e-3,
+                # No momentum, as in BigGAN and StyleGAN: the other network moves the target. DCGAN's 0.5 gave worse
+                # samples of MNIST in the same time.
+                "adam_beta1": 0.0,
+                "adam_beta2": 0.9,
+                "per_device_train_batch_size": 64,
+                "ema_decay": 0.999,
+            },
+            GANArguments,
+        ),
+        Script(
+            "gpt",
+            "Trains a GPT on text.",
+            {
+                "learning_rate": 5e-3,
+                "optimizer": "muon",
+                "adam_beta2": 0.95,
+                "per_device_train_batch_size": 64,
+                "per_device_eval_batch_size": 128,
+                "max_grad_norm": 1.0,
+                "logging_steps": 20,
+                "checkpointing_steps": 200,
+            },
+            GPTArguments,
+        ),
+    )
+}
