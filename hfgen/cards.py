@@ -355,7 +355,9 @@ def _conditions(results: dict[str, Any]) -> list[tuple[str, str]]:
     """Length, hardware and versions of a run, as far as they were recorded."""
     rows = []
     if "seconds_trained" in results:
-        rows.append(("Time", f"{_format_duration(results['seconds_trained'])} of training"))
+        wall = results.get("seconds_wall")
+        with_all = f", {_format_duration(wall)} with start, evaluation and samples" if wall else ""
+        rows.append(("Time", f"{_format_duration(results['seconds_trained'])} of training{with_all}"))
     if "steps" in results:
         skipped = f", {results['skipped_steps']} of them skipped" if results.get("skipped_steps") else ""
         rows.append(("Steps", f"{results['steps']:,}{skipped}"))
@@ -366,10 +368,23 @@ def _conditions(results: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("Hardware", results["hardware"] + (f", {processes} processes" if processes > 1 else "")))
     if "mixed_precision" in results:
         precision = results["mixed_precision"]
-        rows.append(("Precision", "fp32" if precision == "no" else f"{precision} mixed with fp32"))
+        words = "fp32" if precision == "no" else f"{precision} mixed with fp32"
+        rows.append(("Precision", words + _reason(results, "mixed_precision")))
+    choices = results.get("choices", {})
+    if choices.get("attn_implementation"):
+        rows.append(("Attention", choices["attn_implementation"] + _reason(results, "attn_implementation")))
+    if "channels_last" in choices and not choices.get("attn_implementation"):
+        layout = "channels last" if choices["channels_last"] else "channels first"
+        rows.append(("Memory layout", layout + _reason(results, "channels_last")))
     if results.get("versions"):
         rows.append(("Versions", ", ".join(f"{name} {value}" for name, value in results["versions"].items())))
     return rows
+
+
+def _reason(results: dict[str, Any], choice: str) -> str:
+    """Why the run chose it, in parentheses."""
+    reason = results.get("choices", {}).get("reasons", {}).get(choice)
+    return f" ({reason})" if reason else ""
 
 
 def _format_duration(seconds: float) -> str:

@@ -184,8 +184,13 @@ def _machine() -> dict[str, object]:
         "processor": processor_name(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
-        "instructions": {name: os.environ[name] for name in INSTRUCTIONS if name in os.environ},
+        "instructions": instruction_limits(),
     }
+
+
+def instruction_limits() -> dict[str, str]:
+    """The variables that keep kernels from using all instructions of the processor."""
+    return {name: os.environ[name] for name in INSTRUCTIONS if name in os.environ}
 
 
 def processor_name() -> str:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ..config.flags import Arguments, as_recipe, recipe_of
 from ..data.batches import GlobalBatch
 from ..hardware.choices import Choices
-from ..hardware.probe import processor_name
+from ..hardware.probe import instruction_limits, processor_name
 from ..progress import Progress
 from .metrics_log import json_numbers
 
@@ -64,7 +64,8 @@ def describe_run(
 
 def describe_machine(processes: int, device: torch.device) -> dict[str, Any]:
     """Returns the hardware, the number of processes, and the versions of the libraries."""
-    hardware = f"{torch.get_num_threads()} threads of {processor_name()}"
+    limits = ", ".join(f"{name}={value}" for name, value in instruction_limits().items())
+    hardware = f"{torch.get_num_threads()} threads of {processor_name()}{limits and f', limited by {limits}'}"
     if device.type == "cuda":
         hardware = torch.cuda.get_device_name(device)
     packages = ("torch", "transformers", "accelerate", "datasets")

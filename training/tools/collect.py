@@ -20,10 +20,13 @@ from hfgen.cards import read_family, short_dataset_name
 
 ROOT = Path(__file__).resolve().parents[2]
 BEGIN, END = "<!-- results:", "<!-- /results -->"
+AVX2_RESULTS = "results-avx2.json"
 
 
 def collect(run: Path, model_cards: Path) -> Path:
     """Copies what the repository shows of a run: the card, the results, the newest samples and the plot.
+
+    Of a run that was limited to AVX2, only the results.
 
     Raises:
         ValueError: the folder does not hold a finished run.
@@ -31,6 +34,10 @@ def collect(run: Path, model_cards: Path) -> Path:
     if not (run / "results.json").is_file():
         raise ValueError(f"{run} must be the output folder of a finished run, got one without results.json.")
     target = model_cards / run.name
+    if "limited by" in json.loads((run / "results.json").read_text(encoding="utf-8")).get("hardware", ""):
+        shutil.copy(run / "results.json", target / AVX2_RESULTS)
+        return target
+    slower = (target / AVX2_RESULTS).read_bytes() if (target / AVX2_RESULTS).is_file() else None
     shutil.rmtree(target, ignore_errors=True)
     (target / "samples").mkdir(parents=True)
     newest = max((run / "samples").iterdir(), key=lambda path: path.name)
@@ -40,30 +47,36 @@ def collect(run: Path, model_cards: Path) -> Path:
     for name in ("README.md", "results.json"):
         if (run / name).is_file():
             shutil.copy(run / name, target / name)
+    if slower is not None:
+        (target / AVX2_RESULTS).write_bytes(slower)
     return target
 
 
 def results_table(model_cards: Path) -> str:
     """The Markdown table of every collected run."""
-    rows = ["| recipe | data | measured | parameters | trained |", "|---|---|---|---|---|"]
+    rows = ["| recipe | data | with bf16 instructions | with AVX2 alone |", "|---|---|---|---|"]
     for path in sorted(model_cards.glob("*/results.json")):
         results = json.loads(path.read_text(encoding="utf-8"))
-        rows.append(_row(path.parent.name, results))
+        slower = path.with_name(AVX2_RESULTS)
+        measured = [_measured(results)]
+        measured.append(_measured(json.loads(slower.read_text(encoding="utf-8"))) if slower.is_file() else "")
+        name, dataset = path.parent.name, short_dataset_name(results["dataset"]).rpartition("/")[2]
+        rows.append(
+            f"| [{name}](model_cards/{name}/README.md), {results['num_parameters'] / 1e6:.1f} M parameters "
+            f"| {dataset} ({results['split']}) | {' | '.join(measured)} |"
+        )
     return "\n".join(rows)
 
 
-def _row(name: str, results: dict[str, Any]) -> str:
+def _measured(results: dict[str, Any]) -> str:
+    """The headline metrics of a run, and how long it trained."""
     metrics = results["metrics"]
     shown = ", ".join(
         f"{label} **{metrics[key]:{form}}**" if i == 0 else f"{label} {metrics[key]:{form}}"
         for i, (key, label, form) in enumerate(read_family(results["model_type"]).headline_metrics)
         if key in metrics
     )
-    dataset = short_dataset_name(results["dataset"]).rpartition("/")[2]
-    parameters = f"{results['num_parameters'] / 1e6:.1f} M"
-    trained = f"{results['seconds_trained']:.0f} s, {results['steps']:,} steps"
-    link = f"[{name}](model_cards/{name}/README.md)"
-    return f"| {link} | {dataset} ({results['split']}) | {shown} | {parameters} | {trained} |"
+    return f"{shown}; {results['seconds_trained']:.0f} s, {results['steps']:,} steps"
 
 
 def with_table(readme: str, table: str) -> str:

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,6 +53,24 @@ def test_collect_takes_the_newest_samples_and_refuses_an_unfinished_run(tmp_path
     target = collect(run, tmp_path / "cards")
 
     assert [path.name for path in (target / "samples").iterdir()] == ["step-000200.txt"]
+
+
+def test_results_of_a_slower_processor_are_kept_beside_those_of_the_card(tmp_path: Path) -> None:
+    results: dict[str, Any] = {
+        "model_type": "hfgen_autoencoder", "dataset": "digits", "split": "test", "num_parameters": 1_000_000,
+        "seconds_trained": 10.0, "steps": 5,
+    }  # fmt: skip
+    for folder, hardware, mse in (("a", "2 threads of a CPU", 0.25), ("b", "a CPU, limited by X=AVX2", 0.5)):
+        run = tmp_path / folder / "autoencoder-digits"
+        (run / "samples").mkdir(parents=True)
+        (run / "samples" / "step-1.png").touch()
+        (run / "results.json").write_text(json.dumps({**results, "hardware": hardware, "metrics": {"mse": mse}}))
+    for folder in ("a", "b", "a"):
+        collect(tmp_path / folder / "autoencoder-digits", tmp_path / "cards")
+
+    (row,) = results_table(tmp_path / "cards").splitlines()[2:]
+
+    assert [cell.strip()[:19] for cell in row.split("|")[3:5]] == ["test MSE **0.2500**", "test MSE **0.5000**"]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "training" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
