@@ -295,7 +295,10 @@ def _adds_to_residual(linear: nn.Linear) -> nn.Linear:
 def _compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype of a matrix product of x: autocast's where it is enabled, else that of x."""
     device_type = x.device.type
-    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x.dtype
+    # The meta device, for one, has no autocast, and asking it is an error.
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return x.dtype
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -570,7 +573,8 @@ class GPTModel(GPTPreTrainedModel):
                 everywhere in transformers; `generate` passes positions without padding, which matters if learned.
             past_key_values, cache: two names of the cache of earlier keys and values; this call appends its own.
             inputs_embeds: (batch, length, hidden_size), in place of input_ids.
-            use_cache: return the cache. None: `config.use_cache` in evaluation mode, False in training mode.
+            use_cache: return the cache. None: `config.use_cache` in evaluation mode; False in training mode, and in
+                torch.export, which knows no caches.
             output_hidden_states, output_attentions: return those of every layer (attentions: eager attention only).
 
         Returns:
@@ -586,7 +590,7 @@ class GPTModel(GPTPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         if use_cache is None:
-            use_cache = self.config.use_cache and not self.training
+            use_cache = self.config.use_cache and not self.training and not torch.compiler.is_exporting()
         cache = _either_cache(cache, past_key_values)
         if self.training and any(layer.gradient_checkpointing for layer in self.layers):
             use_cache, cache = False, None  # the second pass through a layer would add its keys and values again
@@ -640,7 +644,8 @@ class GPTModel(GPTPreTrainedModel):
         """(batch or 1, length) -> (batch or 1, length, hidden_size)."""
         known = self.config.max_position_embeddings
         # On a GPU an index out of range kills the process, so this check is worth a host sync.
-        if not torch.compiler.is_compiling() and (last := int(position_ids.max())) >= known:
+        has_values = not (torch.compiler.is_compiling() or position_ids.is_meta)
+        if has_values and (last := int(position_ids.max())) >= known:
             raise ValueError(
                 f"position_ids must be below {known}, the number of learned positions "
                 f"(config.max_position_embeddings), got {last}. Shorten the input, generate fewer tokens, or train "

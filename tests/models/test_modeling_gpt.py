@@ -701,6 +701,87 @@ def test_resized_vocabulary_keeps_the_old_logits(tied: bool) -> None:
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
 
 
+# ---------------------------------------------------------------------------- what others do with a model's modules
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization:DeprecationWarning")
+@SHAPES
+def test_dynamic_int8_quantization_keeps_the_logits_close(shape: dict[str, object]) -> None:
+    model = tiny_model(**shape)
+    input_ids = random_tokens(2, 12)
+
+    quantized = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+
+    assert not any(isinstance(module, torch.nn.Linear) for module in quantized.modules())
+    exact, rounded = model(input_ids).logits, quantized(input_ids).logits
+    assert 0 < (rounded - exact).square().mean().sqrt() < 0.2 * exact.std()  # unrelated logits: 1.4
+    assert quantized.generate(input_ids, max_new_tokens=3, min_new_tokens=3).shape == (2, 15)
+
+
+@SHAPES
+@pytest.mark.parametrize("autocast", [False, True])
+def test_forward_on_the_meta_device_gives_shapes(shape: dict[str, object], autocast: bool) -> None:
+    """As tools do that estimate the memory of a model without having it."""
+    with torch.device("meta"):
+        model = GPTForCausalLM(tiny_config(**shape))
+        input_ids = torch.zeros(2, 12, dtype=torch.long)
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        outputs = model(input_ids, labels=input_ids)
+
+    assert outputs.logits.shape == (2, 12, 61) and outputs.logits.is_meta
+    assert outputs.loss.shape == () and outputs.loss.is_meta
+
+
+@SHAPES
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_takes_any_batch_and_length(shape: dict[str, object], strict: bool) -> None:
+    model = tiny_model(**shape)
+    free = {0: torch.export.Dim("batch", max=64), 1: torch.export.Dim("length", max=48)}
+
+    exported = torch.export.export(model, (random_tokens(2, 12),), dynamic_shapes=(free,), strict=strict).module()
+
+    for size in ((1, 12), (5, 48), (3, 2)):
+        input_ids = random_tokens(*size)
+        torch.testing.assert_close(exported(input_ids).logits, model(input_ids).logits, rtol=1e-5, atol=1e-5)
+
+
+class LowRank(torch.nn.Module):
+    """A layer and a trainable product of two thin matrices beside it (LoRA, https://arxiv.org/abs/2106.09685)."""
+
+    def __init__(self, layer: torch.nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer.requires_grad_(False)
+        self.down = torch.nn.Linear(layer.in_features, 2, bias=False)
+        self.up = torch.nn.Linear(2, layer.out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + self.up(self.down(x))
+
+
+@SHAPES
+@pytest.mark.parametrize("autocast", [False, True])
+def test_linear_layers_may_be_wrapped_to_adapt_them(shape: dict[str, object], autocast: bool) -> None:
+    model, merged = tiny_model(**shape), tiny_model(**shape)
+    for name, layer in list(model.model.named_modules()):
+        if isinstance(layer, torch.nn.Linear):
+            wrapped = LowRank(layer)
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.model.get_submodule(parent), attribute, wrapped)
+            with torch.no_grad():
+                merged.model.get_submodule(name).weight.add_(wrapped.up.weight @ wrapped.down.weight)
+    input_ids = random_tokens(2, 12)
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        outputs = model(input_ids, labels=input_ids)
+        expected = merged(input_ids, labels=input_ids)
+    outputs.loss.backward()
+
+    torch.testing.assert_close(outputs.loss, expected.loss, rtol=0.02 if autocast else 1e-5, atol=0)
+    thin = {name: parameter for name, parameter in model.named_parameters() if ".up." in name or ".down." in name}
+    assert len(thin) >= 24 and all(parameter.grad.abs().sum() > 0 for parameter in thin.values())
+
+
 # ----------------------------------------------------------------------------------------------------- configuration
 
 
