@@ -30,10 +30,11 @@ _LAZY = {
     "to_gpt2": "hfgen.convert",
     "image_grid": "hfgen.image_processing",
     "to_pil": "hfgen.image_processing",
+    "tokenizer_from_nanogpt": "hfgen.convert",
 }
 
 if TYPE_CHECKING:
-    from .convert import from_gpt2, from_nanogpt, to_gpt2
+    from .convert import from_gpt2, from_nanogpt, to_gpt2, tokenizer_from_nanogpt
     from .image_processing import build_image_processor, image_grid, to_pil
     from .tokenization import build_character_tokenizer
 
@@ -45,6 +46,7 @@ __all__ = [
     "image_grid",
     "to_gpt2",
     "to_pil",
+    "tokenizer_from_nanogpt",
 ]
 __all__ += models.__all__
 
