@@ -64,9 +64,32 @@ else:
     FilledIn = int | None
 
 
+def _as_in_json(value: Any) -> Any:
+    """Numbers and arrays of numpy and torch as Python's, and tuples as lists."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [_as_in_json(element) for element in value]
+    if isinstance(value, dict):
+        return {key: _as_in_json(element) for key, element in value.items()}
+    return value
+
+
+def _takes_values_of_numpy(config_class: type["GPTConfig"]) -> type["GPTConfig"]:
+    """A decorator on top of @strict, which would refuse such values before any method of the class sees them."""
+    set_checked = config_class.__setattr__
+
+    def __setattr__(self: "GPTConfig", name: str, value: Any) -> None:
+        set_checked(self, name, _as_in_json(value) if name in self.__dataclass_fields__ else value)
+
+    config_class.__setattr__ = __setattr__  # type: ignore[method-assign, assignment]
+    return config_class
+
+
+@_takes_values_of_numpy
 @strict
 class GPTConfig(PreTrainedConfig):
-    """The shape of a GPT. A field left at None is filled in from the others.
+    """The shape of a GPT. A field left at None is filled in from the others. Numbers of numpy and tuples are fine.
 
     Args:
         vocab_size: number of tokens that the model knows.
@@ -155,7 +178,7 @@ class GPTConfig(PreTrainedConfig):
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None and self.num_attention_heads > 0:
             self.head_dim = self.hidden_size // self.num_attention_heads
-        super().__post_init__(**kwargs)  # merges rope_theta into rope_parameters
+        super().__post_init__(**_as_in_json(kwargs))  # merges rope_theta into rope_parameters
         if self.position_embedding == "learned":
             self.rope_parameters = None
         self.base_model_tp_plan = self._tensor_parallel_plan()  # type: ignore[misc]

@@ -15,9 +15,11 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.decoders import Fuse
@@ -827,6 +829,39 @@ def test_config_names_every_problem_at_once() -> None:
 def test_config_rejects(fields: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="|".join([*fields, "head_dim"])):
         GPTConfig(**fields)
+
+
+def test_config_takes_values_of_numpy_and_tuples_and_stores_them_as_json(tmp_path: Path) -> None:
+    config = GPTConfig(
+        vocab_size=np.int64(61),
+        hidden_size=np.int32(32),
+        num_hidden_layers=torch.tensor(2),
+        norm_eps=np.float32(2.0**-10),
+        use_bias=np.bool_(True),
+        eos_token_id=(np.int64(3), 4),
+        rope_parameters={"rope_type": "default", "rope_theta": np.float64(500.0)},
+        architectures=("GPTForCausalLM",),
+    )
+    config.bos_token_id = np.uint16(7)
+
+    plain = GPTConfig(
+        vocab_size=61, hidden_size=32, num_hidden_layers=2, norm_eps=2.0**-10, use_bias=True, eos_token_id=[3, 4],
+        bos_token_id=7, rope_theta=500.0, architectures=["GPTForCausalLM"],
+    )  # fmt: skip
+    assert config.to_json_string() == plain.to_json_string()
+    assert GPTConfig(rope_theta=np.float32(500.0)).to_json_string() == GPTConfig(rope_theta=500.0).to_json_string()
+    assert type(config.vocab_size) is int and type(config.norm_eps) is float and config.use_bias is True
+    config.save_pretrained(tmp_path)
+    assert GPTConfig.from_pretrained(tmp_path).eos_token_id == [3, 4]
+    GPTForCausalLM(config).save_pretrained(tmp_path)
+    config.eos_token_id = np.array([5, 6])
+    assert config.eos_token_id == [5, 6]
+
+
+@pytest.mark.parametrize("value", [np.float64(32.0), np.bool_(True), "32", (32,), np.array([32])])
+def test_config_still_refuses_what_is_no_integer(value: object) -> None:
+    with pytest.raises(StrictDataclassFieldValidationError, match="hidden_size"):
+        GPTConfig(hidden_size=value)
 
 
 def test_head_dim_may_part_from_the_width() -> None:
