@@ -166,7 +166,11 @@ def sample_command_line(arguments: argparse.Namespace) -> None:
             "can be sampled from other models."
         )
     name = (config.get("architectures") or [architecture.base_model_class.__name__])[0]
-    model: Any = architecture.model_classes[name].from_pretrained(folder).eval()
+    model_class: Any = architecture.model_classes[name]
+    if not hasattr(model_class, "sample"):
+        able = ", ".join(known for known, entry in architecture.model_classes.items() if hasattr(entry, "sample"))
+        raise ValueError(f"{arguments.model} must hold a {able}, got a {name}. Save the model with its output layer.")
+    model = model_class.from_pretrained(folder).eval()
     options = {} if arguments.temperature is None else {architecture.temperature: arguments.temperature}
     if architecture.samples == "text":
         _write_text(model, folder, arguments, options)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from hfgen import GPTModel
 from hfgen.cli import main
 
 from .runs import copy_run, trained_runs
@@ -86,3 +87,10 @@ def test_sample_writes_text_of_any_length_from_any_start(tmp_path: Path, capsys:
     assert main([*words, "--temperature", "-1"]) == 1
     refusal = "hfgen sample: temperature must be at least 0 and finite, got -1.0. 1 samples as trained.\n"
     assert capsys.readouterr().err.endswith(refusal)
+
+
+def test_sample_needs_a_model_with_its_output_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    GPTModel.from_pretrained(trained_runs() / "gpt").save_pretrained(tmp_path)
+
+    assert main(["sample", str(tmp_path)]) == 1
+    assert "must hold a GPTForCausalLM, got a GPTModel. Save the model with" in capsys.readouterr().err

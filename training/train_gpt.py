@@ -63,9 +63,9 @@ class GPTArguments:
     sample_length: int = flag(500, "Length of each sample in tokens.", on_resume="free", ge=1)
     sample_temperature: float = flag(
         0.8,
-        "Temperature of the samples, and of generate() in the published model.",
+        "Temperature of the samples, and of generate() in the published model; 0 takes the likeliest token each time.",
         on_resume="free",
-        gt=0,
+        ge=0,
     )
 
 
@@ -102,12 +102,13 @@ class GPTObjective:
                 f"--tokenizer_name must have at most the model's {model.config.vocab_size} tokens, got "
                 f"{len(self.data.tokenizer)}. Leave the flag out to use the model's own tokenizer."
             )
+        temperature = self.extra.sample_temperature
         model.generation_config = GenerationConfig(
             bos_token_id=start_of_text(self.data),
             eos_token_id=model.config.eos_token_id,
             pad_token_id=model.config.pad_token_id,
-            do_sample=True,
-            temperature=self.extra.sample_temperature,
+            do_sample=temperature > 0,
+            temperature=temperature or None,
             # Not max_new_tokens, which would beat a max_length that is passed to generate().
             max_length=model.config.max_position_embeddings,
         )

@@ -658,7 +658,7 @@ class GPTModel(GPTPreTrainedModel):
         return create_causal_mask(
             config=self.config,
             inputs_embeds=embeds[..., :0].to(_compute_dtype(embeds)),  # only dtype, device and length matter
-            attention_mask=attention_mask,
+            attention_mask=None if embeds.is_meta else attention_mask,  # its values are looked at, and meta has none
             position_ids=position_ids,
             **_named_cache(cache),
         )

@@ -722,14 +722,15 @@ def test_dynamic_int8_quantization_keeps_the_logits_close(shape: dict[str, objec
 
 @SHAPES
 @pytest.mark.parametrize("autocast", [False, True])
-def test_forward_on_the_meta_device_gives_shapes(shape: dict[str, object], autocast: bool) -> None:
+@pytest.mark.parametrize("masked", [False, True])
+def test_forward_on_the_meta_device_gives_shapes(shape: dict[str, object], autocast: bool, masked: bool) -> None:
     """As tools do that estimate the memory of a model without having it."""
     with torch.device("meta"):
         model = GPTForCausalLM(tiny_config(**shape))
         input_ids = torch.zeros(2, 12, dtype=torch.long)
 
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        outputs = model(input_ids, labels=input_ids)
+        outputs = model(input_ids, labels=input_ids, attention_mask=torch.ones_like(input_ids) if masked else None)
 
     assert outputs.logits.shape == (2, 12, 61) and outputs.logits.is_meta
     assert outputs.loss.shape == () and outputs.loss.is_meta

@@ -70,3 +70,16 @@ def test_samples_go_on_past_the_context_and_repeat(positions: str, tmp_path: Pat
     text = (tmp_path / "step-1.txt").read_text()
     assert len(text) > 3 * 8  # 50 tokens, of which an untrained model makes some special ones
     assert (tmp_path / "step-2.txt").read_text() == text
+
+
+def test_temperature_of_zero_publishes_a_model_that_takes_the_likeliest_tokens(tmp_path: Path) -> None:
+    objective = objective_for(["now is better than never\n" * 50], tmp_path, "--sample_temperature", "0")
+    model, tokenizer = objective.model.eval(), objective.data.tokenizer
+    model.save_pretrained(tmp_path / "published")
+    published = GPTForCausalLM.from_pretrained(tmp_path / "published")
+
+    objective.draw_samples(model, tmp_path / "step-1")
+    prompt = tokenizer("now", return_tensors="pt")["input_ids"]
+
+    assert (tmp_path / "step-1.txt").read_text() == model.sample(tokenizer, "", 50, 50, temperature=0)
+    assert published.generate(prompt).tolist() == model.generate(prompt, do_sample=False).tolist()
