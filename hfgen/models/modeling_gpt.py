@@ -796,6 +796,7 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
                 max_new_tokens=None,  # those of generation_config would beat max_length
                 min_new_tokens=None,
                 pad_token_id=0,  # one text needs no padding, but generate would warn
+                return_dict_in_generate=False,
                 **options,
             )
             tokens = [*tokens, *generated[0, len(window) :].tolist()]

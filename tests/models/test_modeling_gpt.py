@@ -483,7 +483,7 @@ def test_sample_is_repeatable_and_follows_the_generation_config() -> None:
 def test_sample_ignores_a_length_in_the_generation_config() -> None:
     """Older models were published with max_new_tokens, which beats a max_length."""
     tokenizer = character_tokenizer(ALPHABET)
-    for length in ({"max_new_tokens": 200, "min_new_tokens": 3}, {"max_length": 16}):
+    for length in ({"max_new_tokens": 200, "min_new_tokens": 3, "return_dict_in_generate": True}, {"max_length": 16}):
         model = tiny_model(**GPT2_SHAPE, max_position_embeddings=16)
         model.generation_config.update(**length)
         assert len(model.sample(tokenizer, "ABC", 30, temperature=0)) == 33
