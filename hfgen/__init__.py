@@ -30,10 +30,11 @@ _LAZY = {
     "GPTModel": "hfgen.models",
     "VAEConfig": "hfgen.models",
     "VAEModel": "hfgen.models",
+    "tokenizer_from_nanogpt": "hfgen.convert",
 }
 
 if TYPE_CHECKING:
-    from .convert import from_gpt2, from_nanogpt, to_gpt2
+    from .convert import from_gpt2, from_nanogpt, to_gpt2, tokenizer_from_nanogpt
     from .image_processing import build_image_processor, image_grid, to_pil
     from .models import (
         MODELS,
@@ -67,6 +68,7 @@ __all__ = [
     "image_grid",
     "to_gpt2",
     "to_pil",
+    "tokenizer_from_nanogpt",
 ]
 
 

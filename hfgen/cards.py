@@ -222,8 +222,7 @@ def _measured(results: dict[str, Any]) -> dict[str, float]:
 def _describe_model(config: dict[str, Any]) -> dict[str, Any]:
     """Values for the templates that follow from the config."""
     if "image_size" not in config:
-        context = config["max_position_embeddings"]
-        return {"max_new_tokens": max(1, context - 16 if context > 32 else context // 2)}
+        return {}
     height, width = config["image_size"]
     channels = config["num_channels"]
     num_labels = len(config.get("id2label") or {})

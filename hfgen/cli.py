@@ -89,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     sample.add_argument("--revision", help="branch, tag or commit (default: main)")
     sample.add_argument("--count", type=_positive, default=64, help="images to draw (default: 64)")
     sample.add_argument("--output", type=Path, default=Path("samples.png"), help="image file (default: samples.png)")
-    sample.add_argument("--prompt", default="\n", help="text to continue (default: an empty page)")
+    sample.add_argument("--prompt", default="", help="text to continue (default: an empty page)")
     sample.add_argument("--tokens", type=_positive, default=200, help="tokens to write (default: 200)")
     sample.add_argument("--temperature", type=float, help="below 1 for likelier samples (default: the model's own)")
     sample.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
@@ -166,7 +166,11 @@ def sample_command_line(arguments: argparse.Namespace) -> None:
             "can be sampled from other models."
         )
     name = (config.get("architectures") or [architecture.base_model_class.__name__])[0]
-    model: Any = architecture.model_classes[name].from_pretrained(folder).eval()
+    model_class: Any = architecture.model_classes[name]
+    if not hasattr(model_class, "sample"):
+        able = ", ".join(known for known, entry in architecture.model_classes.items() if hasattr(entry, "sample"))
+        raise ValueError(f"{arguments.model} must hold a {able}, got a {name}. Save the model with its output layer.")
+    model = model_class.from_pretrained(folder).eval()
     options = {} if arguments.temperature is None else {architecture.temperature: arguments.temperature}
     if architecture.samples == "text":
         _write_text(model, folder, arguments, options)
@@ -182,10 +186,7 @@ def _write_text(model: Any, folder: Path, arguments: argparse.Namespace, options
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     torch.manual_seed(arguments.seed)
-    inputs = tokenizer(arguments.prompt, return_tensors="pt")
-    sampling = {"do_sample": True, **options} if options else {}
-    output = model.generate(**inputs, max_new_tokens=arguments.tokens, **sampling)
-    print(tokenizer.decode(output[0], skip_special_tokens=True))
+    print(model.sample(tokenizer, arguments.prompt, arguments.tokens, **options))
 
 
 def _positive(text: str) -> int:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
+PADDING = "<|pad|>"
 
 # The bytes that spell characters beyond ASCII in UTF-8 (RFC 3629): continuation bytes 80..BF, first bytes C2..F4.
 # ASCII characters have tokens of their own, so a byte token for 00..7F could never occur; C0, C1 and F5..FF never do.
@@ -37,11 +38,15 @@ def build_character_tokenizer(
 
     The ids, in this order: the characters of the corpus sorted by code point (so the ids seen in training are 0, 1, 2,
     … without gaps), the ASCII characters that the corpus lacks, 115 UTF-8 byte tokens `<0x80>`…`<0xF4>` for everything
-    else, and one special token, `<|endoftext|>`, which serves as begin, end and padding.
+    else, and two special tokens: `<|endoftext|>` is begin and end, and `<|pad|>` is padding. Padding needs a token of
+    its own, because training ignores it: a model for which it is also the end would never learn to stop. It is on
+    the left, as generation requires.
 
-    Text never becomes a special token: a literal `<|endoftext|>` (in a corpus or a prompt) is thirteen characters,
-    and a literal `<0x41>` is six. Insert `tokenizer.eos_token_id` by hand where a document ends, or give
-    [`encode_corpus`] a list of documents. Padding is on the left, as generation requires.
+    As everywhere in transformers, special tokens in a text are parsed, those that you add included, so that chat
+    templates work. `tokenizer(text, split_special_tokens=True)` takes all of a text as text: a literal
+    `<|endoftext|>` is then thirteen characters. So do [`encode_corpus`] and `GPTForCausalLM.sample`. To mark where a
+    document ends, insert `tokenizer.eos_token_id`, or give [`encode_corpus`] a list of documents. A literal `<0x41>`
+    is always six characters.
 
     Args:
         text: the training text, or its documents.
@@ -66,8 +71,7 @@ def build_character_tokenizer(
         tokenizer_object=backend,
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,
-        pad_token=END_OF_TEXT,
-        split_special_tokens=True,
+        pad_token=PADDING,
         clean_up_tokenization_spaces=False,
         padding_side="left",
         **length,
@@ -75,7 +79,7 @@ def build_character_tokenizer(
 
 
 def encode_corpus(tokenizer: PreTrainedTokenizerBase, text: str | Iterable[str]) -> np.ndarray:
-    """Encodes a whole corpus into one array of ids, exactly those of `tokenizer`.
+    """Encodes a whole corpus into one array of ids, exactly those of `tokenizer` with `split_special_tokens=True`.
 
     A character tokenizer reads each character by itself, so encoding is one table lookup per character (about 60
     million characters per second). Any other tokenizer is simply called.

@@ -274,6 +274,20 @@ def test_a_variable_of_the_launcher_is_found() -> None:
     assert launcher_variables("os.environ.get('OMP_NUM_THREADS')  # RANK") == []
 
 
+def reads_tensors_only(call: ast.Call) -> bool:
+    """Whether it is torch.load(..., weights_only=True): tensors, numbers, text and collections of them, no code."""
+    options = {word.arg: word.value for word in call.keywords}
+    only = options.get("weights_only")
+    return (
+        ast.unparse(call.func) == "torch.load"
+        and len(call.args) < 3  # the third would be the pickle_module
+        and isinstance(only, ast.Constant)
+        and only.value is True
+        and None not in options  # **options could hold another pickle_module
+        and "pickle_module" not in options
+    )
+
+
 def pickling(source: str) -> list[str]:
     """Every place in a file that pickles or would unpickle."""
     tree = ast.parse(source)
@@ -282,6 +296,8 @@ def pickling(source: str) -> list[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func).removeprefix("self.")
+            if reads_tensors_only(node):
+                continue
             if name in PICKLING_CALLS or name.rpartition(".")[2] in PICKLING_NAMES:
                 found.append(f"line {node.lineno}: {name}")
             found += [f"line {node.lineno}: {word.arg}" for word in node.keywords if word.arg in PICKLING_NAMES]
@@ -304,10 +320,20 @@ def test_nothing_is_pickled() -> None:
         "class A:\n    def f(self):\n        self.accelerator.save_state('f')",
         "import pandas\npandas.read_pickle('f')",
         "import numpy\nnumpy.load('f', allow_pickle=True)",
+        "import torch\ntorch.load('f')",
+        "import torch\ntorch.load('f', weights_only=False)",
+        "import torch\ntorch.load('f', weights_only=safe)",
+        "import torch\ntorch.load('f', weights_only=True, **options)",
+        "import torch\ntorch.load('f', weights_only=True, pickle_module=dill)",
+        "import torch\ntorch.load('f', 'cpu', dill, weights_only=True)",
     ],
 )
 def test_pickle_is_found(source: str) -> None:
     assert pickling(source) != []
+
+
+def test_reading_tensors_alone_is_no_pickling() -> None:
+    assert pickling("import torch\ntorch.load('f', map_location='cpu', weights_only=True)") == []
 
 
 def test_imports_in_functions_and_conditions_are_found() -> None:

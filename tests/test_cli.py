@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from hfgen import GPTModel
 from hfgen.cli import main
 
 from .runs import copy_run, trained_runs
@@ -66,3 +67,30 @@ def test_sample_draws_or_writes(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out == written
     assert main(["sample", str(runs / "autoencoder")]) == 1
     assert "Nothing can be sampled" in capsys.readouterr().err
+
+
+def test_sample_writes_text_of_any_length_from_any_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The context of this model is 16 tokens."""
+    run = copy_run("gpt", tmp_path / "run")
+    generation_config = json.loads((run / "generation_config.json").read_text())
+    (run / "generation_config.json").write_text(json.dumps(generation_config | {"eos_token_id": None}))
+    words = ["sample", str(run), "--tokens", "100"]
+    for prompt in ("", "The ", "A long prompt that the context does not hold. "):
+        assert main([*words, "--prompt", prompt]) == 0
+        written = capsys.readouterr().out
+        assert written.startswith(prompt) and len(written) > len(prompt) + 50
+    greedy = set()
+    for seed in ("1", "2"):
+        assert main([*words, "--temperature", "0", "--seed", seed]) == 0
+        greedy.add(capsys.readouterr().out)
+    assert len(greedy) == 1
+    assert main([*words, "--temperature", "-1"]) == 1
+    refusal = "hfgen sample: temperature must be at least 0 and finite, got -1.0. 1 samples as trained.\n"
+    assert capsys.readouterr().err.endswith(refusal)
+
+
+def test_sample_needs_a_model_with_its_output_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    GPTModel.from_pretrained(trained_runs() / "gpt").save_pretrained(tmp_path)
+
+    assert main(["sample", str(tmp_path)]) == 1
+    assert "must hold a GPTForCausalLM, got a GPTModel. Save the model with" in capsys.readouterr().err

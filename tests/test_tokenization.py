@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, pipeline
+from transformers import (
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    pipeline,
+)
 
 import hfgen.tokenization
 from hfgen.tokenization import build_character_tokenizer, encode_corpus
@@ -34,6 +41,11 @@ ODD_TEXTS = [
 ODD_CORPUS = "".join(ODD_TEXTS[:-1])
 
 
+def ids_of_text(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """What looks like a special token in the text is text too."""
+    return tokenizer(text, split_special_tokens=True)["input_ids"]
+
+
 def every_kind_of_character(step: int = 7) -> str:
     return "".join(map(chr, [*range(0x800), *range(0x800, 0xD800, step), *range(0xE000, 0x110000, step)]))
 
@@ -44,16 +56,16 @@ def test_any_text_round_trips_whatever_the_corpus(corpus: str, text: str) -> Non
     tokenizer = build_character_tokenizer(corpus)
     for string in (corpus, text, corpus + text):
         assert tokenizer.decode(tokenizer(string)["input_ids"]) == string
-        assert tokenizer.decode(tokenizer.encode(string), skip_special_tokens=True) == string
+        assert tokenizer.decode(ids_of_text(tokenizer, string), skip_special_tokens=True) == string
 
 
 @pytest.mark.parametrize("corpus", ["abc", ODD_CORPUS], ids=["plain", "odd"])
 @pytest.mark.parametrize("text", ODD_TEXTS)
 def test_odd_text_round_trips(corpus: str, text: str) -> None:
     tokenizer = build_character_tokenizer(corpus)
-    ids = tokenizer(text)["input_ids"]
+    ids = ids_of_text(tokenizer, text)
     assert tokenizer.decode(ids) == tokenizer.decode(ids, skip_special_tokens=True) == text
-    assert tokenizer.eos_token_id not in ids
+    assert not {*ids} & {*tokenizer.all_special_ids}
     np.testing.assert_array_equal(encode_corpus(tokenizer, text), ids)
 
 
@@ -63,16 +75,17 @@ def test_all_of_unicode_round_trips_and_uses_every_token() -> None:
     text = corpus + every_kind_of_character()
     ids = tokenizer(text)["input_ids"]
     assert tokenizer.decode(ids) == text
-    assert set(ids) == set(range(len(tokenizer))) - {tokenizer.eos_token_id}
+    assert set(ids) == set(range(len(tokenizer))) - set(tokenizer.all_special_ids)
     np.testing.assert_array_equal(encode_corpus(tokenizer, text), ids)
 
 
-def test_vocabulary_is_the_corpus_then_ascii_then_utf8_bytes_then_the_special_token() -> None:
+def test_vocabulary_is_the_corpus_then_ascii_then_utf8_bytes_then_the_special_tokens() -> None:
     tokenizer = build_character_tokenizer(["banana", "é\n"])
     assert tokenizer("\nabné")["input_ids"] == [0, 1, 2, 3, 4]
-    assert len(tokenizer) == 1 + 128 + 115 + 1  # é; ASCII; bytes of other characters; <|endoftext|>
+    assert len(tokenizer) == 1 + 128 + 115 + 2  # é; ASCII; bytes of other characters; <|endoftext|>, <|pad|>
     assert tokenizer("è")["input_ids"] == tokenizer.convert_tokens_to_ids(["<0xC3>", "<0xA8>"])
-    assert tokenizer.bos_token_id == tokenizer.eos_token_id == tokenizer.pad_token_id == len(tokenizer) - 1
+    assert tokenizer.bos_token_id == tokenizer.eos_token_id == len(tokenizer) - 2
+    assert tokenizer.pad_token_id == len(tokenizer) - 1
     assert tokenizer.padding_side == "left"
 
 
@@ -96,7 +109,7 @@ sys.modules["hfgen"] = None
 from transformers import AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(".", trust_remote_code=False)
 texts = json.load(open("texts.json"))
-ids = [tokenizer(text).input_ids for text in texts]
+ids = [tokenizer(text, split_special_tokens=True).input_ids for text in texts]
 assert tokenizer.batch_decode(ids) == texts
 special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
 json.dump([ids, special, tokenizer.model_max_length, tokenizer.padding_side], open("out.json", "w"))
@@ -104,9 +117,75 @@ json.dump([ids, special, tokenizer.model_max_length, tokenizer.padding_side], op
     run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     ids, special, max_length, padding_side = json.loads((tmp_path / "out.json").read_text())
-    assert ids == [tokenizer(text)["input_ids"] for text in ODD_TEXTS]
-    assert special == [tokenizer.eos_token_id] * 3
+    assert ids == [ids_of_text(tokenizer, text) for text in ODD_TEXTS]
+    assert special == [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
     assert (max_length, padding_side) == (77, "left")
+
+
+def test_padding_is_ignored_in_the_loss_and_the_end_of_a_text_is_not() -> None:
+    """A model whose padding was also its end of text would never learn to stop."""
+    tokenizer = build_character_tokenizer("abc")
+    end, collator = tokenizer.eos_token_id, DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    texts = [{"input_ids": [*tokenizer(text)["input_ids"], end]} for text in ("abc", "a")]
+
+    labels = collator(texts)["labels"].tolist()
+
+    assert labels == [[0, 1, 2, end], [-100, -100, 0, end]]
+
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def test_chat_template_puts_special_tokens_in_the_ids(tmp_path) -> None:
+    built = build_character_tokenizer("hello you\n")
+    built.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>"]})
+    built.chat_template = CHAT_TEMPLATE
+    built.save_pretrained(tmp_path)
+    messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "you"}]
+
+    for tokenizer in (built, AutoTokenizer.from_pretrained(tmp_path)):
+        user, assistant = tokenizer.convert_tokens_to_ids(["<|user|>", "<|assistant|>"])
+        hello, you = tokenizer("hello")["input_ids"], tokenizer("you")["input_ids"]
+        end = tokenizer.eos_token_id
+        ids = tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True)["input_ids"]
+        assert ids == [user, *hello, end, assistant, *you, end, assistant]
+        assert tokenizer.decode(ids, skip_special_tokens=True) == "helloyou"
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_added_tokens_are_parsed_but_special_ones_never_in_a_corpus(special: bool) -> None:
+    tokenizer = build_character_tokenizer("hi you<|>")
+    tokenizer.add_tokens(["<|user|>"], special_tokens=special)
+    user = tokenizer.convert_tokens_to_ids("<|user|>")
+
+    assert tokenizer("<|user|>hi")["input_ids"] == [user, *tokenizer("hi")["input_ids"]]
+    expected = ids_of_text(tokenizer, "<|user|>hi")
+    assert (user in expected) != special
+    for _ in range(2):  # the tokenizer keeps the setting of its last call
+        np.testing.assert_array_equal(encode_corpus(tokenizer, "<|user|>hi"), expected)
+        np.testing.assert_array_equal(encode_corpus(tokenizer, ["<|user|>hi"])[:-1], expected)
+        tokenizer("<|user|>")
+
+
+def test_tokenizer_of_an_older_model_still_loads(tmp_path) -> None:
+    """Its padding was its end of text, and it spelled out special tokens unless told otherwise."""
+    build_character_tokenizer("ab").save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["added_tokens"] = content["added_tokens"][:1]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    older = {"pad_token": "<|endoftext|>", "split_special_tokens": True}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | older))
+
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+
+    assert len(tokenizer) == 128 + 115 + 1
+    assert tokenizer.bos_token_id == tokenizer.eos_token_id == tokenizer.pad_token_id == len(tokenizer) - 1
+    for text in ODD_TEXTS:
+        np.testing.assert_array_equal(encode_corpus(tokenizer, text), tokenizer(text)["input_ids"])
 
 
 def test_reloaded_tokenizer_saves_and_loads_again(tmp_path) -> None:
@@ -141,8 +220,8 @@ def test_text_generation_pipeline_needs_no_custom_code() -> None:
 def test_encode_corpus_gives_the_ids_of_the_tokenizer(corpus: str, texts: list[str]) -> None:
     tokenizer = build_character_tokenizer(corpus)
     text = corpus.join(texts)
-    np.testing.assert_array_equal(encode_corpus(tokenizer, text), tokenizer(text)["input_ids"])
-    closed = [id for text in texts for id in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
+    np.testing.assert_array_equal(encode_corpus(tokenizer, text), ids_of_text(tokenizer, text))
+    closed = [id for text in texts for id in [*ids_of_text(tokenizer, text), tokenizer.eos_token_id]]
     np.testing.assert_array_equal(encode_corpus(tokenizer, texts), closed)
 
 

@@ -34,11 +34,15 @@ from hfgen import GPTConfig, GPTForCausalLM
 from .build_model import build_config, load_model
 from .config.flags import Arguments
 from .data.batches import Batch
-from .data.text import load_text
+from .data.text import TextData, load_text
 from .loop import train
 from .objective import Phase
 from .randomness import BatchRNG
 from .run_script import run_script
+
+
+# Tokens of the evaluation split that are looked through for one that can start a text.
+SEARCHED_FOR_A_START = 1 << 16
 
 
 class NextTokenLoss(nn.Module):
@@ -74,13 +78,15 @@ class GPTObjective:
                 f"--tokenizer_name must have at most the model's {model.config.vocab_size} tokens, got "
                 f"{len(self.data.tokenizer)}. Leave the flag out to use the model's own tokenizer."
             )
+        temperature = self.extra.sample_temperature
         model.generation_config = GenerationConfig(
-            bos_token_id=model.config.bos_token_id,
+            bos_token_id=start_of_text(self.data),
             eos_token_id=model.config.eos_token_id,
             pad_token_id=model.config.pad_token_id,
-            do_sample=True,
-            temperature=self.extra.sample_temperature,
-            max_new_tokens=200,
+            do_sample=temperature > 0,
+            temperature=temperature or None,
+            # Not max_new_tokens, which would beat a max_length that is passed to generate().
+            max_length=model.config.max_position_embeddings,
         )
         self.model = model
         self.phases = [Phase("model", NextTokenLoss(model))]
@@ -101,7 +107,9 @@ class GPTObjective:
         return {}
 
     def draw_samples(self, model: GPTForCausalLM, path: Path) -> None:
-        text = sample_text(model, self.data.tokenizer, self.extra, self.data.context)
+        torch.manual_seed(0)
+        length, temperature = self.extra.sample_length, self.extra.sample_temperature
+        text = model.sample(self.data.tokenizer, "", length, min_new_tokens=length, temperature=temperature)
         path.with_suffix(".txt").write_text(text, encoding="utf-8")
 
     def save_extras(self, folder: Path) -> None:
@@ -155,23 +163,16 @@ def load_tokenizer(name: str | None) -> PreTrainedTokenizerBase | None:
         raise ValueError(f"There is no tokenizer in {name}: {error}") from error
 
 
-def sample_text(model: GPTForCausalLM, tokenizer: PreTrainedTokenizerBase, args: GPTArguments, context: int) -> str:
-    """Samples a text of --sample_length tokens in windows of the context that the model was trained with.
+def start_of_text(data: TextData) -> int:
+    """The token after which a text begins, which an empty page starts with: one that the model sees in training.
 
-    Each window begins with the second half of the one before, because quality falls off beyond the trained context.
+    That is the token that closes documents, if there is more than one; else a newline; else the first of the text.
     """
-    torch.manual_seed(0)
-    start = tokenizer("\n", add_special_tokens=False)["input_ids"]
-    tokens = torch.tensor([start], device=model.device)
-    while tokens.shape[1] < args.sample_length:
-        window = tokens[:, -max(1, context // 2) :]
-        new = max(1, min(context - window.shape[1], args.sample_length + len(start) - tokens.shape[1]))
-        generated = model.generate(
-            window, attention_mask=torch.ones_like(window), do_sample=True, temperature=args.sample_temperature,
-            max_new_tokens=new, min_new_tokens=new, pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
-        tokens = torch.cat([tokens, generated[:, window.shape[1] :]], dim=1)
-    return str(tokenizer.decode(tokens[0, len(start) :], skip_special_tokens=True))
+    tokenizer, tokens = data.tokenizer, data.eval_tokens
+    seen = {*tokens[:SEARCHED_FOR_A_START].tolist(), *tokens[-1:].tolist()}
+    newline = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    starts = [token for token in (tokenizer.eos_token_id, *newline[-1:]) if token in seen]
+    return starts[0] if starts else int(tokens[:1])
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ class Architecture:
         base_model_class: the class that `AutoModel` loads.
         head_classes: further classes, by the Auto class of transformers that loads them.
         samples: what `hfgen sample` gets from a model: "images", "text", or "nothing".
-        temperature: the argument of `sample` or `generate` that `hfgen sample --temperature` sets.
+        temperature: the argument of `sample` that `hfgen sample --temperature` sets.
     """
 
     family: str

@@ -3,7 +3,8 @@
     config = GPTConfig(vocab_size=65, max_position_embeddings=256)
     model = GPTForCausalLM(config)
     loss = model(input_ids, labels=input_ids).loss          # nats per token; the shift by one happens inside
-    text = model.generate(input_ids, max_new_tokens=100)    # sampling, beam search, ... of transformers
+    text = model.sample(tokenizer, "Once", max_new_tokens=1000)     # of any length
+    output = model.generate(input_ids, max_new_tokens=100)  # ids: sampling, beam search, ... of transformers
 
 The defaults are the modern recipe: rotary positions, RMSNorm before each block, normalized queries and keys, squared
 ReLU, no biases. Other settings of the same fields give GPT-2 (learned positions, LayerNorm, biases, GELU, tied
@@ -26,6 +27,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+import transformers
+
+
+# Without this, an older transformers would complain about some name that is imported below.
+if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 18):
+    raise ImportError(
+        f"This model needs transformers 5.18 or newer, found {transformers.__version__}. "
+        'Run: pip install --upgrade "transformers>=5.18,<6"'
+    )
+
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
@@ -53,9 +64,32 @@ else:
     FilledIn = int | None
 
 
+def _as_in_json(value: Any) -> Any:
+    """Numbers and arrays of numpy and torch as Python's, and tuples as lists."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [_as_in_json(element) for element in value]
+    if isinstance(value, dict):
+        return {key: _as_in_json(element) for key, element in value.items()}
+    return value
+
+
+def _takes_values_of_numpy(config_class: type["GPTConfig"]) -> type["GPTConfig"]:
+    """A decorator on top of @strict, which would refuse such values before any method of the class sees them."""
+    set_checked = config_class.__setattr__
+
+    def __setattr__(self: "GPTConfig", name: str, value: Any) -> None:
+        set_checked(self, name, _as_in_json(value) if name in self.__dataclass_fields__ else value)
+
+    config_class.__setattr__ = __setattr__  # type: ignore[method-assign, assignment]
+    return config_class
+
+
+@_takes_values_of_numpy
 @strict
 class GPTConfig(PreTrainedConfig):
-    """The shape of a GPT. A field left at None is filled in from the others.
+    """The shape of a GPT. A field left at None is filled in from the others. Numbers of numpy and tuples are fine.
 
     Args:
         vocab_size: number of tokens that the model knows.
@@ -144,7 +178,7 @@ class GPTConfig(PreTrainedConfig):
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None and self.num_attention_heads > 0:
             self.head_dim = self.hidden_size // self.num_attention_heads
-        super().__post_init__(**kwargs)  # merges rope_theta into rope_parameters
+        super().__post_init__(**_as_in_json(kwargs))  # merges rope_theta into rope_parameters
         if self.position_embedding == "learned":
             self.rope_parameters = None
         self.base_model_tp_plan = self._tensor_parallel_plan()  # type: ignore[misc]
@@ -284,7 +318,10 @@ def _adds_to_residual(linear: nn.Linear) -> nn.Linear:
 def _compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype of a matrix product of x: autocast's where it is enabled, else that of x."""
     device_type = x.device.type
-    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x.dtype
+    # The meta device, for one, has no autocast, and asking it is an error.
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return x.dtype
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -559,7 +596,8 @@ class GPTModel(GPTPreTrainedModel):
                 everywhere in transformers; `generate` passes positions without padding, which matters if learned.
             past_key_values, cache: two names of the cache of earlier keys and values; this call appends its own.
             inputs_embeds: (batch, length, hidden_size), in place of input_ids.
-            use_cache: return the cache. None: `config.use_cache` in evaluation mode, False in training mode.
+            use_cache: return the cache. None: `config.use_cache` in evaluation mode; False in training mode, and in
+                torch.export, which knows no caches.
             output_hidden_states, output_attentions: return those of every layer (attentions: eager attention only).
 
         Returns:
@@ -575,7 +613,7 @@ class GPTModel(GPTPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         if use_cache is None:
-            use_cache = self.config.use_cache and not self.training
+            use_cache = self.config.use_cache and not self.training and not torch.compiler.is_exporting()
         cache = _either_cache(cache, past_key_values)
         if self.training and any(layer.gradient_checkpointing for layer in self.layers):
             use_cache, cache = False, None  # the second pass through a layer would add its keys and values again
@@ -620,7 +658,7 @@ class GPTModel(GPTPreTrainedModel):
         return create_causal_mask(
             config=self.config,
             inputs_embeds=embeds[..., :0].to(_compute_dtype(embeds)),  # only dtype, device and length matter
-            attention_mask=attention_mask,
+            attention_mask=None if embeds.is_meta else attention_mask,  # its values are looked at, and meta has none
             position_ids=position_ids,
             **_named_cache(cache),
         )
@@ -629,7 +667,8 @@ class GPTModel(GPTPreTrainedModel):
         """(batch or 1, length) -> (batch or 1, length, hidden_size)."""
         known = self.config.max_position_embeddings
         # On a GPU an index out of range kills the process, so this check is worth a host sync.
-        if not torch.compiler.is_compiling() and (last := int(position_ids.max())) >= known:
+        has_values = not (torch.compiler.is_compiling() or position_ids.is_meta)
+        if has_values and (last := int(position_ids.max())) >= known:
             raise ValueError(
                 f"position_ids must be below {known}, the number of learned positions "
                 f"(config.max_position_embeddings), got {last}. Shorten the input, generate fewer tokens, or train "
@@ -639,7 +678,7 @@ class GPTModel(GPTPreTrainedModel):
 
 
 class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
-    """GPT with its output layer: predicts the next token, and generates text with `generate`.
+    """GPT with its output layer: predicts the next token, and writes text with `sample` or `generate`.
 
     To train in bfloat16 on a CPU, pass `attn_implementation="eager"`: torch's sdpa is slow there in the backward pass
     (at a length of 64 it takes four times as long as eager attention, a third of the whole step).
@@ -706,6 +745,96 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    @torch.no_grad()
+    def sample(
+        self,
+        tokenizer: Any,
+        prompt: str = "",
+        max_new_tokens: int = 200,
+        min_new_tokens: int = 0,
+        temperature: float | None = None,
+    ) -> str:
+        """Writes a text of any length, with the settings of `generation_config`; `torch.manual_seed` makes it
+        repeatable.
+
+        The model sees at most its context, `config.max_position_embeddings` tokens. Where that is full, it goes on
+        from the last half of it.
+
+        Args:
+            tokenizer: the model's tokenizer, from AutoTokenizer.
+            prompt: text to continue. All of it is text: what looks like a special token is spelled out. If it holds
+                no token, the text starts where an empty page does, after the model's or the tokenizer's bos token,
+                its eos token, or a newline, whichever there is.
+            max_new_tokens: length of the continuation in tokens, unless the model ends the text before.
+            min_new_tokens: length before which the model does not end the text.
+            temperature: below 1 for likelier text, 0 for the likeliest token each time. None: as `generation_config`
+                says.
+
+        Returns:
+            The prompt and what follows it, without special tokens.
+
+        Raises:
+            ValueError: max_new_tokens or temperature is out of range, or there is no token to start with.
+        """
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}. Ask for some text.")
+        options = _sampling_options(temperature)
+        prompt_ids = _ids_of_text(tokenizer, prompt)
+        start = prompt_ids or [self._start_of_text(tokenizer)]
+        end = _token_set(self.generation_config.eos_token_id)
+        tokens, length, context = start, len(start) + max_new_tokens, self.config.max_position_embeddings
+        while len(tokens) < length:
+            window = tokens if len(tokens) < context else tokens[-max(1, context // 2) :]
+            stop = min(max(context, len(window) + 1), len(window) + length - len(tokens))
+            input_ids = torch.tensor([window], device=self.device)
+            generated = self.generate(
+                input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                max_length=stop,
+                min_length=min(stop, len(window) + len(start) + min_new_tokens - len(tokens)),
+                max_new_tokens=None,  # those of generation_config would beat max_length
+                min_new_tokens=None,
+                pad_token_id=0,  # one text needs no padding, but generate would warn
+                return_dict_in_generate=False,
+                **options,
+            )
+            tokens = [*tokens, *generated[0, len(window) :].tolist()]
+            if tokens[-1] in end:
+                break
+        written = tokens if prompt_ids else tokens[len(start) :]
+        return str(tokenizer.decode(written, skip_special_tokens=True))
+
+    def _start_of_text(self, tokenizer: Any) -> int:
+        """The token that an empty page starts with."""
+        for token in (self.generation_config.bos_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id):
+            if token is not None:
+                return int(token)
+        if newline := _ids_of_text(tokenizer, "\n"):
+            return newline[-1]
+        raise ValueError(
+            "prompt must hold a token, got none, and the tokenizer has no bos token, eos token or newline to start "
+            "with. Give a prompt of characters or words that the tokenizer knows."
+        )
+
+
+def _ids_of_text(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of a text in which nothing is a special token."""
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+
+
+def _sampling_options(temperature: float | None) -> dict[str, Any]:
+    """The arguments of `generate` for a temperature; raises ValueError if it is negative or not finite."""
+    if temperature is None:
+        return {}
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature must be at least 0 and finite, got {temperature}. 1 samples as trained.")
+    return {"do_sample": True, "temperature": float(temperature)} if temperature else {"do_sample": False}
+
+
+def _token_set(tokens: int | list[int] | None) -> set[int]:
+    """The ids of a field of the configuration that holds one token, several or none."""
+    return {*tokens} if isinstance(tokens, (list, tuple)) else set() if tokens is None else {tokens}
 
 
 # With these, save_pretrained and push_to_hub copy the file of a class next to the weights: this one, even if it was

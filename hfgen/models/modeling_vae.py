@@ -15,6 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+import transformers
+
+
+# Without this, an older transformers would complain about some name that is imported below.
+if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 18):
+    raise ImportError(
+        f"This model needs transformers 5.18 or newer, found {transformers.__version__}. "
+        'Run: pip install --upgrade "transformers>=5.18,<6"'
+    )
+
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel

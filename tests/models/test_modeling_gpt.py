@@ -13,14 +13,17 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.decoders import Fuse
-from tokenizers.models import WordLevel
+from tokenizers.models import BPE, WordLevel
 from tokenizers.pre_tokenizers import Split
 from torch import Tensor
 from transformers import (
@@ -36,6 +39,7 @@ from transformers import (
 
 from hfgen.models import modeling_gpt
 from hfgen.models.modeling_gpt import CACHE, GPTConfig, GPTForCausalLM, GPTModel
+from hfgen.tokenization import build_character_tokenizer
 
 
 MODERN: dict[str, object] = {}
@@ -397,6 +401,172 @@ def test_text_generation_pipeline() -> None:
         assert answer[0]["generated_text"] == tokenizer.decode(expected, skip_special_tokens=True)
 
 
+# ------------------------------------------------------------------------------------------------------------ sample
+
+
+def character_tokenizer(characters: str = "ab\n", **special: str) -> PreTrainedTokenizerFast:
+    """A token for each character, from 0 on; it drops what it does not know."""
+    backend = Tokenizer(BPE({character: i for i, character in enumerate(characters)}, []))
+    backend.decoder = Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **special)
+
+
+ALPHABET = "".join(map(chr, range(ord("A"), ord("A") + 61)))  # a character for each token of tiny_model
+
+
+def greedy_by_windows(model: GPTForCausalLM, tokens: list[int], count: int) -> list[int]:
+    """What `sample` does at temperature 0, in the plainest way: a forward pass a token, without a cache."""
+    context = model.config.max_position_embeddings
+    window = tokens[-(context // 2) :] if len(tokens) >= context else tokens
+    written: list[int] = []
+    while len(written) < count:
+        if len(window) == context:
+            window = window[-(context // 2) :]
+        with torch.no_grad():
+            window = [*window, int(model(torch.tensor([window]), use_cache=False).logits[0, -1].argmax())]
+        written.append(window[-1])
+    return written
+
+
+@SHAPES
+@pytest.mark.parametrize("prompt_length", [1, 7, 15, 16, 40])
+def test_sample_continues_any_text_to_any_length(shape: dict[str, object], prompt_length: int) -> None:
+    """Also with learned positions, past which a forward pass is an error."""
+    model = tiny_model(**{**shape, "tie_word_embeddings": False}, max_position_embeddings=16)
+    prompt = random_tokens(prompt_length).tolist()
+    expected = [*prompt, *greedy_by_windows(model, prompt, 50)]
+
+    text = model.sample(character_tokenizer(ALPHABET), "".join(ALPHABET[i] for i in prompt), 50, temperature=0)
+
+    assert len(set(expected[prompt_length:])) > 3
+    assert text == "".join(ALPHABET[i] for i in expected)
+
+
+def test_sample_with_a_context_of_one_token_follows_the_likeliest_next() -> None:
+    model = tiny_model(max_position_embeddings=1)
+    token, expected = 5, [5]
+    for _ in range(6):
+        token = int(model(torch.tensor([[token]])).logits[0, -1].argmax())
+        expected.append(token)
+
+    assert model.sample(character_tokenizer(ALPHABET), ALPHABET[5], 6, temperature=0) == "".join(
+        ALPHABET[i] for i in expected
+    )
+
+
+def test_sample_draws_from_the_softmax_at_the_temperature() -> None:
+    model = tiny_model(vocab_size=3, initializer_range=0.1)
+    logits = model(torch.tensor([[0]])).logits[0, -1]
+    torch.manual_seed(0)
+
+    drawn = [model.sample(character_tokenizer(), "a", 1, temperature=0.5)[1] for _ in range(600)]
+
+    frequencies = torch.tensor([drawn.count(character) / 600 for character in "ab\n"])
+    expected = (logits / 0.5).softmax(-1)
+    deviation = (expected * (1 - expected) / 600).sqrt()
+    assert ((frequencies - expected).abs() < 4 * deviation).all() and (expected > 0.05).sum() > 1
+
+
+def test_sample_is_repeatable_and_follows_the_generation_config() -> None:
+    model = tiny_model(max_position_embeddings=16)
+    tokenizer = character_tokenizer(ALPHABET)
+    model.generation_config.update(do_sample=True, temperature=0.7)
+
+    def drawn(temperature: float | None) -> str:
+        torch.manual_seed(1)
+        return model.sample(tokenizer, "A", 40, temperature=temperature)
+
+    assert drawn(None) == drawn(None) == drawn(0.7) != drawn(1.4)
+    assert drawn(0) == model.sample(tokenizer, "A", 40, temperature=0)
+
+
+def test_sample_ignores_a_length_in_the_generation_config() -> None:
+    """Older models were published with max_new_tokens, which beats a max_length."""
+    tokenizer = character_tokenizer(ALPHABET)
+    for length in ({"max_new_tokens": 200, "min_new_tokens": 3, "return_dict_in_generate": True}, {"max_length": 16}):
+        model = tiny_model(**GPT2_SHAPE, max_position_embeddings=16)
+        model.generation_config.update(**length)
+        assert len(model.sample(tokenizer, "ABC", 30, temperature=0)) == 33
+
+
+def ending_model(**fields: object) -> GPTForCausalLM:
+    """It always ends the text: "b", token 1, is its end of text; "a" comes second."""
+    model = tiny_model(vocab_size=3, max_position_embeddings=8, tie_word_embeddings=True, **fields)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.lm_head.weight.copy_(torch.tensor([[2.0], [3.0], [1.0]]).expand(3, 32))
+        model.model.norm.weight.fill_(1.0)
+    return model
+
+
+@pytest.mark.parametrize("end", [1, [2, 1]])
+def test_sample_stops_where_the_model_ends_the_text(end: int | list[int]) -> None:
+    model = ending_model()
+    model.generation_config.eos_token_id = end
+    tokenizer = character_tokenizer(eos_token="b")
+
+    assert model.sample(tokenizer, "aa", 20, temperature=0) == "aa"
+    assert model.sample(tokenizer, "aa", 20, min_new_tokens=15, temperature=0) == "a" * 17
+    model.generation_config.eos_token_id = None
+    assert model.sample(character_tokenizer(), "aa", 20, temperature=0) == "aa" + "b" * 20
+
+
+@pytest.mark.parametrize(
+    ("start", "tokenizer", "configured"),
+    [
+        ("B", {"bos_token": "A", "eos_token": "C"}, 1),
+        ("A", {"bos_token": "A", "eos_token": "C"}, None),
+        ("C", {"eos_token": "C"}, None),
+        ("\n", {}, None),
+    ],
+)
+@pytest.mark.parametrize("prompt", ["", "\t"])  # the tokenizer drops a tab
+def test_empty_prompt_starts_where_an_empty_page_does(
+    start: str, tokenizer: dict[str, str], configured: int | None, prompt: str
+) -> None:
+    characters = ALPHABET[:-1] + "\n"
+    model = tiny_model(max_position_embeddings=16)
+    model.generation_config.bos_token_id = configured
+    written = greedy_by_windows(model, [characters.index(start)], 30)
+
+    text = model.sample(character_tokenizer(characters, **tokenizer), prompt, 30, temperature=0)
+
+    special = tokenizer.values()
+    assert text == "".join(characters[i] for i in written if characters[i] not in special)
+
+
+def test_empty_prompt_without_any_token_to_start_with_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"prompt must hold a token, got none.*Give a prompt"):
+        tiny_model().sample(character_tokenizer(ALPHABET), "", 5)
+
+
+def test_what_looks_like_a_special_token_in_a_prompt_is_text() -> None:
+    model = tiny_model(vocab_size=256)
+    tokenizer = build_character_tokenizer("abc")
+    prompt = tokenizer("<|endoftext|>", split_special_tokens=True)["input_ids"]
+    assert len(prompt) == len("<|endoftext|>")
+
+    text = model.sample(tokenizer, "<|endoftext|>", 5, 5, temperature=0)
+
+    expected = tokenizer.decode([*prompt, *greedy_by_windows(model, prompt, 5)], skip_special_tokens=True)
+    assert text == expected and text.startswith("<|endoftext|>")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+        ({"temperature": -0.5}, "temperature must be at least 0 and finite, got -0.5"),
+        ({"temperature": math.inf}, "temperature must be .* got inf"),
+        ({"temperature": math.nan}, "temperature must be .* got nan"),
+    ],
+)
+def test_sample_refuses(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_model().sample(character_tokenizer(), "a", **arguments)
+
+
 # -------------------------------------------------------------------------------------------------- loss and training
 
 
@@ -533,6 +703,88 @@ def test_resized_vocabulary_keeps_the_old_logits(tied: bool) -> None:
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
 
 
+# ---------------------------------------------------------------------------- what others do with a model's modules
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization:DeprecationWarning")
+@SHAPES
+def test_dynamic_int8_quantization_keeps_the_logits_close(shape: dict[str, object]) -> None:
+    model = tiny_model(**shape)
+    input_ids = random_tokens(2, 12)
+
+    quantized = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+
+    assert not any(isinstance(module, torch.nn.Linear) for module in quantized.modules())
+    exact, rounded = model(input_ids).logits, quantized(input_ids).logits
+    assert 0 < (rounded - exact).square().mean().sqrt() < 0.2 * exact.std()  # unrelated logits: 1.4
+    assert quantized.generate(input_ids, max_new_tokens=3, min_new_tokens=3).shape == (2, 15)
+
+
+@SHAPES
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_forward_on_the_meta_device_gives_shapes(shape: dict[str, object], autocast: bool, masked: bool) -> None:
+    """As tools do that estimate the memory of a model without having it."""
+    with torch.device("meta"):
+        model = GPTForCausalLM(tiny_config(**shape))
+        input_ids = torch.zeros(2, 12, dtype=torch.long)
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        outputs = model(input_ids, labels=input_ids, attention_mask=torch.ones_like(input_ids) if masked else None)
+
+    assert outputs.logits.shape == (2, 12, 61) and outputs.logits.is_meta
+    assert outputs.loss.shape == () and outputs.loss.is_meta
+
+
+@SHAPES
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_takes_any_batch_and_length(shape: dict[str, object], strict: bool) -> None:
+    model = tiny_model(**shape)
+    free = {0: torch.export.Dim("batch", max=64), 1: torch.export.Dim("length", max=48)}
+
+    exported = torch.export.export(model, (random_tokens(2, 12),), dynamic_shapes=(free,), strict=strict).module()
+
+    for size in ((1, 12), (5, 48), (3, 2)):
+        input_ids = random_tokens(*size)
+        torch.testing.assert_close(exported(input_ids).logits, model(input_ids).logits, rtol=1e-5, atol=1e-5)
+
+
+class LowRank(torch.nn.Module):
+    """A layer and a trainable product of two thin matrices beside it (LoRA, https://arxiv.org/abs/2106.09685)."""
+
+    def __init__(self, layer: torch.nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer.requires_grad_(False)
+        self.down = torch.nn.Linear(layer.in_features, 2, bias=False)
+        self.up = torch.nn.Linear(2, layer.out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + self.up(self.down(x))
+
+
+@SHAPES
+@pytest.mark.parametrize("autocast", [False, True])
+def test_linear_layers_may_be_wrapped_to_adapt_them(shape: dict[str, object], autocast: bool) -> None:
+    model, merged = tiny_model(**shape), tiny_model(**shape)
+    for name, layer in list(model.model.named_modules()):
+        if isinstance(layer, torch.nn.Linear):
+            wrapped = LowRank(layer)
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.model.get_submodule(parent), attribute, wrapped)
+            with torch.no_grad():
+                merged.model.get_submodule(name).weight.add_(wrapped.up.weight @ wrapped.down.weight)
+    input_ids = random_tokens(2, 12)
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        outputs = model(input_ids, labels=input_ids)
+        expected = merged(input_ids, labels=input_ids)
+    outputs.loss.backward()
+
+    torch.testing.assert_close(outputs.loss, expected.loss, rtol=0.02 if autocast else 1e-5, atol=0)
+    thin = {name: parameter for name, parameter in model.named_parameters() if ".up." in name or ".down." in name}
+    assert len(thin) >= 24 and all(parameter.grad.abs().sum() > 0 for parameter in thin.values())
+
+
 # ----------------------------------------------------------------------------------------------------- configuration
 
 
@@ -578,6 +830,39 @@ def test_config_names_every_problem_at_once() -> None:
 def test_config_rejects(fields: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="|".join([*fields, "head_dim"])):
         GPTConfig(**fields)
+
+
+def test_config_takes_values_of_numpy_and_tuples_and_stores_them_as_json(tmp_path: Path) -> None:
+    config = GPTConfig(
+        vocab_size=np.int64(61),
+        hidden_size=np.int32(32),
+        num_hidden_layers=torch.tensor(2),
+        norm_eps=np.float32(2.0**-10),
+        use_bias=np.bool_(True),
+        eos_token_id=(np.int64(3), 4),
+        rope_parameters={"rope_type": "default", "rope_theta": np.float64(500.0)},
+        architectures=("GPTForCausalLM",),
+    )
+    config.bos_token_id = np.uint16(7)
+
+    plain = GPTConfig(
+        vocab_size=61, hidden_size=32, num_hidden_layers=2, norm_eps=2.0**-10, use_bias=True, eos_token_id=[3, 4],
+        bos_token_id=7, rope_theta=500.0, architectures=["GPTForCausalLM"],
+    )  # fmt: skip
+    assert config.to_json_string() == plain.to_json_string()
+    assert GPTConfig(rope_theta=np.float32(500.0)).to_json_string() == GPTConfig(rope_theta=500.0).to_json_string()
+    assert type(config.vocab_size) is int and type(config.norm_eps) is float and config.use_bias is True
+    config.save_pretrained(tmp_path)
+    assert GPTConfig.from_pretrained(tmp_path).eos_token_id == [3, 4]
+    GPTForCausalLM(config).save_pretrained(tmp_path)
+    config.eos_token_id = np.array([5, 6])
+    assert config.eos_token_id == [5, 6]
+
+
+@pytest.mark.parametrize("value", [np.float64(32.0), np.bool_(True), "32", (32,), np.array([32])])
+def test_config_still_refuses_what_is_no_integer(value: object) -> None:
+    with pytest.raises(StrictDataclassFieldValidationError, match="hidden_size"):
+        GPTConfig(hidden_size=value)
 
 
 def test_head_dim_may_part_from_the_width() -> None:

@@ -57,9 +57,9 @@ class GPTArguments:
     sample_length: int = flag(500, "Length of each sample in tokens.", on_resume="free", ge=1)
     sample_temperature: float = flag(
         0.8,
-        "Temperature of the samples, and of generate() in the published model.",
+        "Temperature of the samples, and of generate() in the published model; 0 takes the likeliest token each time.",
         on_resume="free",
-        gt=0,
+        ge=0,
     )
 
 

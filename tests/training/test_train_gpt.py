@@ -1,0 +1,85 @@
+"""What the GPT's own entry point decides: where a text begins, and how long the published model writes by default."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hfgen import GPTConfig, GPTForCausalLM
+from training.config.parser import parse
+from training.train_gpt import DEFAULTS, GPTArguments, GPTObjective
+
+
+TINY = "--hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2 --max_position_embeddings 8 --sample_length 50"
+
+
+def objective_for(texts: list[str], home: Path, *flags: str) -> GPTObjective:
+    """For a text, or for the documents of a dataset."""
+    if len(texts) == 1:
+        (home / "book.txt").write_text(texts[0])
+        name = home / "book.txt"
+    else:
+        name = home / "dataset"
+        name.mkdir()
+        (name / "train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    argv = [*TINY.split(), "--dataset_name", str(name), "--output_dir", str(home / "run"), *flags]
+    return GPTObjective(parse(GPTConfig, "", DEFAULTS, GPTArguments, argv))
+
+
+def test_a_single_text_starts_after_a_newline_and_documents_after_another(tmp_path: Path) -> None:
+    line = "now is better than never\n"
+    (tmp_path / "one").mkdir()
+    book = objective_for([line * 50], tmp_path / "one")
+    documents = objective_for([line] * 50, tmp_path)
+
+    newline = book.data.tokenizer.convert_tokens_to_ids("\n")
+    assert book.model.generation_config.bos_token_id == newline
+    assert documents.model.generation_config.bos_token_id == documents.data.tokenizer.eos_token_id
+
+
+def test_a_text_without_any_newline_starts_after_a_token_of_its_own(tmp_path: Path) -> None:
+    """Neither a newline nor an end of text occurs in training: their embeddings would be random."""
+    objective = objective_for(["abcde" * 50], tmp_path)
+
+    assert objective.model.generation_config.bos_token_id in objective.data.tokenizer("abcde")["input_ids"]
+
+
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+def test_published_model_generates_within_its_context_unless_asked_for_more(positions: str, tmp_path: Path) -> None:
+    objective = objective_for(["now is better than never\n" * 50], tmp_path, "--position_embedding", positions)
+    objective.model.save_pretrained(tmp_path / "published")
+    model = GPTForCausalLM.from_pretrained(tmp_path / "published")
+    model.generation_config.eos_token_id = None
+    prompt = objective.data.tokenizer("now", return_tensors="pt")["input_ids"]
+
+    assert model.generate(prompt).shape == (1, 8)
+    assert model.generate().shape == (1, 8)  # from an empty page
+    assert model.generate(prompt, max_length=5).shape == (1, 5)
+    assert model.generate(prompt, max_new_tokens=2).shape == (1, 5)
+
+
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+def test_samples_go_on_past_the_context_and_repeat(positions: str, tmp_path: Path) -> None:
+    objective = objective_for(["now is better than never\n" * 50], tmp_path, "--position_embedding", positions)
+
+    for step in (1, 2):
+        objective.draw_samples(objective.model.eval(), tmp_path / f"step-{step}")
+
+    text = (tmp_path / "step-1.txt").read_text()
+    assert len(text) > 3 * 8  # 50 tokens, of which an untrained model makes some special ones
+    assert (tmp_path / "step-2.txt").read_text() == text
+
+
+def test_temperature_of_zero_publishes_a_model_that_takes_the_likeliest_tokens(tmp_path: Path) -> None:
+    objective = objective_for(["now is better than never\n" * 50], tmp_path, "--sample_temperature", "0")
+    model, tokenizer = objective.model.eval(), objective.data.tokenizer
+    model.save_pretrained(tmp_path / "published")
+    published = GPTForCausalLM.from_pretrained(tmp_path / "published")
+
+    objective.draw_samples(model, tmp_path / "step-1")
+    prompt = tokenizer("now", return_tensors="pt")["input_ids"]
+
+    assert (tmp_path / "step-1.txt").read_text() == model.sample(tokenizer, "", 50, 50, temperature=0)
+    assert published.generate(prompt).tolist() == model.generate(prompt, do_sample=False).tolist()
