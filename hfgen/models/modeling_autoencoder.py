@@ -14,7 +14,7 @@ This file needs only torch and transformers: it is what travels to the Hub.
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,34 @@ else:
     ImageSize = int | list[int]
     Channels = list[int] | None
 
+ConfigClass = TypeVar("ConfigClass", bound=type)
 
+
+def _takes_plain_values(config_class: ConfigClass) -> ConfigClass:
+    """Lets fields be set to tuples and to numbers of numpy and torch, and image_size to one number; what is kept are
+    Python's numbers and lists, as in JSON. Above `strict`, which looks at a value before the class's own methods do,
+    and not in __post_init__, because from_pretrained(..., image_size=32) sets the field later."""
+    owner: Any = config_class
+    fields, set_checked = owner.__annotations__, owner.__setattr__
+
+    def __setattr__(self: Any, name: str, value: Any) -> None:
+        if name in fields:
+            value = _plain(value)
+        if name == "image_size" and isinstance(value, int):
+            value = [value, value]
+        set_checked(self, name, value)
+
+    owner.__setattr__ = __setattr__
+    return config_class
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+@_takes_plain_values
 @strict
 class AutoencoderConfig(PreTrainedConfig):
     """Shape and objective of an [`AutoencoderModel`].
@@ -71,12 +98,6 @@ class AutoencoderConfig(PreTrainedConfig):
     noise_std: float | int = 0.0
     sparsity_weight: float | int = 0.0
     hidden_act: str = "relu"
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Not in __post_init__, because from_pretrained(..., image_size=32) sets the field later.
-        if name == "image_size" and isinstance(value, int):
-            value = [value, value]
-        super().__setattr__(name, value)
 
     def __post_init__(self, **kwargs):
         if self.hidden_channels is None:

@@ -10,7 +10,7 @@ travels to the Hub.
 """
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,34 @@ else:
     ImageSize = int | list[int]
     Channels = list[int] | None
 
+ConfigClass = TypeVar("ConfigClass", bound=type)
 
+
+def _takes_plain_values(config_class: ConfigClass) -> ConfigClass:
+    """Lets fields be set to tuples and to numbers of numpy and torch, and image_size to one number; what is kept are
+    Python's numbers and lists, as in JSON. Above `strict`, which looks at a value before the class's own methods do,
+    and not in __post_init__, because from_pretrained(..., image_size=32) sets the field later."""
+    owner: Any = config_class
+    fields, set_checked = owner.__annotations__, owner.__setattr__
+
+    def __setattr__(self: Any, name: str, value: Any) -> None:
+        if name in fields:
+            value = _plain(value)
+        if name == "image_size" and isinstance(value, int):
+            value = [value, value]
+        set_checked(self, name, value)
+
+    owner.__setattr__ = __setattr__
+    return config_class
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+@_takes_plain_values
 @strict
 class GANConfig(PreTrainedConfig):
     """Shape and objective of a [`GANModel`].
@@ -64,12 +91,6 @@ class GANConfig(PreTrainedConfig):
     loss_type: str = "hinge"
     gradient_penalty_weight: float | int = 10.0
     discriminator_norm: str = "spectral"
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Not in __post_init__, because from_pretrained(..., image_size=32) sets the field later.
-        if name == "image_size" and isinstance(value, int):
-            value = [value, value]
-        super().__setattr__(name, value)
 
     def __post_init__(self, **kwargs):
         if self.generator_channels is None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -60,6 +61,28 @@ def test_a_field_that_is_changed_later_is_checked_by_the_model(family: str) -> N
 
     with pytest.raises(StrictDataclassError, match="must be divisible"):
         ARCHITECTURES[family].base_model_class(config)
+
+
+@pytest.mark.parametrize(
+    "image_size", [(16, 32), np.array([16, 32]), [np.int64(16), np.int32(32)], torch.Size([16, 32])], ids=repr
+)
+@each_family
+def test_tuples_and_numbers_of_numpy_become_plain_numbers(tmp_path: Path, family: str, image_size: Any) -> None:
+    config_class = ARCHITECTURES[family].config_class
+    config = config_class(image_size=image_size, latent_dim=np.int64(3))
+
+    assert config == config_class(image_size=[16, 32], latent_dim=3)
+    assert config.image_size == [16, 32] and type(config.latent_dim) is int
+    config.save_pretrained(tmp_path)
+    assert config_class.from_pretrained(tmp_path).to_dict() == config.to_dict()
+    assert config_class.from_pretrained(tmp_path, image_size=np.int64(8)).image_size == [8, 8]
+
+
+@pytest.mark.parametrize("image_size", [True, "32", 32.0, (16, 32, 3), None])
+@each_family
+def test_an_image_size_that_is_none_is_refused(family: str, image_size: Any) -> None:
+    with pytest.raises(StrictDataclassError, match="image_size"):
+        ARCHITECTURES[family].config_class(image_size=image_size)
 
 
 @pytest.mark.parametrize("num_labels", [0, 1, 2, 10])
