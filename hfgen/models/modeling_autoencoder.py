@@ -12,7 +12,10 @@ does the opposite:
 This file needs only torch and transformers: it is what travels to the Hub.
 """
 
+import functools
+import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,7 +26,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple, is_tracing
 
 
 LATENT_TYPES = ("vector", "spatial")
@@ -159,14 +162,15 @@ class AutoencoderOutput(ModelOutput):
     """What [`AutoencoderModel`] returns.
 
     Attributes:
+        latents: (batch, *config.latent_shape). They come first, because what comes first is what transformers'
+            image-feature-extraction pipeline returns.
         loss: reconstruction error, averaged over pixels and batch, plus the sparsity term.
         reconstruction: images (batch, channels, height, width); in [0, 1] in evaluation mode.
-        latents: (batch, *config.latent_shape).
     """
 
+    latents: Tensor | None = None
     loss: Tensor | None = None
     reconstruction: Tensor | None = None
-    latents: Tensor | None = None
 
 
 class AutoencoderEncoder(nn.Module):
@@ -231,6 +235,24 @@ class AutoencoderDecoder(nn.Module):
         return hidden_states
 
 
+class _ForwardWithLoss:
+    """A `forward` whose loss transformers' Trainer evaluates, with labels and without.
+
+    The Trainer skips the loss of batches without labels if `forward` of the model's class names labels. Here, that of
+    the class names none, and that of the model does, so that the Trainer keeps the column of the data.
+    """
+
+    def __init__(self, forward: Callable[..., Any]):
+        signature = inspect.signature(forward)
+        named = [parameter for name, parameter in signature.parameters.items() if name != "labels"]
+        self.forward = forward
+        self.forward_of_class = functools.wraps(forward)(lambda *args, **kwargs: forward(*args, **kwargs))
+        self.forward_of_class.__signature__ = signature.replace(parameters=named)  # type: ignore[attr-defined]
+
+    def __get__(self, model: nn.Module | None, model_class: type[nn.Module]) -> Any:
+        return self.forward_of_class if model is None else self.forward.__get__(model)
+
+
 class AutoencoderModel(PreTrainedModel):
     """Convolutional Auto-Encoder for images in [0, 1]: a compressor, an embedding and an anomaly detector.
 
@@ -243,6 +265,7 @@ class AutoencoderModel(PreTrainedModel):
     base_model_prefix = "autoencoder"
     main_input_name = "pixel_values"
     input_modalities = "image"
+    _range_is_checked = False
 
     def __init__(self, config: AutoencoderConfig):
         config.validate()  # again: fields may have been changed since it was created
@@ -256,8 +279,14 @@ class AutoencoderModel(PreTrainedModel):
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             _init_he(module)
 
+    @_ForwardWithLoss
+    @can_return_tuple
     def forward(
-        self, pixel_values: Tensor, labels: Tensor | None = None, noise: Tensor | None = None
+        self,
+        pixel_values: Tensor,
+        labels: Any = None,
+        noise: Tensor | None = None,
+        return_loss: bool = True,
     ) -> AutoencoderOutput:
         """Encodes and decodes images, and measures the reconstruction error.
 
@@ -266,32 +295,25 @@ class AutoencoderModel(PreTrainedModel):
             labels: ignored, so that a labeled batch can be passed as it is.
             noise: standard normal numbers in the shape of pixel_values. A denoising model adds `noise_std` times them
                 during training; drawn here if None.
+            return_loss: False leaves the loss out.
 
         Raises:
-            ValueError: the images do not fit the configuration.
+            ValueError: the images do not fit the configuration, or the first ones are far from [0, 1].
         """
-        inputs = pixel_values
+        inputs = pixel_values = self._check_images(pixel_values)
+        self._check_range(pixel_values)
         if self.training and self.config.noise_std > 0:
             noise = torch.randn_like(pixel_values) if noise is None else noise
             inputs = pixel_values + self.config.noise_std * noise
         latents = self.encode(inputs)
         reconstruction = self._images(self.decoder(latents))
-        measure = F.mse_loss if self.config.reconstruction_loss == "mse" else F.l1_loss
-        loss = measure(reconstruction, pixel_values.to(reconstruction.dtype))
-        if self.config.sparsity_weight > 0:
-            loss = loss + self.config.sparsity_weight * _at_least_float32(latents).abs().mean()
-        return AutoencoderOutput(loss=loss, reconstruction=reconstruction, latents=latents)
+        loss = self._loss(pixel_values, latents, reconstruction) if return_loss else None
+        return AutoencoderOutput(latents=latents, loss=loss, reconstruction=reconstruction)
 
     def encode(self, pixel_values: Tensor) -> Tensor:
-        """Latents (batch, *config.latent_shape) of images (batch, channels, height, width) in [0, 1]."""
-        expected = (self.config.num_channels, *self.config.image_size)
-        if pixel_values.shape[1:] != expected or not pixel_values.is_floating_point():
-            raise ValueError(
-                f"pixel_values must be floats in [0, 1] of shape (batch, {', '.join(map(str, expected))}), got "
-                f"{pixel_values.dtype} of shape {tuple(pixel_values.shape)}. Use this "
-                "model's image processor, which resizes and converts images."
-            )
-        return self.encoder((2 * pixel_values - 1).to(self.dtype))
+        """Latents (batch, *config.latent_shape) of images (batch, channels, height, width) in [0, 1]; a gray model
+        takes color too."""
+        return self.encoder((2 * self._check_images(pixel_values) - 1).to(self.dtype))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images (batch, channels, height, width) in [0, 1] of latents (batch, *config.latent_shape)."""
@@ -306,7 +328,44 @@ class AutoencoderModel(PreTrainedModel):
     @torch.no_grad()
     def anomaly_score(self, pixel_values: Tensor) -> Tensor:
         """Mean squared reconstruction error, (batch,): images unlike the training data score higher."""
+        pixel_values = self._check_images(pixel_values)
         return (self.decode(self.encode(pixel_values)) - pixel_values).square().flatten(1).mean(1)
+
+    def _loss(self, pixel_values: Tensor, latents: Tensor, reconstruction: Tensor) -> Tensor:
+        measure = F.mse_loss if self.config.reconstruction_loss == "mse" else F.l1_loss
+        loss = measure(reconstruction, pixel_values.to(reconstruction.dtype))
+        if self.config.sparsity_weight > 0:
+            loss = loss + self.config.sparsity_weight * _at_least_float32(latents).abs().mean()
+        return loss
+
+    def _check_images(self, pixel_values: Tensor) -> Tensor:
+        """The images, which must fit the configuration. For a gray model, color becomes gray: transformers' pipelines
+        read every file as RGB."""
+        if self.config.num_channels == 1 and pixel_values.ndim == 4 and pixel_values.shape[1] == 3:
+            red, green, blue = pixel_values.split(1, dim=1)
+            # The luma of ITU-R BT.601, as in Pillow; in differences, which leave gray what it is to the bit.
+            pixel_values = green + 0.299 * (red - green) + 0.114 * (blue - green)
+        expected = (self.config.num_channels, *self.config.image_size)
+        if pixel_values.shape[1:] != expected or not pixel_values.is_floating_point():
+            raise ValueError(
+                f"pixel_values must be floats in [0, 1] of shape (batch, {', '.join(map(str, expected))}), got "
+                f"{pixel_values.dtype} of shape {tuple(pixel_values.shape)}. Use this "
+                "model's image processor, which resizes and converts images."
+            )
+        return pixel_values
+
+    def _check_range(self, pixel_values: Tensor) -> None:
+        """Looks at the first batch alone, as reading a number waits for the device, and never while tracing."""
+        if torch.compiler.is_compiling() or self._range_is_checked or is_tracing(pixel_values) or pixel_values.is_meta:
+            return
+        pixels = pixel_values.detach()
+        # The mean leaves room for noise and for the overshoot of resampling; other ranges are beyond it.
+        if (pixels - pixels.clamp(0, 1)).abs().mean() > 0.1:
+            raise ValueError(
+                f"pixel_values must be in [0, 1], got values from {pixels.min():.4g} to {pixels.max():.4g}. Use this "
+                "model's image processor, which does not normalize, or rescale the images."
+            )
+        self._range_is_checked = True
 
     def _images(self, decoded: Tensor) -> Tensor:
         images = (_at_least_float32(decoded) + 1) / 2

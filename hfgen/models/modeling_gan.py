@@ -18,6 +18,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
+from transformers.utils import is_tracing
 
 
 LOSS_TYPES = ("non_saturating", "hinge", "wasserstein")
@@ -30,6 +31,7 @@ else:
     ImageSize = int | list[int]
     Channels = list[int] | None
 
+Labels = Any  # of classes: numbers or names, one for each image in a tensor, array or list, or one for all images
 ConfigClass = TypeVar("ConfigClass", bound=type)
 
 
@@ -290,12 +292,12 @@ class GANModel(PreTrainedModel):
             # Any start works for power iteration, as long as it is not orthogonal to the answer.
             init.copy_(module.left, F.normalize(torch.randn_like(module.left), dim=0))
 
-    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, latents: Tensor, labels: Labels = None) -> Tensor:
         """Images (batch, channels, height, width) in [0, 1] from latents.
 
         Args:
             latents: (batch, latent_dim), standard normal.
-            labels: (batch,) class indices; required by a conditional model, and only by one.
+            labels: classes as in `sample`; required by a conditional model, and only by one.
 
         Raises:
             ValueError: latents or labels do not fit the configuration.
@@ -305,29 +307,21 @@ class GANModel(PreTrainedModel):
                 f"latents must have the shape (batch, {self.config.latent_dim}), got {tuple(latents.shape)}. Draw "
                 "them from the standard normal distribution."
             )
-        self._check_labels(labels, len(latents))
-        return self.generator(latents, labels)
+        return self.generator(latents, self._class_indices(labels, latents.shape[0]))
 
-    def discriminate(self, pixel_values: Tensor, labels: Tensor | None = None) -> Tensor:
+    def discriminate(self, pixel_values: Tensor, labels: Labels = None) -> Tensor:
         """Logits (batch,) of images (batch, channels, height, width) in [0, 1]; above 0, an image looks real.
 
         With the Wasserstein loss they are scores, and only differences between scores are meaningful.
         """
-        expected = (self.config.num_channels, *self.config.image_size)
-        if pixel_values.shape[1:] != expected or not pixel_values.is_floating_point():
-            raise ValueError(
-                f"pixel_values must be floats in [0, 1] of shape (batch, {', '.join(map(str, expected))}), got "
-                f"{pixel_values.dtype} of shape {tuple(pixel_values.shape)}. Use this "
-                "model's image processor, which resizes and converts images."
-            )
-        self._check_labels(labels, len(pixel_values))
-        return self.discriminator(pixel_values, labels)
+        pixel_values = self._check_images(pixel_values)
+        return self.discriminator(pixel_values, self._class_indices(labels, pixel_values.shape[0]))
 
     @torch.no_grad()
     def sample(
         self,
         n: int,
-        labels: Tensor | None = None,
+        labels: Labels = None,
         truncation: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
@@ -335,7 +329,8 @@ class GANModel(PreTrainedModel):
 
         Args:
             n: number of images.
-            labels: (n,) class indices of a conditional model; spread evenly over the classes if None.
+            labels: classes of a conditional model, numbers or names: one for all images, or (n,) in a tensor, array or
+                list. Spread evenly over the classes if None.
             truncation: factor on the latents' standard deviation; below 1, images are more typical and less varied.
             generator: source of the random numbers; a CPU generator gives the same latents on every device.
 
@@ -348,16 +343,37 @@ class GANModel(PreTrainedModel):
             labels = torch.arange(n) % self.config.num_labels
         return self(latents.to(self.device), labels)
 
-    def _check_labels(self, labels: Tensor | None, batch: int):
+    def _class_indices(self, labels: Labels, batch: int) -> Tensor | None:
         if (labels is not None) != bool(self.config.num_labels):
             raise ValueError(
                 f"labels must be {'given' if self.config.num_labels else 'None'}, got {type(labels).__name__}. It is "
                 + (f"conditional on {self.config.num_labels} classes." if self.config.num_labels else "unconditional.")
             )
-        if labels is not None and tuple(labels.shape) != (batch,):
+        if labels is None:
+            return None
+        indices = _to_class_indices(labels, self.config.id2label)
+        indices = indices.expand(batch) if indices.ndim == 0 else indices
+        if tuple(indices.shape) != (batch,):
             raise ValueError(
-                f"labels must have the shape ({batch},), got {tuple(labels.shape)}. Give one class per image."
+                f"labels must have the shape ({batch},), got {tuple(indices.shape)}. Give one class per image."
             )
+        return indices
+
+    def _check_images(self, pixel_values: Tensor) -> Tensor:
+        """The images, which must fit the configuration. For a gray model, color becomes gray: transformers' pipelines
+        read every file as RGB."""
+        if self.config.num_channels == 1 and pixel_values.ndim == 4 and pixel_values.shape[1] == 3:
+            red, green, blue = pixel_values.split(1, dim=1)
+            # The luma of ITU-R BT.601, as in Pillow; in differences, which leave gray what it is to the bit.
+            pixel_values = green + 0.299 * (red - green) + 0.114 * (blue - green)
+        expected = (self.config.num_channels, *self.config.image_size)
+        if pixel_values.shape[1:] != expected or not pixel_values.is_floating_point():
+            raise ValueError(
+                f"pixel_values must be floats in [0, 1] of shape (batch, {', '.join(map(str, expected))}), got "
+                f"{pixel_values.dtype} of shape {tuple(pixel_values.shape)}. Use this "
+                "model's image processor, which resizes and converts images."
+            )
+        return pixel_values
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, loss_type: str) -> Tensor:
@@ -417,6 +433,24 @@ def gradient_penalty(
         (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     # The networks see pixels in [-1, 1]; the gradient in that scale is half of that in [0, 1].
     return ((gradient / 2).flatten(1).norm(dim=1) - 1).square().mean()
+
+
+def _to_class_indices(labels: Labels, names: Any) -> Tensor:
+    if isinstance(labels, Tensor) and (labels.device.type != "cpu" or labels.ndim > 1 or is_tracing(labels)):
+        return labels  # to read its numbers would wait for the device
+    values = _plain(labels)
+    is_one = isinstance(values, str) or not hasattr(values, "__iter__")
+    values = [values] if is_one else list(values)
+    known = {name: index for index, name in names.items()} | {index: index for index in names}
+    wrong = [value for value in values if isinstance(value, list) or value not in known]
+    if wrong:
+        classes = [f"{index} ({name})" for index, name in names.items()]
+        raise ValueError(
+            f"labels must be classes of the model, by number or name, got {', '.join(map(repr, wrong[:5]))}. The "
+            f"classes are {', '.join(classes[:20])}{f' and {len(classes) - 20} more' if len(classes) > 20 else ''}."
+        )
+    indices = torch.tensor([known[value] for value in values], dtype=torch.long)
+    return indices[0] if is_one else indices
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
