@@ -154,7 +154,8 @@ class SpectralNorm(nn.Module):
     al. 2018, https://arxiv.org/abs/1802.05957). A convolution's weight is read as a matrix (out, in * height * width).
 
     One step of power iteration per training call tracks the singular value. Being a module of its own next to the
-    layer, it leaves the layer's weight an ordinary parameter, which loads and saves under its ordinary name.
+    layer, it leaves the layer's weight an ordinary parameter, which loads and saves under its ordinary name. The layer
+    holds it in a tuple, unregistered, and applies it itself, so that an adapter can be wrapped around the layer.
     """
 
     left: Tensor
@@ -165,7 +166,7 @@ class SpectralNorm(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         # In float32, even under autocast and in a 16-bit model: an error in sigma scales the whole layer.
-        with torch.autocast(weight.device.type, enabled=False):
+        with torch.autocast("cpu" if weight.is_meta else weight.device.type, enabled=False):
             matrix = _at_least_float32(weight).flatten(1)
             with torch.no_grad():
                 right = F.normalize(matrix.T @ self.left.to(matrix.dtype), dim=0)
@@ -177,19 +178,45 @@ class SpectralNorm(nn.Module):
         return weight / sigma.clamp(min=1e-12)
 
 
+class SpectralConv2d(nn.Conv2d):
+    """A convolution that normalizes its weight."""
+
+    norm: tuple[SpectralNorm]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self._conv_forward(hidden_states, self.norm[0](self.weight), self.bias)
+
+
+class SpectralLinear(nn.Linear):
+    """A fully connected layer that normalizes its weight."""
+
+    norm: tuple[SpectralNorm]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return F.linear(hidden_states, self.norm[0](self.weight), self.bias)
+
+
+class SpectralEmbedding(nn.Embedding):
+    """An embedding that normalizes its weight."""
+
+    norm: tuple[SpectralNorm]
+
+    def forward(self, labels: Tensor) -> Tensor:
+        return F.embedding(labels, self.norm[0](self.weight))
+
+
 class DiscriminatorBlock(nn.Module):
     """A strided convolution, the configured normalization, and a leaky rectifier."""
 
     def __init__(self, in_channels: int, out_channels: int, norm: str):
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=4, stride=2, padding=1)
-        self.weight_norm: nn.Module = SpectralNorm(out_channels) if norm == "spectral" else nn.Identity()
+        conv_class = SpectralConv2d if norm == "spectral" else nn.Conv2d
+        self.conv = conv_class(in_channels, out_channels, kernel_size=4, stride=2, padding=1)
+        self.weight_norm = _norm_of(self.conv)
         self.norm: nn.Module = nn.BatchNorm2d(out_channels) if norm == "batch" else nn.Identity()
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        weight = self.weight_norm(self.conv.weight)
-        hidden_states = F.conv2d(hidden_states, weight, self.conv.bias, stride=2, padding=1)
-        return F.leaky_relu(self.norm(hidden_states), 0.2)
+        return F.leaky_relu(self.norm(self.conv(hidden_states)), 0.2)
 
 
 class GANDiscriminator(nn.Module):
@@ -210,21 +237,20 @@ class GANDiscriminator(nn.Module):
         height, width = config.feature_size(len(config.discriminator_channels))
         features = channels[-1] * height * width
         is_spectral = norm == "spectral"
-        self.head = nn.Linear(features, 1)
-        self.head_norm: nn.Module = SpectralNorm(1) if is_spectral else nn.Identity()
+        self.head = (SpectralLinear if is_spectral else nn.Linear)(features, 1)
+        self.head_norm = _norm_of(self.head)
         if config.num_labels:
-            self.label_embedding = nn.Embedding(config.num_labels, features)
-            self.label_norm: nn.Module = SpectralNorm(config.num_labels) if is_spectral else nn.Identity()
+            self.label_embedding = (SpectralEmbedding if is_spectral else nn.Embedding)(config.num_labels, features)
+            self.label_norm = _norm_of(self.label_embedding)
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> Tensor:
-        hidden_states = (2 * pixel_values - 1).to(self.head.weight.dtype)
+        hidden_states = (2 * pixel_values - 1).to(_dtype_of(self))
         for block in self.blocks:
             hidden_states = block(hidden_states)
         hidden_states = hidden_states.flatten(1)
-        logits = F.linear(hidden_states, self.head_norm(self.head.weight), self.head.bias).squeeze(1)
+        logits = self.head(hidden_states).squeeze(1)
         if labels is not None:
-            labels = labels.to(logits.device, torch.long)
-            embeddings = F.embedding(labels, self.label_norm(self.label_embedding.weight))
+            embeddings = self.label_embedding(labels.to(logits.device, torch.long))
             logits = logits + (embeddings * hidden_states).sum(1)
         return _at_least_float32(logits)
 
@@ -247,7 +273,7 @@ class GANGenerator(nn.Module):
         self.to_pixels = nn.ConvTranspose2d(channels[-1], config.num_channels, kernel_size=4, stride=2, padding=1)
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        latents = latents.to(self.from_latents.weight.dtype)
+        latents = latents.to(_dtype_of(self))
         if labels is not None:
             one_hot = F.one_hot(labels.to(latents.device, torch.long), self.num_labels)
             latents = torch.cat([latents, one_hot.to(latents.dtype)], dim=1)
@@ -433,6 +459,20 @@ def gradient_penalty(
         (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     # The networks see pixels in [-1, 1]; the gradient in that scale is half of that in [0, 1].
     return ((gradient / 2).flatten(1).norm(dim=1) - 1).square().mean()
+
+
+def _norm_of(layer: nn.Module) -> nn.Module:
+    """The spectral norm of a layer that applies one, to be registered by the module that the layer is in."""
+    if not isinstance(layer, (SpectralConv2d, SpectralLinear, SpectralEmbedding)):
+        return nn.Identity()
+    norm = SpectralNorm(len(layer.weight))
+    layer.norm = (norm,)
+    return norm
+
+
+def _dtype_of(module: nn.Module) -> torch.dtype:
+    """That of the first floating-point parameter: a layer whose weight is quantized has none."""
+    return next(parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
 
 
 def _to_class_indices(labels: Labels, names: Any) -> Tensor:
