@@ -179,30 +179,30 @@ class SpectralNorm(nn.Module):
 
 
 class SpectralConv2d(nn.Conv2d):
-    """A convolution that normalizes its weight."""
+    """A convolution that normalizes its weight. Without a norm, as PEFT makes some for adapters, it is ordinary."""
 
-    norm: tuple[SpectralNorm]
+    norm: tuple[SpectralNorm, ...] = ()
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self._conv_forward(hidden_states, self.norm[0](self.weight), self.bias)
+        return self._conv_forward(hidden_states, _normalized_weight(self), self.bias)
 
 
 class SpectralLinear(nn.Linear):
     """A fully connected layer that normalizes its weight."""
 
-    norm: tuple[SpectralNorm]
+    norm: tuple[SpectralNorm, ...] = ()
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return F.linear(hidden_states, self.norm[0](self.weight), self.bias)
+        return F.linear(hidden_states, _normalized_weight(self), self.bias)
 
 
 class SpectralEmbedding(nn.Embedding):
     """An embedding that normalizes its weight."""
 
-    norm: tuple[SpectralNorm]
+    norm: tuple[SpectralNorm, ...] = ()
 
     def forward(self, labels: Tensor) -> Tensor:
-        return F.embedding(labels, self.norm[0](self.weight))
+        return F.embedding(labels, _normalized_weight(self))
 
 
 class DiscriminatorBlock(nn.Module):
@@ -459,6 +459,13 @@ def gradient_penalty(
         (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     # The networks see pixels in [-1, 1]; the gradient in that scale is half of that in [0, 1].
     return ((gradient / 2).flatten(1).norm(dim=1) - 1).square().mean()
+
+
+def _normalized_weight(layer: SpectralConv2d | SpectralLinear | SpectralEmbedding) -> Tensor:
+    weight: Tensor = layer.weight
+    for norm in layer.norm:
+        weight = norm(weight)
+    return weight
 
 
 def _norm_of(layer: nn.Module) -> nn.Module:

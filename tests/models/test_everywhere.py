@@ -108,16 +108,24 @@ def test_as_an_exported_graph_for_batches_of_any_size(case: str, strict: bool) -
 
 
 class Adapter(nn.Module):
-    """A low-rank update of a convolution (Hu et al. 2021, https://arxiv.org/abs/2106.09685), as PEFT wraps it."""
+    """An update beside a layer that stays as it is, as PEFT wraps layers for LoRA (Hu et al. 2021,
+    https://arxiv.org/abs/2106.09685)."""
 
     def __init__(self, base_layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
         super().__init__()
         self.base_layer = base_layer.requires_grad_(False)
-        self.down = copy.deepcopy(base_layer).requires_grad_(True)
+        layer_class: Any = type(base_layer)  # PEFT makes its own layers with the class of the one that it wraps
+        if isinstance(base_layer, nn.Linear):
+            self.update = layer_class(base_layer.in_features, base_layer.out_features)
+        else:
+            layer = base_layer
+            self.update = layer_class(
+                layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding
+            )
         self.scale = nn.Parameter(torch.zeros(()))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.base_layer(hidden_states) + self.scale * self.down(hidden_states)
+        return self.base_layer(hidden_states) + self.scale * self.update(hidden_states)
 
 
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
