@@ -489,11 +489,11 @@ def _to_class_indices(labels: Labels, names: Any) -> Tensor:
     is_one = isinstance(values, str) or not hasattr(values, "__iter__")
     values = [values] if is_one else list(values)
     known = {name: index for index, name in names.items()} | {index: index for index in names}
-    wrong = [value for value in values if isinstance(value, list) or value not in known]
+    wrong = dict.fromkeys(repr(value) for value in values if isinstance(value, list) or value not in known)
     if wrong:
         classes = [f"{index} ({name})" for index, name in names.items()]
         raise ValueError(
-            f"labels must be classes of the model, by number or name, got {', '.join(map(repr, wrong[:5]))}. The "
+            f"labels must be classes of the model, by number or name, got {', '.join(list(wrong)[:5])}. The "
             f"classes are {', '.join(classes[:20])}{f' and {len(classes) - 20} more' if len(classes) > 20 else ''}."
         )
     indices = torch.tensor([known[value] for value in values], dtype=torch.long)
