@@ -6,8 +6,9 @@
     build_image_processor(1, (28, 28))         the processor that is saved with a model
 
 `preprocessor_config.json` names transformers' own `ViTImageProcessor`, so AutoImageProcessor loads it with no custom
-code and without hfgen. That class does not convert color to gray: for a gray model it needs PIL images of mode "L" or
-arrays (height, width, 1). [`HfgenImageProcessor`] reads the same file and takes every kind of image.
+code and without hfgen. That class does not convert color to gray: give it PIL images of mode "L" or arrays (height,
+width, 1) for a gray model, which otherwise converts color itself. [`HfgenImageProcessor`] reads the same file, takes
+every kind of image, and converts before it resizes, as for training.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class HfgenImageProcessor(ViTImageProcessorPil):
     alpha and palettes; for any model 16-bit images, floats in [0, 1] and arrays without a channel axis. See
     [`to_pixel_values`] for the rules. A gray model is one whose file has `"do_convert_rgb": false`.
 
-    Pipelines pass every image on as RGB; give them this processor: `pipeline(..., image_processor=processor)`.
+    Pipelines pass every image on as RGB; a gray model converts it, or this processor if they are given it:
+    `pipeline(..., image_processor=processor)`.
     """
 
     do_resize = True
