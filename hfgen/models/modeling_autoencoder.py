@@ -12,7 +12,6 @@ does the opposite:
 This file needs only torch and transformers: it is what travels to the Hub.
 """
 
-import functools
 import inspect
 import math
 from collections.abc import Callable
@@ -235,22 +234,23 @@ class AutoencoderDecoder(nn.Module):
         return hidden_states
 
 
-class _ForwardWithLoss:
-    """A `forward` whose loss transformers' Trainer evaluates, with labels and without.
+def _evaluates_without_labels(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes transformers' Trainer evaluate the loss of batches without labels, too.
 
-    The Trainer skips the loss of batches without labels if `forward` of the model's class names labels. Here, that of
-    the class names none, and that of the model does, so that the Trainer keeps the column of the data.
+    It skips that loss if the signature of the class's `forward` names labels, and drops the data's column of labels if
+    that of the model's does not. So the function's signature leaves them out, and has them where Python makes the
+    method's signature of it, by `replace`.
     """
+    whole = inspect.signature(forward)
+    parameters = list(whole.parameters.values())
 
-    def __init__(self, forward: Callable[..., Any]):
-        signature = inspect.signature(forward)
-        named = [parameter for name, parameter in signature.parameters.items() if name != "labels"]
-        self.forward = forward
-        self.forward_of_class = functools.wraps(forward)(lambda *args, **kwargs: forward(*args, **kwargs))
-        self.forward_of_class.__signature__ = signature.replace(parameters=named)  # type: ignore[attr-defined]
+    class FunctionSignature(inspect.Signature):
+        def replace(self, **changes: Any) -> inspect.Signature:  # type: ignore[override]
+            return whole.replace(parameters=parameters[1:])
 
-    def __get__(self, model: nn.Module | None, model_class: type[nn.Module]) -> Any:
-        return self.forward_of_class if model is None else self.forward.__get__(model)
+    named = [parameter for parameter in parameters if parameter.name != "labels"]
+    forward.__signature__ = FunctionSignature(named)  # type: ignore[attr-defined]
+    return forward
 
 
 class AutoencoderModel(PreTrainedModel):
@@ -279,7 +279,7 @@ class AutoencoderModel(PreTrainedModel):
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             _init_he(module)
 
-    @_ForwardWithLoss
+    @_evaluates_without_labels
     @can_return_tuple
     def forward(
         self,
@@ -356,11 +356,15 @@ class AutoencoderModel(PreTrainedModel):
 
     def _check_range(self, pixel_values: Tensor) -> None:
         """Looks at the first batch alone, as reading a number waits for the device, and never while tracing."""
-        if torch.compiler.is_compiling() or self._range_is_checked or is_tracing(pixel_values) or pixel_values.is_meta:
+        if torch.compiler.is_compiling() or self._range_is_checked or is_tracing(pixel_values):
             return
         pixels = pixel_values.detach()
-        # The mean leaves room for noise and for the overshoot of resampling; other ranges are beyond it.
-        if (pixels - pixels.clamp(0, 1)).abs().mean() > 0.1:
+        try:
+            # The mean leaves room for noise and for the overshoot of resampling; other ranges are beyond it.
+            is_far = bool((pixels - pixels.clamp(0, 1)).abs().mean() > 0.1)
+        except RuntimeError:  # on the meta device and in torch.func.vmap, where a tensor has no values
+            return
+        if is_far:
             raise ValueError(
                 f"pixel_values must be in [0, 1], got values from {pixels.min():.4g} to {pixels.max():.4g}. Use this "
                 "model's image processor, which does not normalize, or rescale the images."

@@ -9,7 +9,6 @@ so the loss is `reconstruction_loss + beta * kl_loss`, both in nats per image. T
 transformers: it is what travels to the Hub.
 """
 
-import functools
 import inspect
 import math
 from collections.abc import Callable
@@ -347,22 +346,23 @@ class VAEDecoder(nn.Module):
         return hidden_states
 
 
-class _ForwardWithLoss:
-    """A `forward` whose loss transformers' Trainer evaluates, with labels and without.
+def _evaluates_without_labels(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes transformers' Trainer evaluate the loss of batches without labels, too.
 
-    The Trainer skips the loss of batches without labels if `forward` of the model's class names labels. Here, that of
-    the class names none, and that of the model does, so that the Trainer keeps the column of the data.
+    It skips that loss if the signature of the class's `forward` names labels, and drops the data's column of labels if
+    that of the model's does not. So the function's signature leaves them out, and has them where Python makes the
+    method's signature of it, by `replace`.
     """
+    whole = inspect.signature(forward)
+    parameters = list(whole.parameters.values())
 
-    def __init__(self, forward: Callable[..., Any]):
-        signature = inspect.signature(forward)
-        named = [parameter for name, parameter in signature.parameters.items() if name != "labels"]
-        self.forward = forward
-        self.forward_of_class = functools.wraps(forward)(lambda *args, **kwargs: forward(*args, **kwargs))
-        self.forward_of_class.__signature__ = signature.replace(parameters=named)  # type: ignore[attr-defined]
+    class FunctionSignature(inspect.Signature):
+        def replace(self, **changes: Any) -> inspect.Signature:  # type: ignore[override]
+            return whole.replace(parameters=parameters[1:])
 
-    def __get__(self, model: nn.Module | None, model_class: type[nn.Module]) -> Any:
-        return self.forward_of_class if model is None else self.forward.__get__(model)
+    named = [parameter for parameter in parameters if parameter.name != "labels"]
+    forward.__signature__ = FunctionSignature(named)  # type: ignore[attr-defined]
+    return forward
 
 
 class VAEModel(PreTrainedModel):
@@ -395,7 +395,7 @@ class VAEModel(PreTrainedModel):
         elif isinstance(module, VAEModel) and self.config.likelihood == "gaussian":
             init.zeros_(module.log_scale)
 
-    @_ForwardWithLoss
+    @_evaluates_without_labels
     @can_return_tuple
     def forward(
         self, pixel_values: Tensor, labels: Labels = None, noise: Tensor | None = None, return_loss: bool = True
@@ -638,11 +638,15 @@ class VAEModel(PreTrainedModel):
 
     def _check_range(self, pixel_values: Tensor) -> None:
         """Looks at the first batch alone, as reading a number waits for the device, and never while tracing."""
-        if torch.compiler.is_compiling() or self._range_is_checked or is_tracing(pixel_values) or pixel_values.is_meta:
+        if torch.compiler.is_compiling() or self._range_is_checked or is_tracing(pixel_values):
             return
         pixels = pixel_values.detach()
-        # The mean leaves room for noise and for the overshoot of resampling; other ranges are beyond it.
-        if (pixels - pixels.clamp(0, 1)).abs().mean() > 0.1:
+        try:
+            # The mean leaves room for noise and for the overshoot of resampling; other ranges are beyond it.
+            is_far = bool((pixels - pixels.clamp(0, 1)).abs().mean() > 0.1)
+        except RuntimeError:  # on the meta device and in torch.func.vmap, where a tensor has no values
+            return
+        if is_far:
             raise ValueError(
                 f"pixel_values must be in [0, 1], got values from {pixels.min():.4g} to {pixels.max():.4g}. Use this "
                 "model's image processor, which does not normalize, or rescale the images."
@@ -730,7 +734,8 @@ def _init_with_gain(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
 def _randn(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
     """Standard normal numbers, drawn on the generator's device and moved to `device`."""
     source = generator.device if generator is not None else device
-    return torch.randn(shape, generator=generator, device=source).to(device)
+    # Not torch.randn, which takes no batch of unknown size, as in exported graphs, along with a generator.
+    return torch.empty(shape, device=source).normal_(generator=generator).to(device)
 
 
 def _slerp(start: Tensor, end: Tensor, t: float) -> Tensor:

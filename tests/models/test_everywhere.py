@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.ao.quantization import quantize_dynamic
 
 from hfgen import MODELS
@@ -105,6 +106,44 @@ def test_as_an_exported_graph_for_batches_of_any_size(case: str, strict: bool) -
         inputs = batch(network, size)
         for found, expected in zip(program.module()(*inputs), network(*inputs), strict=True):
             torch.testing.assert_close(found, expected)
+
+
+@torch.no_grad()
+def test_a_vae_as_an_exported_graph_draws_its_own_noise() -> None:
+    model = tiny("vae logistic").model
+    images, any_size = torch.rand(5, 1, 8, 8), {"pixel_values": {0: torch.export.Dim("batch", min=2, max=64)}}
+
+    program = torch.export.export(model, (torch.rand(2, 1, 8, 8),), dynamic_shapes=any_size).module()
+
+    first, second, expected = program(images), program(images), model(images)
+    torch.testing.assert_close(first.latent_mean, expected.latent_mean)
+    torch.testing.assert_close(first.kl_loss, expected.kl_loss)
+    assert first.reconstruction.shape == images.shape and not torch.equal(first.latents, second.latents)
+
+
+@each_case
+@torch.no_grad()
+def test_compiled_without_a_break_and_once(case: str) -> None:
+    network, counter = tiny(case), CompileCounter()
+    inputs = batch(network, 4)
+
+    compiled = torch.compile(network, backend=counter, fullgraph=True)
+
+    found = compiled(*inputs)
+    for result, expected in zip(found, network(*inputs), strict=True):  # the first images that are seen uncompiled
+        torch.testing.assert_close(result, expected)
+    compiled(*inputs)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("case", ["autoencoder vector", "autoencoder spatial"])
+def test_mapped_over_single_images(case: str) -> None:
+    """As for the gradient of each example by itself."""
+    model, images = tiny(case).model, torch.rand(3, 1, 8, 8)
+
+    losses = torch.func.vmap(lambda image: model(image[None]).loss)(images)
+
+    torch.testing.assert_close(losses, torch.stack([model(image[None]).loss for image in images]))
 
 
 class Adapter(nn.Module):
