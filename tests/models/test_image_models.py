@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import Trainer, TrainingArguments, pipeline
 
-from hfgen import MODELS, GANModel, VAEModel
+from hfgen import MODELS, AutoencoderConfig, GANConfig, GANModel, VAEConfig, VAEModel
 from hfgen.image_processing import build_image_processor
 
 
@@ -82,6 +82,13 @@ def test_tuples_and_numbers_of_numpy_become_plain_numbers(tmp_path: Path, family
     config.save_pretrained(tmp_path)
     assert config_class.from_pretrained(tmp_path).to_dict() == config.to_dict()
     assert config_class.from_pretrained(tmp_path, image_size=np.int64(8)).image_size == [8, 8]
+
+
+@pytest.mark.parametrize("channels", [(8, 4), np.array([8, 4]), [np.int64(8), 4]], ids=repr)
+def test_channels_become_plain_numbers(channels: Any) -> None:
+    assert AutoencoderConfig(hidden_channels=channels).hidden_channels == [8, 4]
+    assert VAEConfig(hidden_channels=channels).hidden_channels == [8, 4]
+    assert GANConfig(generator_channels=channels).discriminator_channels == [4, 8]
 
 
 @pytest.mark.parametrize("image_size", [True, "32", 32.0, (16, 32, 3), None])
