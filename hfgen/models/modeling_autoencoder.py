@@ -341,12 +341,13 @@ class AutoencoderModel(PreTrainedModel):
     def _check_images(self, pixel_values: Tensor) -> Tensor:
         """The images, which must fit the configuration. For a gray model, color becomes gray: transformers' pipelines
         read every file as RGB."""
-        if self.config.num_channels == 1 and pixel_values.ndim == 4 and pixel_values.shape[1] == 3:
+        is_float, is_color = pixel_values.is_floating_point(), pixel_values.ndim == 4 and pixel_values.shape[1] == 3
+        if self.config.num_channels == 1 and is_float and is_color:
             red, green, blue = pixel_values.split(1, dim=1)
             # The luma of ITU-R BT.601, as in Pillow; in differences, which leave gray what it is to the bit.
             pixel_values = green + 0.299 * (red - green) + 0.114 * (blue - green)
         expected = (self.config.num_channels, *self.config.image_size)
-        if pixel_values.shape[1:] != expected or not pixel_values.is_floating_point():
+        if pixel_values.shape[1:] != expected or not is_float:
             raise ValueError(
                 f"pixel_values must be floats in [0, 1] of shape (batch, {', '.join(map(str, expected))}), got "
                 f"{pixel_values.dtype} of shape {tuple(pixel_values.shape)}. Use this "

@@ -48,6 +48,7 @@ def output(model: Any) -> Tensor:
         (torch.zeros(2, 4, 8, 8), "(2, 4, 8, 8)"),
         (torch.zeros(2, 1, 8, 12), "(2, 1, 8, 12)"),
         (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "torch.uint8"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "torch.uint8"),
     ],
 )
 @each_family
