@@ -88,6 +88,8 @@ def build_parser() -> argparse.ArgumentParser:
     sample.add_argument("model", metavar="FOLDER_OR_REPO")
     sample.add_argument("--revision", help="branch, tag or commit (default: main)")
     sample.add_argument("--count", type=_positive, default=64, help="images to draw (default: 64)")
+    sample.add_argument("--label", metavar="CLASS", action="append",
+                        help="class to draw, by name or number; may be repeated (default: all, in turn)")  # fmt: skip
     sample.add_argument("--output", type=Path, default=Path("samples.png"), help="image file (default: samples.png)")
     sample.add_argument("--prompt", default="", help="text to continue (default: an empty page)")
     sample.add_argument("--tokens", type=_positive, default=200, help="tokens to write (default: 200)")
@@ -173,11 +175,23 @@ def sample_command_line(arguments: argparse.Namespace) -> None:
     model = model_class.from_pretrained(folder).eval()
     options = {} if arguments.temperature is None else {architecture.temperature: arguments.temperature}
     if architecture.samples == "text":
+        if arguments.label:
+            raise ValueError("--label must name a class of images, and this model writes text. Use --prompt.")
         _write_text(model, folder, arguments, options)
         return
-    images = model.sample(arguments.count, generator=torch.Generator().manual_seed(arguments.seed), **options)
+    generator = torch.Generator().manual_seed(arguments.seed)
+    images = model.sample(arguments.count, labels=_labels(model, arguments), generator=generator, **options)
     image_grid(images, columns=min(8, arguments.count)).save(arguments.output)
     print(f"Wrote {arguments.output}.")
+
+
+def _labels(model: Any, arguments: argparse.Namespace) -> list[str | int] | None:
+    """A class for each image, with those of --label in turn; a name that reads like a number is a name first."""
+    if not arguments.label:
+        return None
+    names = (model.config.id2label or {}).values()
+    classes = [int(label) if label.isdecimal() and label not in names else label for label in arguments.label]
+    return [classes[index % len(classes)] for index in range(arguments.count)]
 
 
 def _write_text(model: Any, folder: Path, arguments: argparse.Namespace, options: dict[str, float]) -> None:

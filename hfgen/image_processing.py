@@ -6,8 +6,9 @@
     build_image_processor(1, (28, 28))         the processor that is saved with a model
 
 `preprocessor_config.json` names transformers' own `ViTImageProcessor`, so AutoImageProcessor loads it with no custom
-code and without hfgen. That class does not convert color to gray: for a gray model it needs PIL images of mode "L" or
-arrays (height, width, 1). [`HfgenImageProcessor`] reads the same file and takes every kind of image.
+code and without hfgen. That class does not convert color to gray: give it PIL images of mode "L" or arrays (height,
+width, 1) for a gray model, which otherwise converts color itself. [`HfgenImageProcessor`] reads the same file, takes
+every kind of image, and converts before it resizes, as for training.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import PIL.ExifTags
 import PIL.Image
-import PIL.ImageOps
 import torch
 from transformers import ViTImageProcessorPil
 from transformers.image_processing_utils import BatchFeature
@@ -32,6 +34,16 @@ BILINEAR = PIL.Image.Resampling.BILINEAR
 
 _MODES = {1: "L", 3: "RGB"}
 _CHANNEL_COUNTS = (1, 3, 4)
+# EXIF orientation -> what turns the stored image into the one to display.
+_TURNS = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
 
 
 class HfgenImageProcessor(ViTImageProcessorPil):
@@ -41,7 +53,8 @@ class HfgenImageProcessor(ViTImageProcessorPil):
     alpha and palettes; for any model 16-bit images, floats in [0, 1] and arrays without a channel axis. See
     [`to_pixel_values`] for the rules. A gray model is one whose file has `"do_convert_rgb": false`.
 
-    Pipelines pass every image on as RGB; give them this processor: `pipeline(..., image_processor=processor)`.
+    Pipelines pass every image on as RGB; a gray model converts it, or this processor if they are given it:
+    `pipeline(..., image_processor=processor)`.
     """
 
     do_resize = True
@@ -105,8 +118,8 @@ def to_pixel_values(
 
     - Color becomes the luma of ITU-R BT.601, as in PIL; gray becomes color by repeating the channel.
     - Transparent pixels are composited onto white, as in newer transformers.
-    - uint8 stays as it is, bool becomes 0/255, uint16 and 16-bit PIL images are scaled by 1/257; other integers must
-      be in 0..255, and floats in [0, 1]; they are rounded to 8 bits.
+    - uint8 stays as it is, bool becomes 0/255, uint16 and 16-bit PIL images are scaled by 1/257, with a warning if
+      they use 12 bits or fewer; other integers must be in 0..255, and floats in [0, 1]; they are rounded to 8 bits.
     - An array is channels-first if its first axis has 1, 3 or 4 entries, else channels-last if its last one has.
 
     Args:
@@ -217,21 +230,37 @@ def _decode(image: Any) -> PIL.Image.Image:
     try:
         decoded = PIL.Image.open(source)
     except Exception as error:
-        raise _unreadable(error) from error
+        raise ValueError(why_unreadable(error)) from error
     _load(decoded)
-    return PIL.ImageOps.exif_transpose(decoded) if decoded.getexif().get(PIL.ExifTags.Base.Orientation) else decoded
+    turn = _TURNS.get(exif_orientation(decoded))
+    return decoded if turn is None else decoded.transpose(turn)
+
+
+def exif_orientation(image: PIL.Image.Image) -> int:
+    """How an image is turned for display, 1 to 8 as in EXIF; 1, as it is, if nothing legible says so."""
+    try:
+        return int(image.getexif().get(PIL.ExifTags.Base.Orientation, 1))
+    except Exception:  # The block is malformed: PIL raises SyntaxError, struct.error, ValueError and others.
+        return 1
 
 
 def _load(image: PIL.Image.Image) -> None:
     try:
         image.load()
     except Exception as error:  # PIL's decoders raise OSError, SyntaxError, struct.error and others.
-        raise _unreadable(error) from error
+        raise ValueError(why_unreadable(error)) from error
 
 
-def _unreadable(error: Exception) -> ValueError:
-    return ValueError(
-        f"must be readable, got corrupt or unknown data ({type(error).__name__}: {error}). Repair the file "
+def why_unreadable(error: Exception) -> str:
+    """What an image must be that PIL failed to open or to load with this error, and what to do."""
+    if isinstance(error, PIL.Image.DecompressionBombError):
+        return (
+            f"must not be too large ({error}). Make it smaller, or, if you trust where it comes from, set "
+            "PIL.Image.MAX_IMAGE_PIXELS = None in Python before it is read."
+        )
+    reason = re.sub(r"\s*<_io[^>]*>", "", str(error))
+    return (
+        f"must be readable, got corrupt or unknown data ({type(error).__name__}: {reason}). Repair the file "
         "or remove it from the dataset."
     )
 
@@ -271,6 +300,7 @@ def _to_8_bits(array: np.ndarray) -> np.ndarray:
     if array.dtype == bool:
         return array.astype(np.uint8) * 255
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:
+        _warn_of_unused_bits(array)
         return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if array.dtype.kind not in "iuf":
         raise ValueError(f"must hold numbers, got an array of dtype {array.dtype}. Convert it to uint8.")
@@ -286,12 +316,26 @@ def _to_8_bits(array: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8) if limit == 1 else array.astype(np.uint8)
 
 
+def _warn_of_unused_bits(array: np.ndarray) -> None:
+    """Cameras and scanners store 10 or 12 bits in files of 16, which do not say so."""
+    bits = int(array.max()).bit_length()
+    if 0 < bits <= 12:
+        warnings.warn(
+            f"A 16-bit image uses only the lowest {bits} bits and comes out nearly black, as 65535 is white. If its "
+            f"white is {2**bits - 1}, give floats instead, array / {2**bits - 1}, or rewrite the file.",
+            stacklevel=2,
+        )
+
+
 def _change_mode(image: PIL.Image.Image, mode: str) -> PIL.Image.Image:
     transparent = image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
     if image.mode == mode and not transparent:
         return image
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # PIL would saturate these at 255.
-        image = PIL.Image.fromarray(_to_8_bits(np.asarray(image)))
+        array = np.asarray(image)
+        if image.mode == "I" and image.format == "PPM":  # PIL has scaled the file's largest value to 65535.
+            array = array.astype(np.uint16)
+        image = PIL.Image.fromarray(_to_8_bits(array))
     elif transparent:
         white = PIL.Image.new("RGBA", image.size, "white")
         image = PIL.Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -12,11 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 import hfgen
+from hfgen.image_processing import build_image_processor
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -153,7 +156,7 @@ def test_public_names_are_there() -> None:
 # ------------------------------------------------------------------------------------------------- without hfgen
 
 
-WITHOUT_HFGEN = f"""
+BLOCK_HFGEN = """
 import json
 import sys
 from pathlib import Path
@@ -167,7 +170,8 @@ class Blocker:
 
 
 sys.meta_path.insert(0, Blocker())
-
+"""
+WITHOUT_HFGEN = f"""{BLOCK_HFGEN}
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -203,16 +207,24 @@ print("REPORT" + json.dumps(report))
 """
 
 
-def run_without_hfgen(home: Path, roots: list[tuple[Path, Path | None]]) -> dict[str, dict[str, object]]:
-    """Loads all folders under the roots in a fresh interpreter that cannot import hfgen, and saves them again."""
+EXTRACT_FEATURES = f"""{BLOCK_HFGEN}
+from transformers import pipeline
+
+arguments = json.loads(sys.argv[1])
+extract = pipeline("image-feature-extraction", model=arguments["folder"], trust_remote_code=True)
+print("REPORT" + json.dumps(extract(arguments["image"])))
+"""
+
+
+def run_without_hfgen(home: Path, code: str, argument: object) -> Any:
+    """What the code reports in a fresh interpreter that cannot import hfgen."""
     home.mkdir()
     script = home / "without_hfgen.py"
-    script.write_text(textwrap.dedent(WITHOUT_HFGEN))
+    script.write_text(textwrap.dedent(code))
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"HF_HOME": str(home / "hf"), "HF_MODULES_CACHE": str(home / "modules"), "HF_HUB_OFFLINE": "1"}
-    arguments = json.dumps([[str(root), save_to and str(save_to)] for root, save_to in roots])
     result = subprocess.run(
-        [sys.executable, "-W", "ignore", str(script), arguments],
+        [sys.executable, "-W", "ignore", str(script), json.dumps(argument)],
         cwd=home,
         env=environment,
         capture_output=True,
@@ -243,8 +255,9 @@ def loaded(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> LoadedWit
         for name in ("inputs.safetensors", "outputs.safetensors"):
             (again_by_hfgen / folder.name / name).write_bytes((folder / name).read_bytes())
     # Two interpreters, each with an empty cache: the second has nothing but what the first one saved.
-    report = run_without_hfgen(root / "first", [(folders, again_without), (again_by_hfgen, None)])
-    report |= run_without_hfgen(root / "second", [(again_without, None)])
+    roots = [(str(folders), str(again_without)), (str(again_by_hfgen), None)]
+    report = run_without_hfgen(root / "first", WITHOUT_HFGEN, roots)
+    report |= run_without_hfgen(root / "second", WITHOUT_HFGEN, [(str(again_without), None)])
     return LoadedWithoutHfgen(folders, again_by_hfgen, again_without, report)
 
 
@@ -273,6 +286,23 @@ def test_saving_again_gives_the_same_folder(family: str, saved: str, loaded: Loa
     weights, weights_again = (load_file(folder / "model.safetensors") for folder in (first, again))
     assert weights.keys() == weights_again.keys()
     assert all(torch.equal(weights[name], weights_again[name]) for name in weights)
+
+
+@pytest.mark.parametrize("family", ["autoencoder", "vae"])
+def test_without_hfgen_the_pipeline_extracts_the_features_of_a_color_file(
+    family: str, families: dict[str, Family], folders: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(folders / family, tmp_path / family)
+    build_image_processor(1, (8, 8)).save_pretrained(folder)
+    pixels = torch.randint(256, (8, 8, 1), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+    Image.fromarray(pixels.expand(-1, -1, 3).numpy()).save(tmp_path / "color.png")
+
+    argument = {"folder": str(folder), "image": str(tmp_path / "color.png")}
+    features = run_without_hfgen(tmp_path / "home", EXTRACT_FEATURES, argument)
+
+    encoded: Any = families[family].model.encode(pixels.permute(2, 0, 1)[None] / 255)  # type: ignore[operator]
+    expected = encoded if family == "autoencoder" else encoded.latent_dist.mean
+    torch.testing.assert_close(torch.tensor(features), expected.detach())
 
 
 # --------------------------------------------------------------------------------------------------- cost of import

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
-from hfgen import GPTModel
+from hfgen import GPTModel, VAEConfig, VAEModel
 from hfgen.cli import main
 
 from .runs import copy_run, trained_runs
@@ -59,6 +60,8 @@ def test_sample_draws_or_writes(tmp_path: Path, capsys: pytest.CaptureFixture[st
         )
         assert Image.open(picture).width > 4 * 8
     capsys.readouterr()
+    assert main(["sample", str(runs / "gpt"), "--label", "1"]) == 1
+    assert "--label must name a class of images" in capsys.readouterr().err
     words = ["sample", str(runs / "gpt"), "--prompt", "The ", "--tokens", "5", "--temperature", "0.5"]
     assert main(words) == 0
     written = capsys.readouterr().out
@@ -94,3 +97,55 @@ def test_sample_needs_a_model_with_its_output_layer(tmp_path: Path, capsys: pyte
 
     assert main(["sample", str(tmp_path)]) == 1
     assert "must hold a GPTForCausalLM, got a GPTModel. Save the model with" in capsys.readouterr().err
+
+
+def save_conditional_model(folder: Path, names: list[str]) -> None:
+    """Draws images of one gray value per class, 0.25, 0.5 and 0.75."""
+    labels = {"id2label": dict(enumerate(names))} if names else {}
+    model = VAEModel(VAEConfig(image_size=8, hidden_channels=[4], hidden_size=4, likelihood="gaussian", **labels))
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    with torch.no_grad():
+        model.decoder.from_latents.weight[0, -3:] = torch.tensor([0.25, 0.5, 0.75])
+        model.decoder.hidden.weight[:, 0] = 1
+        model.decoder.stages[0][0].weight[0] = 0.25
+    model.save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "labels, drawn",
+    [
+        ([], [0, 1, 2, 0]),
+        (["two"], [1, 1, 1, 1]),
+        (["2"], [2, 2, 2, 2]),
+        (["0"], [0, 0, 0, 0]),
+        (["1"], [2, 2, 2, 2]),
+        (["two", "0"], [1, 0, 1, 0]),
+    ],
+)
+def test_sample_draws_the_classes_that_are_asked_for(tmp_path: Path, labels: list[str], drawn: list[int]) -> None:
+    save_conditional_model(tmp_path, ["one", "two", "1"])
+    flags = [word for label in labels for word in ("--label", label)]
+    picture = tmp_path / "picture.png"
+
+    assert main(["sample", str(tmp_path), "--count", "4", "--output", str(picture), *flags]) == 0
+
+    image = Image.open(picture)
+    middles = [image.getpixel((image.width * (2 * column + 1) // 8, image.height // 2)) for column in range(4)]
+    assert middles == [[64, 128, 191][index] for index in drawn]
+
+
+@pytest.mark.parametrize(
+    "names, label, message",
+    [
+        (["one", "two", "three"], "four", "got 'four'. The classes are 0 (one), 1 (two), 2 (three)."),
+        (["one", "two", "three"], "3", "got 3. The classes are 0 (one), 1 (two), 2 (three)."),
+        ([], "3", "labels must be None, got list. It is unconditional."),
+    ],
+)
+def test_sample_names_the_classes_that_there_are(
+    tmp_path: Path, names: list[str], label: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_conditional_model(tmp_path, names)
+    assert main(["sample", str(tmp_path), "--label", label]) == 1
+    assert message in capsys.readouterr().err

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
 import torch
 import transformers
@@ -154,6 +155,70 @@ def test_camera_orientation_is_applied() -> None:
     image = rgb_image(4, 7)
     turned = torch.from_numpy(np.rot90(np.asarray(image), -1).copy()).permute(2, 0, 1)[None]
     torch.testing.assert_close(to_pixel_values(png(image, exif=exif), 3), turned, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 10))
+def test_exif_orientation_is_that_of_pillow(orientation: int) -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    encoded = png(rgb_image(), exif=exif)
+    expected = PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(encoded)))
+    assert torch.equal(to_pixel_values(encoded, 3), to_pixel_values(expected, 3))
+
+
+@pytest.mark.parametrize("form", ["png", "webp", "jpeg"])
+@pytest.mark.parametrize("exif", [b"not EXIF", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0MM\0*\0\0\0\x08\0\x05"])
+def test_malformed_exif_is_ignored(form: str, exif: bytes) -> None:
+    buffer = io.BytesIO()
+    rgb_image().save(buffer, form, exif=exif, **({"lossless": True} if form == "webp" else {}))
+    expected = PIL.Image.open(io.BytesIO(buffer.getvalue())).convert("RGB")
+
+    assert torch.equal(to_pixel_values(buffer.getvalue(), 3), to_pixel_values(expected, 3))
+
+
+def test_a_picture_too_large_for_pillow_is_told_from_a_corrupt_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 14)
+    encoded = png(gray_image(6, 5))
+
+    with pytest.raises(ValueError, match=r"position 0: must not be too large .*30 pixels.*MAX_IMAGE_PIXELS = None"):
+        to_pixel_values(encoded, 1)
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", None)
+    assert torch.equal(to_pixel_values(encoded, 1), to_pixel_values(gray_image(6, 5), 1))
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12])
+def test_16_bit_images_that_use_the_low_bits_give_a_warning(bits: int) -> None:
+    array = np.array([[0, 2**bits - 1]], np.uint16)
+    encoded = png(PIL.Image.fromarray(array))
+
+    for image in (array, encoded):
+        with pytest.warns(UserWarning, match=rf"only the lowest {bits} bits .* array / {2**bits - 1}"):
+            to_pixel_values(image, 1)
+    assert to_pixel_values(array / (2**bits - 1), 1).flatten().tolist() == [0, 255]
+
+
+def test_16_bit_images_that_use_the_high_bits_or_are_black_give_no_warning(recwarn: pytest.WarningsRecorder) -> None:
+    for white in (0, 4096, 65535):
+        to_pixel_values(np.array([[0, white]], np.uint16), 1)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("maxval", [1, 100, 255, 256, 1023, 4095, 65535])
+@pytest.mark.parametrize("plain", [False, True], ids=["binary", "plain"])
+def test_pgm_is_read_by_its_maxval(maxval: int, plain: bool) -> None:
+    values = [0, maxval // 2, maxval]
+    if plain:
+        encoded = f"P2 3 1 {maxval}\n{' '.join(map(str, values))}\n".encode()
+    else:
+        size = 1 if maxval < 256 else 2
+        encoded = f"P5 3 1 {maxval}\n".encode() + b"".join(value.to_bytes(size, "big") for value in values)
+
+    expected = [value / maxval * 255 for value in values]
+
+    assert to_pixel_values(encoded, 1).flatten().tolist() == pytest.approx(expected, abs=0.51)
+    assert to_pixel_values(PIL.Image.open(io.BytesIO(encoded)), 1).flatten().tolist() == pytest.approx(
+        expected, abs=0.51
+    )
 
 
 def test_resizing_unites_mixed_sizes_and_is_pils() -> None:

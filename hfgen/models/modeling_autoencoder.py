@@ -12,9 +12,11 @@ does the opposite:
 This file needs only torch and transformers: it is what travels to the Hub.
 """
 
+import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +35,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple, is_tracing
 
 
 LATENT_TYPES = ("vector", "spatial")
@@ -46,7 +48,34 @@ else:
     ImageSize = int | list[int]
     Channels = list[int] | None
 
+ConfigClass = TypeVar("ConfigClass", bound=type)
 
+
+def _takes_plain_values(config_class: ConfigClass) -> ConfigClass:
+    """Lets fields be set to tuples and to numbers of numpy and torch, and image_size to one number; what is kept are
+    Python's numbers and lists, as in JSON. Above `strict`, which looks at a value before the class's own methods do,
+    and not in __post_init__, because from_pretrained(..., image_size=32) sets the field later."""
+    owner: Any = config_class
+    fields, set_checked = owner.__annotations__, owner.__setattr__
+
+    def __setattr__(self: Any, name: str, value: Any) -> None:
+        if name in fields:
+            value = _plain(value)
+        if name == "image_size" and isinstance(value, int):
+            value = [value, value]
+        set_checked(self, name, value)
+
+    owner.__setattr__ = __setattr__
+    return config_class
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+@_takes_plain_values
 @strict
 class AutoencoderConfig(PreTrainedConfig):
     """Shape and objective of an [`AutoencoderModel`].
@@ -81,12 +110,6 @@ class AutoencoderConfig(PreTrainedConfig):
     noise_std: float | int = 0.0
     sparsity_weight: float | int = 0.0
     hidden_act: str = "relu"
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Not in __post_init__, because from_pretrained(..., image_size=32) sets the field later.
-        if name == "image_size" and isinstance(value, int):
-            value = [value, value]
-        super().__setattr__(name, value)
 
     def __post_init__(self, **kwargs):
         if self.hidden_channels is None:
@@ -148,14 +171,15 @@ class AutoencoderOutput(ModelOutput):
     """What [`AutoencoderModel`] returns.
 
     Attributes:
+        latents: (batch, *config.latent_shape). They come first, because what comes first is what transformers'
+            image-feature-extraction pipeline returns.
         loss: reconstruction error, averaged over pixels and batch, plus the sparsity term.
         reconstruction: images (batch, channels, height, width); in [0, 1] in evaluation mode.
-        latents: (batch, *config.latent_shape).
     """
 
+    latents: Tensor | None = None
     loss: Tensor | None = None
     reconstruction: Tensor | None = None
-    latents: Tensor | None = None
 
 
 class AutoencoderEncoder(nn.Module):
@@ -220,6 +244,25 @@ class AutoencoderDecoder(nn.Module):
         return hidden_states
 
 
+def _evaluates_without_labels(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes transformers' Trainer evaluate the loss of batches without labels, too.
+
+    It skips that loss if the signature of the class's `forward` names labels, and drops the data's column of labels if
+    that of the model's does not. So the function's signature leaves them out, and has them where Python makes the
+    method's signature of it, by `replace`.
+    """
+    whole = inspect.signature(forward)
+    parameters = list(whole.parameters.values())
+
+    class FunctionSignature(inspect.Signature):
+        def replace(self, **changes: Any) -> inspect.Signature:  # type: ignore[override]
+            return whole.replace(parameters=parameters[1:])
+
+    named = [parameter for parameter in parameters if parameter.name != "labels"]
+    forward.__signature__ = FunctionSignature(named)  # type: ignore[attr-defined]
+    return forward
+
+
 class AutoencoderModel(PreTrainedModel):
     """Convolutional Auto-Encoder for images in [0, 1]: a compressor, an embedding and an anomaly detector.
 
@@ -232,6 +275,7 @@ class AutoencoderModel(PreTrainedModel):
     base_model_prefix = "autoencoder"
     main_input_name = "pixel_values"
     input_modalities = "image"
+    _range_is_checked = False
 
     def __init__(self, config: AutoencoderConfig):
         config.validate()  # again: fields may have been changed since it was created
@@ -245,8 +289,14 @@ class AutoencoderModel(PreTrainedModel):
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             _init_he(module)
 
+    @_evaluates_without_labels
+    @can_return_tuple
     def forward(
-        self, pixel_values: Tensor, labels: Tensor | None = None, noise: Tensor | None = None
+        self,
+        pixel_values: Tensor,
+        labels: Any = None,
+        noise: Tensor | None = None,
+        return_loss: bool = True,
     ) -> AutoencoderOutput:
         """Encodes and decodes images, and measures the reconstruction error.
 
@@ -255,32 +305,25 @@ class AutoencoderModel(PreTrainedModel):
             labels: ignored, so that a labeled batch can be passed as it is.
             noise: standard normal numbers in the shape of pixel_values. A denoising model adds `noise_std` times them
                 during training; drawn here if None.
+            return_loss: False leaves the loss out.
 
         Raises:
-            ValueError: the images do not fit the configuration.
+            ValueError: the images do not fit the configuration, or the first ones are far from [0, 1].
         """
-        inputs = pixel_values
+        inputs = pixel_values = self._check_images(pixel_values)
+        self._check_range(pixel_values)
         if self.training and self.config.noise_std > 0:
             noise = torch.randn_like(pixel_values) if noise is None else noise
             inputs = pixel_values + self.config.noise_std * noise
         latents = self.encode(inputs)
         reconstruction = self._images(self.decoder(latents))
-        measure = F.mse_loss if self.config.reconstruction_loss == "mse" else F.l1_loss
-        loss = measure(reconstruction, pixel_values.to(reconstruction.dtype))
-        if self.config.sparsity_weight > 0:
-            loss = loss + self.config.sparsity_weight * _at_least_float32(latents).abs().mean()
-        return AutoencoderOutput(loss=loss, reconstruction=reconstruction, latents=latents)
+        loss = self._loss(pixel_values, latents, reconstruction) if return_loss else None
+        return AutoencoderOutput(latents=latents, loss=loss, reconstruction=reconstruction)
 
     def encode(self, pixel_values: Tensor) -> Tensor:
-        """Latents (batch, *config.latent_shape) of images (batch, channels, height, width) in [0, 1]."""
-        expected = (self.config.num_channels, *self.config.image_size)
-        if pixel_values.shape[1:] != expected or not pixel_values.is_floating_point():
-            raise ValueError(
-                f"pixel_values must be floats in [0, 1] of shape (batch, {', '.join(map(str, expected))}), got "
-                f"{pixel_values.dtype} of shape {tuple(pixel_values.shape)}. Use this "
-                "model's image processor, which resizes and converts images."
-            )
-        return self.encoder((2 * pixel_values - 1).to(self.dtype))
+        """Latents (batch, *config.latent_shape) of images (batch, channels, height, width) in [0, 1]; a gray model
+        takes color too."""
+        return self.encoder((2 * self._check_images(pixel_values) - 1).to(self.dtype))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images (batch, channels, height, width) in [0, 1] of latents (batch, *config.latent_shape)."""
@@ -295,7 +338,49 @@ class AutoencoderModel(PreTrainedModel):
     @torch.no_grad()
     def anomaly_score(self, pixel_values: Tensor) -> Tensor:
         """Mean squared reconstruction error, (batch,): images unlike the training data score higher."""
+        pixel_values = self._check_images(pixel_values)
         return (self.decode(self.encode(pixel_values)) - pixel_values).square().flatten(1).mean(1)
+
+    def _loss(self, pixel_values: Tensor, latents: Tensor, reconstruction: Tensor) -> Tensor:
+        measure = F.mse_loss if self.config.reconstruction_loss == "mse" else F.l1_loss
+        loss = measure(reconstruction, pixel_values.to(reconstruction.dtype))
+        if self.config.sparsity_weight > 0:
+            loss = loss + self.config.sparsity_weight * _at_least_float32(latents).abs().mean()
+        return loss
+
+    def _check_images(self, pixel_values: Tensor) -> Tensor:
+        """The images, which must fit the configuration. For a gray model, color becomes gray: transformers' pipelines
+        read every file as RGB."""
+        is_float, is_color = pixel_values.is_floating_point(), pixel_values.ndim == 4 and pixel_values.shape[1] == 3
+        if self.config.num_channels == 1 and is_float and is_color:
+            red, green, blue = pixel_values.split(1, dim=1)
+            # The luma of ITU-R BT.601, as in Pillow; in differences, which leave gray what it is to the bit.
+            pixel_values = green + 0.299 * (red - green) + 0.114 * (blue - green)
+        expected = (self.config.num_channels, *self.config.image_size)
+        if pixel_values.shape[1:] != expected or not is_float:
+            raise ValueError(
+                f"pixel_values must be floats in [0, 1] of shape (batch, {', '.join(map(str, expected))}), got "
+                f"{pixel_values.dtype} of shape {tuple(pixel_values.shape)}. Use this "
+                "model's image processor, which resizes and converts images."
+            )
+        return pixel_values
+
+    def _check_range(self, pixel_values: Tensor) -> None:
+        """Looks at the first batch alone, as reading a number waits for the device, and never while tracing."""
+        if torch.compiler.is_compiling() or self._range_is_checked or is_tracing(pixel_values):
+            return
+        pixels = pixel_values.detach()
+        try:
+            # The mean leaves room for noise and for the overshoot of resampling; other ranges are beyond it.
+            is_far = bool((pixels - pixels.clamp(0, 1)).abs().mean() > 0.1)
+        except RuntimeError:  # on the meta device and in torch.func.vmap, where a tensor has no values
+            return
+        if is_far:
+            raise ValueError(
+                f"pixel_values must be in [0, 1], got values from {pixels.min():.4g} to {pixels.max():.4g}. Use this "
+                "model's image processor, which does not normalize, or rescale the images."
+            )
+        self._range_is_checked = True
 
     def _images(self, decoded: Tensor) -> Tensor:
         images = (_at_least_float32(decoded) + 1) / 2

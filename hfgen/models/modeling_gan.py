@@ -10,7 +10,7 @@ travels to the Hub.
 """
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
+from transformers.utils import is_tracing
 
 
 LOSS_TYPES = ("non_saturating", "hinge", "wasserstein")
@@ -40,7 +41,35 @@ else:
     ImageSize = int | list[int]
     Channels = list[int] | None
 
+Labels = Any  # of classes: numbers or names, one for each image in a tensor, array or list, or one for all images
+ConfigClass = TypeVar("ConfigClass", bound=type)
 
+
+def _takes_plain_values(config_class: ConfigClass) -> ConfigClass:
+    """Lets fields be set to tuples and to numbers of numpy and torch, and image_size to one number; what is kept are
+    Python's numbers and lists, as in JSON. Above `strict`, which looks at a value before the class's own methods do,
+    and not in __post_init__, because from_pretrained(..., image_size=32) sets the field later."""
+    owner: Any = config_class
+    fields, set_checked = owner.__annotations__, owner.__setattr__
+
+    def __setattr__(self: Any, name: str, value: Any) -> None:
+        if name in fields:
+            value = _plain(value)
+        if name == "image_size" and isinstance(value, int):
+            value = [value, value]
+        set_checked(self, name, value)
+
+    owner.__setattr__ = __setattr__
+    return config_class
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+@_takes_plain_values
 @strict
 class GANConfig(PreTrainedConfig):
     """Shape and objective of a [`GANModel`].
@@ -74,12 +103,6 @@ class GANConfig(PreTrainedConfig):
     loss_type: str = "hinge"
     gradient_penalty_weight: float | int = 10.0
     discriminator_norm: str = "spectral"
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Not in __post_init__, because from_pretrained(..., image_size=32) sets the field later.
-        if name == "image_size" and isinstance(value, int):
-            value = [value, value]
-        super().__setattr__(name, value)
 
     def __post_init__(self, **kwargs):
         if self.generator_channels is None:
@@ -141,7 +164,8 @@ class SpectralNorm(nn.Module):
     al. 2018, https://arxiv.org/abs/1802.05957). A convolution's weight is read as a matrix (out, in * height * width).
 
     One step of power iteration per training call tracks the singular value. Being a module of its own next to the
-    layer, it leaves the layer's weight an ordinary parameter, which loads and saves under its ordinary name.
+    layer, it leaves the layer's weight an ordinary parameter, which loads and saves under its ordinary name. The layer
+    holds it in a tuple, unregistered, and applies it itself, so that an adapter can be wrapped around the layer.
     """
 
     left: Tensor
@@ -152,7 +176,7 @@ class SpectralNorm(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         # In float32, even under autocast and in a 16-bit model: an error in sigma scales the whole layer.
-        with torch.autocast(weight.device.type, enabled=False):
+        with torch.autocast("cpu" if weight.is_meta else weight.device.type, enabled=False):
             matrix = _at_least_float32(weight).flatten(1)
             with torch.no_grad():
                 right = F.normalize(matrix.T @ self.left.to(matrix.dtype), dim=0)
@@ -164,19 +188,45 @@ class SpectralNorm(nn.Module):
         return weight / sigma.clamp(min=1e-12)
 
 
+class SpectralConv2d(nn.Conv2d):
+    """A convolution that normalizes its weight. Without a norm, as PEFT makes some for adapters, it is ordinary."""
+
+    norm: tuple[SpectralNorm, ...] = ()
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self._conv_forward(hidden_states, _normalized_weight(self), self.bias)
+
+
+class SpectralLinear(nn.Linear):
+    """A fully connected layer that normalizes its weight."""
+
+    norm: tuple[SpectralNorm, ...] = ()
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return F.linear(hidden_states, _normalized_weight(self), self.bias)
+
+
+class SpectralEmbedding(nn.Embedding):
+    """An embedding that normalizes its weight."""
+
+    norm: tuple[SpectralNorm, ...] = ()
+
+    def forward(self, labels: Tensor) -> Tensor:
+        return F.embedding(labels, _normalized_weight(self))
+
+
 class DiscriminatorBlock(nn.Module):
     """A strided convolution, the configured normalization, and a leaky rectifier."""
 
     def __init__(self, in_channels: int, out_channels: int, norm: str):
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=4, stride=2, padding=1)
-        self.weight_norm: nn.Module = SpectralNorm(out_channels) if norm == "spectral" else nn.Identity()
+        conv_class = SpectralConv2d if norm == "spectral" else nn.Conv2d
+        self.conv = conv_class(in_channels, out_channels, kernel_size=4, stride=2, padding=1)
+        self.weight_norm = _norm_of(self.conv)
         self.norm: nn.Module = nn.BatchNorm2d(out_channels) if norm == "batch" else nn.Identity()
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        weight = self.weight_norm(self.conv.weight)
-        hidden_states = F.conv2d(hidden_states, weight, self.conv.bias, stride=2, padding=1)
-        return F.leaky_relu(self.norm(hidden_states), 0.2)
+        return F.leaky_relu(self.norm(self.conv(hidden_states)), 0.2)
 
 
 class GANDiscriminator(nn.Module):
@@ -197,21 +247,20 @@ class GANDiscriminator(nn.Module):
         height, width = config.feature_size(len(config.discriminator_channels))
         features = channels[-1] * height * width
         is_spectral = norm == "spectral"
-        self.head = nn.Linear(features, 1)
-        self.head_norm: nn.Module = SpectralNorm(1) if is_spectral else nn.Identity()
+        self.head = (SpectralLinear if is_spectral else nn.Linear)(features, 1)
+        self.head_norm = _norm_of(self.head)
         if config.num_labels:
-            self.label_embedding = nn.Embedding(config.num_labels, features)
-            self.label_norm: nn.Module = SpectralNorm(config.num_labels) if is_spectral else nn.Identity()
+            self.label_embedding = (SpectralEmbedding if is_spectral else nn.Embedding)(config.num_labels, features)
+            self.label_norm = _norm_of(self.label_embedding)
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> Tensor:
-        hidden_states = (2 * pixel_values - 1).to(self.head.weight.dtype)
+        hidden_states = (2 * pixel_values - 1).to(_dtype_of(self))
         for block in self.blocks:
             hidden_states = block(hidden_states)
         hidden_states = hidden_states.flatten(1)
-        logits = F.linear(hidden_states, self.head_norm(self.head.weight), self.head.bias).squeeze(1)
+        logits = self.head(hidden_states).squeeze(1)
         if labels is not None:
-            labels = labels.to(logits.device, torch.long)
-            embeddings = F.embedding(labels, self.label_norm(self.label_embedding.weight))
+            embeddings = self.label_embedding(labels.to(logits.device, torch.long))
             logits = logits + (embeddings * hidden_states).sum(1)
         return _at_least_float32(logits)
 
@@ -234,7 +283,7 @@ class GANGenerator(nn.Module):
         self.to_pixels = nn.ConvTranspose2d(channels[-1], config.num_channels, kernel_size=4, stride=2, padding=1)
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        latents = latents.to(self.from_latents.weight.dtype)
+        latents = latents.to(_dtype_of(self))
         if labels is not None:
             one_hot = F.one_hot(labels.to(latents.device, torch.long), self.num_labels)
             latents = torch.cat([latents, one_hot.to(latents.dtype)], dim=1)
@@ -279,12 +328,12 @@ class GANModel(PreTrainedModel):
             # Any start works for power iteration, as long as it is not orthogonal to the answer.
             init.copy_(module.left, F.normalize(torch.randn_like(module.left), dim=0))
 
-    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, latents: Tensor, labels: Labels = None) -> Tensor:
         """Images (batch, channels, height, width) in [0, 1] from latents.
 
         Args:
             latents: (batch, latent_dim), standard normal.
-            labels: (batch,) class indices; required by a conditional model, and only by one.
+            labels: classes as in `sample`; required by a conditional model, and only by one.
 
         Raises:
             ValueError: latents or labels do not fit the configuration.
@@ -294,29 +343,21 @@ class GANModel(PreTrainedModel):
                 f"latents must have the shape (batch, {self.config.latent_dim}), got {tuple(latents.shape)}. Draw "
                 "them from the standard normal distribution."
             )
-        self._check_labels(labels, len(latents))
-        return self.generator(latents, labels)
+        return self.generator(latents, self._class_indices(labels, latents.shape[0]))
 
-    def discriminate(self, pixel_values: Tensor, labels: Tensor | None = None) -> Tensor:
+    def discriminate(self, pixel_values: Tensor, labels: Labels = None) -> Tensor:
         """Logits (batch,) of images (batch, channels, height, width) in [0, 1]; above 0, an image looks real.
 
         With the Wasserstein loss they are scores, and only differences between scores are meaningful.
         """
-        expected = (self.config.num_channels, *self.config.image_size)
-        if pixel_values.shape[1:] != expected or not pixel_values.is_floating_point():
-            raise ValueError(
-                f"pixel_values must be floats in [0, 1] of shape (batch, {', '.join(map(str, expected))}), got "
-                f"{pixel_values.dtype} of shape {tuple(pixel_values.shape)}. Use this "
-                "model's image processor, which resizes and converts images."
-            )
-        self._check_labels(labels, len(pixel_values))
-        return self.discriminator(pixel_values, labels)
+        pixel_values = self._check_images(pixel_values)
+        return self.discriminator(pixel_values, self._class_indices(labels, pixel_values.shape[0]))
 
     @torch.no_grad()
     def sample(
         self,
         n: int,
-        labels: Tensor | None = None,
+        labels: Labels = None,
         truncation: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
@@ -324,7 +365,8 @@ class GANModel(PreTrainedModel):
 
         Args:
             n: number of images.
-            labels: (n,) class indices of a conditional model; spread evenly over the classes if None.
+            labels: classes of a conditional model, numbers or names: one for all images, or (n,) in a tensor, array or
+                list. Spread evenly over the classes if None.
             truncation: factor on the latents' standard deviation; below 1, images are more typical and less varied.
             generator: source of the random numbers; a CPU generator gives the same latents on every device.
 
@@ -337,16 +379,38 @@ class GANModel(PreTrainedModel):
             labels = torch.arange(n) % self.config.num_labels
         return self(latents.to(self.device), labels)
 
-    def _check_labels(self, labels: Tensor | None, batch: int):
+    def _class_indices(self, labels: Labels, batch: int) -> Tensor | None:
         if (labels is not None) != bool(self.config.num_labels):
             raise ValueError(
                 f"labels must be {'given' if self.config.num_labels else 'None'}, got {type(labels).__name__}. It is "
                 + (f"conditional on {self.config.num_labels} classes." if self.config.num_labels else "unconditional.")
             )
-        if labels is not None and tuple(labels.shape) != (batch,):
+        if labels is None:
+            return None
+        indices = _to_class_indices(labels, self.config.id2label)
+        indices = indices.expand(batch) if indices.ndim == 0 else indices
+        if tuple(indices.shape) != (batch,):
             raise ValueError(
-                f"labels must have the shape ({batch},), got {tuple(labels.shape)}. Give one class per image."
+                f"labels must have the shape ({batch},), got {tuple(indices.shape)}. Give one class per image."
             )
+        return indices
+
+    def _check_images(self, pixel_values: Tensor) -> Tensor:
+        """The images, which must fit the configuration. For a gray model, color becomes gray: transformers' pipelines
+        read every file as RGB."""
+        is_float, is_color = pixel_values.is_floating_point(), pixel_values.ndim == 4 and pixel_values.shape[1] == 3
+        if self.config.num_channels == 1 and is_float and is_color:
+            red, green, blue = pixel_values.split(1, dim=1)
+            # The luma of ITU-R BT.601, as in Pillow; in differences, which leave gray what it is to the bit.
+            pixel_values = green + 0.299 * (red - green) + 0.114 * (blue - green)
+        expected = (self.config.num_channels, *self.config.image_size)
+        if pixel_values.shape[1:] != expected or not is_float:
+            raise ValueError(
+                f"pixel_values must be floats in [0, 1] of shape (batch, {', '.join(map(str, expected))}), got "
+                f"{pixel_values.dtype} of shape {tuple(pixel_values.shape)}. Use this "
+                "model's image processor, which resizes and converts images."
+            )
+        return pixel_values
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, loss_type: str) -> Tensor:
@@ -406,6 +470,45 @@ def gradient_penalty(
         (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     # The networks see pixels in [-1, 1]; the gradient in that scale is half of that in [0, 1].
     return ((gradient / 2).flatten(1).norm(dim=1) - 1).square().mean()
+
+
+def _normalized_weight(layer: SpectralConv2d | SpectralLinear | SpectralEmbedding) -> Tensor:
+    weight: Tensor = layer.weight
+    for norm in layer.norm:
+        weight = norm(weight)
+    return weight
+
+
+def _norm_of(layer: nn.Module) -> nn.Module:
+    """The spectral norm of a layer that applies one, to be registered by the module that the layer is in."""
+    if not isinstance(layer, (SpectralConv2d, SpectralLinear, SpectralEmbedding)):
+        return nn.Identity()
+    norm = SpectralNorm(len(layer.weight))
+    layer.norm = (norm,)
+    return norm
+
+
+def _dtype_of(module: nn.Module) -> torch.dtype:
+    """That of the first floating-point parameter: a layer whose weight is quantized has none."""
+    return next(parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
+
+
+def _to_class_indices(labels: Labels, names: Any) -> Tensor:
+    if isinstance(labels, Tensor) and (labels.device.type != "cpu" or labels.ndim > 1 or is_tracing(labels)):
+        return labels  # to read its numbers would wait for the device
+    values = _plain(labels)
+    is_one = isinstance(values, str) or not hasattr(values, "__iter__")
+    values = [values] if is_one else list(values)
+    known = {name: index for index, name in names.items()} | {index: index for index in names}
+    wrong = dict.fromkeys(repr(value) for value in values if isinstance(value, list) or value not in known)
+    if wrong:
+        classes = [f"{index} ({name})" for index, name in names.items()]
+        raise ValueError(
+            f"labels must be classes of the model, by number or name, got {', '.join(list(wrong)[:5])}. The "
+            f"classes are {', '.join(classes[:20])}{f' and {len(classes) - 20} more' if len(classes) > 20 else ''}."
+        )
+    indices = torch.tensor([known[value] for value in values], dtype=torch.long)
+    return indices[0] if is_one else indices
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

@@ -9,9 +9,11 @@ so the loss is `reconstruction_loss + beta * kl_loss`, both in nats per image. T
 transformers: it is what travels to the Hub.
 """
 
+import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +32,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple, is_tracing, logging
 
+
+logger = logging.get_logger(__name__)
 
 LIKELIHOODS = ("bernoulli", "gaussian", "discretized_logistic")
 LATENT_TYPES = ("vector", "spatial")
@@ -43,7 +47,35 @@ else:
     ImageSize = int | list[int]
     Channels = list[int] | None
 
+Labels = Any  # of classes: numbers or names, one for each image in a tensor, array or list, or one for all images
+ConfigClass = TypeVar("ConfigClass", bound=type)
 
+
+def _takes_plain_values(config_class: ConfigClass) -> ConfigClass:
+    """Lets fields be set to tuples and to numbers of numpy and torch, and image_size to one number; what is kept are
+    Python's numbers and lists, as in JSON. Above `strict`, which looks at a value before the class's own methods do,
+    and not in __post_init__, because from_pretrained(..., image_size=32) sets the field later."""
+    owner: Any = config_class
+    fields, set_checked = owner.__annotations__, owner.__setattr__
+
+    def __setattr__(self: Any, name: str, value: Any) -> None:
+        if name in fields:
+            value = _plain(value)
+        if name == "image_size" and isinstance(value, int):
+            value = [value, value]
+        set_checked(self, name, value)
+
+    owner.__setattr__ = __setattr__
+    return config_class
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+@_takes_plain_values
 @strict
 class VAEConfig(PreTrainedConfig):
     """Shape and objective of a [`VAEModel`].
@@ -82,12 +114,6 @@ class VAEConfig(PreTrainedConfig):
     likelihood: str = "bernoulli"
     beta: float | int = 1.0
     hidden_act: str = "relu"
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Not in __post_init__, because from_pretrained(..., image_size=32) sets the field later.
-        if name == "image_size" and isinstance(value, int):
-            value = [value, value]
-        super().__setattr__(name, value)
 
     def __post_init__(self, **kwargs):
         if self.hidden_channels is None:
@@ -223,6 +249,8 @@ class VAEOutput(ModelOutput):
     """What [`VAEModel`] returns.
 
     Attributes:
+        latent_mean: the mean of q(z|x), which embeds an image. It comes first, because what comes first is what
+            transformers' image-feature-extraction pipeline returns.
         loss: reconstruction_loss + beta * kl_loss, nats per image, averaged over the batch.
         reconstruction: images (batch, channels, height, width) in [0, 1].
         reconstruction_loss: -E_q[log p(x|z)], nats per image.
@@ -230,6 +258,7 @@ class VAEOutput(ModelOutput):
         latents: the sampled latents.
     """
 
+    latent_mean: Tensor | None = None
     loss: Tensor | None = None
     reconstruction: Tensor | None = None
     reconstruction_loss: Tensor | None = None
@@ -327,6 +356,25 @@ class VAEDecoder(nn.Module):
         return hidden_states
 
 
+def _evaluates_without_labels(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes transformers' Trainer evaluate the loss of batches without labels, too.
+
+    It skips that loss if the signature of the class's `forward` names labels, and drops the data's column of labels if
+    that of the model's does not. So the function's signature leaves them out, and has them where Python makes the
+    method's signature of it, by `replace`.
+    """
+    whole = inspect.signature(forward)
+    parameters = list(whole.parameters.values())
+
+    class FunctionSignature(inspect.Signature):
+        def replace(self, **changes: Any) -> inspect.Signature:  # type: ignore[override]
+            return whole.replace(parameters=parameters[1:])
+
+    named = [parameter for parameter in parameters if parameter.name != "labels"]
+    forward.__signature__ = FunctionSignature(named)  # type: ignore[attr-defined]
+    return forward
+
+
 class VAEModel(PreTrainedModel):
     """Variational Auto-Encoder for images in [0, 1].
 
@@ -339,6 +387,7 @@ class VAEModel(PreTrainedModel):
     base_model_prefix = "vae"
     main_input_name = "pixel_values"
     input_modalities = "image"
+    _range_is_checked = False
 
     def __init__(self, config: VAEConfig):
         config.validate()  # again: fields may have been changed since it was created
@@ -356,59 +405,65 @@ class VAEModel(PreTrainedModel):
         elif isinstance(module, VAEModel) and self.config.likelihood == "gaussian":
             init.zeros_(module.log_scale)
 
-    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, noise: Tensor | None = None) -> VAEOutput:
+    @_evaluates_without_labels
+    @can_return_tuple
+    def forward(
+        self, pixel_values: Tensor, labels: Labels = None, noise: Tensor | None = None, return_loss: bool = True
+    ) -> VAEOutput:
         """Encodes, samples latents once, decodes, and measures both terms of the evidence lower bound.
 
         Args:
             pixel_values: (batch, channels, height, width) in [0, 1].
-            labels: (batch,) class indices; required by a conditional model, and only by one.
+            labels: classes as in `sample`; required by a conditional model, and ignored by others.
             noise: standard normal numbers in the shape of the latents; drawn here if None.
+            return_loss: False leaves the sum of both terms out.
 
         Raises:
-            ValueError: images or labels do not fit the configuration.
+            ValueError: images or labels do not fit the configuration, or the first images are far from [0, 1].
         """
-        posterior = self.encode(pixel_values, labels).latent_dist
+        if labels is not None and not self.config.num_labels:
+            logger.warning_once("This VAE is not conditional on classes: its forward pass ignores the labels.")
+            labels = None
+        posterior = self.encode(pixel_values, labels, return_dict=True).latent_dist
+        self._check_range(pixel_values)
         latents = posterior.sample(noise=noise)
         parameters = self._decode_parameters(latents, labels)
         reconstruction_loss = -self._log_likelihood_of_pixels(parameters, pixel_values).mean()
         kl_loss = posterior.kl().mean()
         return VAEOutput(
-            loss=reconstruction_loss + self.config.beta * kl_loss,
+            latent_mean=posterior.mean,
+            loss=reconstruction_loss + self.config.beta * kl_loss if return_loss else None,
             reconstruction=self._mean_image(parameters),
             reconstruction_loss=reconstruction_loss,
             kl_loss=kl_loss,
             latents=latents,
         )
 
-    def encode(self, pixel_values: Tensor, labels: Tensor | None = None) -> VAEEncoderOutput:
-        """q(z|x) of images (batch, channels, height, width) in [0, 1]."""
-        expected = (self.config.num_channels, *self.config.image_size)
-        if pixel_values.shape[1:] != expected or not pixel_values.is_floating_point():
-            raise ValueError(
-                f"pixel_values must be floats in [0, 1] of shape (batch, {', '.join(map(str, expected))}), got "
-                f"{pixel_values.dtype} of shape {tuple(pixel_values.shape)}. Use this "
-                "model's image processor, which resizes and converts images."
-            )
-        self._check_labels(labels, len(pixel_values))
+    @can_return_tuple
+    def encode(self, pixel_values: Tensor, labels: Labels = None) -> VAEEncoderOutput:
+        """q(z|x) of images (batch, channels, height, width) in [0, 1]; a gray model takes color too."""
+        pixel_values = self._check_images(pixel_values)
+        labels = self._class_indices(labels, pixel_values.shape[0])
         parameters = self.encoder((2 * pixel_values - 1).to(self.dtype), labels)
         return VAEEncoderOutput(latent_dist=DiagonalGaussianDistribution(parameters))
 
-    def decode(self, z: Tensor, labels: Tensor | None = None) -> VAEDecoderOutput:
-        """Mean images of p(x|z) for latents (batch, *config.latent_shape)."""
+    @can_return_tuple
+    def decode(self, z: Tensor, labels: Labels = None, generator: torch.Generator | None = None) -> VAEDecoderOutput:
+        """Mean images of p(x|z) for latents (batch, *config.latent_shape). As nothing is drawn, the generator that
+        diffusers' pipelines pass is not used."""
         expected = self.config.latent_shape
         if z.shape[1:] != expected:
             raise ValueError(
                 f"z must have the shape (batch, {', '.join(map(str, expected))}), got "
                 f"{tuple(z.shape)}. Use latents of this model."
             )
-        self._check_labels(labels, len(z))
         return VAEDecoderOutput(sample=self._mean_image(self._decode_parameters(z, labels)))
 
     @torch.no_grad()
     def sample(
         self,
         n: int,
-        labels: Tensor | None = None,
+        labels: Labels = None,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
@@ -416,7 +471,8 @@ class VAEModel(PreTrainedModel):
 
         Args:
             n: number of images.
-            labels: (n,) class indices of a conditional model; spread evenly over the classes if None.
+            labels: classes of a conditional model, numbers or names: one for all images, or (n,) in a tensor, array or
+                list. Spread evenly over the classes if None.
             temperature: factor on the prior's standard deviation; below 1, images are likelier and less varied.
             generator: source of the random numbers; a CPU generator gives the same latents on every device.
 
@@ -426,10 +482,10 @@ class VAEModel(PreTrainedModel):
         latents = temperature * _randn((n, *self.config.latent_shape), generator, self.device)
         if labels is None and self.config.num_labels:
             labels = torch.arange(n) % self.config.num_labels
-        return self.decode(latents, labels).sample
+        return self.decode(latents, labels, return_dict=True).sample
 
     @torch.no_grad()
-    def interpolate(self, a: Tensor, b: Tensor, steps: int, labels: Tensor | None = None) -> Tensor:
+    def interpolate(self, a: Tensor, b: Tensor, steps: int, labels: Labels = None) -> Tensor:
         """Images along the great circle between the latents of two images.
 
         A straight line would pass near the origin, where the prior puts no mass in high dimensions (White 2016,
@@ -438,7 +494,7 @@ class VAEModel(PreTrainedModel):
         Args:
             a, b: (channels, height, width), or a batch of them.
             steps: images on the path, both ends included; at least 2.
-            labels: class of the images on the path, in a conditional model: one number per pair.
+            labels: class of the images on the path, in a conditional model: one per pair, or one for all.
 
         Returns:
             (steps, channels, height, width), with the batch in front if a and b have one. The ends are the
@@ -456,23 +512,22 @@ class VAEModel(PreTrainedModel):
         single = a.ndim == 3
         if single:
             a, b = a[None], b[None]
-        if labels is not None:
-            labels = torch.as_tensor(labels, device=a.device).reshape(-1)
-        start, end = (self.encode(images, labels).latent_dist.mode() for images in (a, b))
+        labels = self._class_indices(labels, a.shape[0])
+        start, end = (self.encode(images, labels, return_dict=True).latent_dist.mode() for images in (a, b))
         path = torch.stack([_slerp(start, end, t) for t in torch.linspace(0, 1, steps).tolist()], dim=1)
         repeated = None if labels is None else labels.repeat_interleave(steps)
-        images = self.decode(path.flatten(0, 1), repeated).sample.unflatten(0, (len(a), steps))
+        images = self.decode(path.flatten(0, 1), repeated, return_dict=True).sample.unflatten(0, (len(a), steps))
         return images[0] if single else images
 
     def evidence_terms(
-        self, pixel_values: Tensor, labels: Tensor | None = None, noise: Tensor | None = None
+        self, pixel_values: Tensor, labels: Labels = None, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Reconstruction loss and KL of every image, both (batch,) in nats: minus their sum is its ELBO.
 
         Args:
             pixel_values, labels, noise: as in `forward`.
         """
-        posterior = self.encode(pixel_values, labels).latent_dist
+        posterior = self.encode(pixel_values, labels, return_dict=True).latent_dist
         parameters = self._decode_parameters(posterior.sample(noise=noise), labels)
         return -self._log_likelihood_of_pixels(parameters, pixel_values), posterior.kl()
 
@@ -481,7 +536,7 @@ class VAEModel(PreTrainedModel):
         self,
         pixel_values: Tensor,
         num_samples: int = 100,
-        labels: Tensor | None = None,
+        labels: Labels = None,
         generator: torch.Generator | None = None,
         chunk_size: int = 1024,
     ) -> Tensor:
@@ -493,7 +548,7 @@ class VAEModel(PreTrainedModel):
         Args:
             pixel_values: (batch, channels, height, width) in [0, 1].
             num_samples: K.
-            labels: (batch,) class indices of a conditional model.
+            labels: classes of a conditional model, as in `sample`.
             generator: source of the random numbers.
             chunk_size: images decoded at once (at least one per input image); bounds the memory.
 
@@ -502,7 +557,8 @@ class VAEModel(PreTrainedModel):
         """
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}. More samples tighten the bound.")
-        posterior = self.encode(pixel_values, labels).latent_dist
+        labels = self._class_indices(labels, pixel_values.shape[0])
+        posterior = self.encode(pixel_values, labels, return_dict=True).latent_dist
         at_once = max(1, chunk_size // max(1, len(pixel_values)))
         log_weights = []
         for start in range(0, num_samples, at_once):
@@ -527,13 +583,14 @@ class VAEModel(PreTrainedModel):
         log_pixels = self._log_likelihood_of_pixels(parameters, pixel_values.repeat(k, 1, 1, 1))
         return log_pixels.view_as(log_prior_over_posterior) + log_prior_over_posterior
 
-    def _decode_parameters(self, latents: Tensor, labels: Tensor | None) -> Tensor:
+    def _decode_parameters(self, latents: Tensor, labels: Labels) -> Tensor:
         """Parameters of p(x|z), in float32 even where the network runs in 16 bits: log-probabilities are sums."""
+        labels = self._class_indices(labels, latents.shape[0])
         return _at_least_float32(self.decoder(latents.to(self.dtype), labels))
 
     def _log_likelihood_of_pixels(self, parameters: Tensor, pixel_values: Tensor) -> Tensor:
         """log p(x|z) in nats, (batch,), from the decoder's output."""
-        pixel_values = pixel_values.to(parameters.dtype)
+        pixel_values = self._check_images(pixel_values).to(parameters.dtype)
         if self.config.likelihood == "bernoulli":
             log_prob = -F.binary_cross_entropy_with_logits(parameters, pixel_values, reduction="none")
         elif self.config.likelihood == "gaussian":
@@ -557,16 +614,55 @@ class VAEModel(PreTrainedModel):
         mean, log_scale = parameters.chunk(2, dim=1)
         return mean + 0.5, log_scale - 2.0
 
-    def _check_labels(self, labels: Tensor | None, batch: int):
+    def _class_indices(self, labels: Labels, batch: int) -> Tensor | None:
         if (labels is not None) != bool(self.config.num_labels):
             raise ValueError(
                 f"labels must be {'given' if self.config.num_labels else 'None'}, got {type(labels).__name__}. It is "
                 + (f"conditional on {self.config.num_labels} classes." if self.config.num_labels else "unconditional.")
             )
-        if labels is not None and tuple(labels.shape) != (batch,):
+        if labels is None:
+            return None
+        indices = _to_class_indices(labels, self.config.id2label)
+        indices = indices.expand(batch) if indices.ndim == 0 else indices
+        if tuple(indices.shape) != (batch,):
             raise ValueError(
-                f"labels must have the shape ({batch},), got {tuple(labels.shape)}. Give one class per image."
+                f"labels must have the shape ({batch},), got {tuple(indices.shape)}. Give one class per image."
             )
+        return indices
+
+    def _check_images(self, pixel_values: Tensor) -> Tensor:
+        """The images, which must fit the configuration. For a gray model, color becomes gray: transformers' pipelines
+        read every file as RGB."""
+        is_float, is_color = pixel_values.is_floating_point(), pixel_values.ndim == 4 and pixel_values.shape[1] == 3
+        if self.config.num_channels == 1 and is_float and is_color:
+            red, green, blue = pixel_values.split(1, dim=1)
+            # The luma of ITU-R BT.601, as in Pillow; in differences, which leave gray what it is to the bit.
+            pixel_values = green + 0.299 * (red - green) + 0.114 * (blue - green)
+        expected = (self.config.num_channels, *self.config.image_size)
+        if pixel_values.shape[1:] != expected or not is_float:
+            raise ValueError(
+                f"pixel_values must be floats in [0, 1] of shape (batch, {', '.join(map(str, expected))}), got "
+                f"{pixel_values.dtype} of shape {tuple(pixel_values.shape)}. Use this "
+                "model's image processor, which resizes and converts images."
+            )
+        return pixel_values
+
+    def _check_range(self, pixel_values: Tensor) -> None:
+        """Looks at the first batch alone, as reading a number waits for the device, and never while tracing."""
+        if torch.compiler.is_compiling() or self._range_is_checked or is_tracing(pixel_values):
+            return
+        pixels = pixel_values.detach()
+        try:
+            # The mean leaves room for noise and for the overshoot of resampling; other ranges are beyond it.
+            is_far = bool((pixels - pixels.clamp(0, 1)).abs().mean() > 0.1)
+        except RuntimeError:  # on the meta device and in torch.func.vmap, where a tensor has no values
+            return
+        if is_far:
+            raise ValueError(
+                f"pixel_values must be in [0, 1], got values from {pixels.min():.4g} to {pixels.max():.4g}. Use this "
+                "model's image processor, which does not normalize, or rescale the images."
+            )
+        self._range_is_checked = True
 
 
 def discretized_logistic_log_prob(pixel_values: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
@@ -603,6 +699,24 @@ def _append_labels(hidden_states: Tensor, labels: Tensor | None, num_labels: int
     return torch.cat([hidden_states, one_hot], dim=1)
 
 
+def _to_class_indices(labels: Labels, names: Any) -> Tensor:
+    if isinstance(labels, Tensor) and (labels.device.type != "cpu" or labels.ndim > 1 or is_tracing(labels)):
+        return labels  # to read its numbers would wait for the device
+    values = _plain(labels)
+    is_one = isinstance(values, str) or not hasattr(values, "__iter__")
+    values = [values] if is_one else list(values)
+    known = {name: index for index, name in names.items()} | {index: index for index in names}
+    wrong = dict.fromkeys(repr(value) for value in values if isinstance(value, list) or value not in known)
+    if wrong:
+        classes = [f"{index} ({name})" for index, name in names.items()]
+        raise ValueError(
+            f"labels must be classes of the model, by number or name, got {', '.join(list(wrong)[:5])}. The "
+            f"classes are {', '.join(classes[:20])}{f' and {len(classes) - 20} more' if len(classes) > 20 else ''}."
+        )
+    indices = torch.tensor([known[value] for value in values], dtype=torch.long)
+    return indices[0] if is_one else indices
+
+
 def _at_least_float32(tensor: Tensor) -> Tensor:
     """Sums, exponentials and images are too coarse in the 16-bit types that networks may run in."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
@@ -631,7 +745,8 @@ def _init_with_gain(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
 def _randn(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
     """Standard normal numbers, drawn on the generator's device and moved to `device`."""
     source = generator.device if generator is not None else device
-    return torch.randn(shape, generator=generator, device=source).to(device)
+    # Not torch.randn, which takes no batch of unknown size, as in exported graphs, along with a generator.
+    return torch.empty(shape, device=source).normal_(generator=generator).to(device)
 
 
 def _slerp(start: Tensor, end: Tensor, t: float) -> Tensor:

@@ -3,12 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
 from torch import Tensor
+from transformers import Trainer, TrainingArguments, pipeline
 
-from hfgen import MODELS, GANModel, VAEModel
+from hfgen import MODELS, AutoencoderConfig, GANConfig, GANModel, VAEConfig, VAEModel
+from hfgen.image_processing import build_image_processor
 
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -18,11 +23,13 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 ARCHITECTURES = {entry.family: entry for entry in MODELS.values() if entry.family in SIZES}
 each_family = pytest.mark.parametrize("family", SIZES)
+each_encoder = pytest.mark.parametrize("family", ["autoencoder", "vae"])
 
 
-def tiny_model(family: str) -> Any:
+def tiny_model(family: str, **fields: Any) -> Any:
     torch.manual_seed(0)
-    return ARCHITECTURES[family].base_model_class(ARCHITECTURES[family].config_class(**SIZES[family])).eval()
+    config = ARCHITECTURES[family].config_class(**{**SIZES[family], **fields})
+    return ARCHITECTURES[family].base_model_class(config).eval()
 
 
 def output(model: Any) -> Tensor:
@@ -38,9 +45,10 @@ def output(model: Any) -> Tensor:
     "images, found",
     [
         (torch.zeros(1, 8, 8), "(1, 8, 8)"),
-        (torch.zeros(2, 3, 8, 8), "(2, 3, 8, 8)"),
+        (torch.zeros(2, 4, 8, 8), "(2, 4, 8, 8)"),
         (torch.zeros(2, 1, 8, 12), "(2, 1, 8, 12)"),
         (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "torch.uint8"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "torch.uint8"),
     ],
 )
 @each_family
@@ -60,6 +68,35 @@ def test_a_field_that_is_changed_later_is_checked_by_the_model(family: str) -> N
 
     with pytest.raises(StrictDataclassError, match="must be divisible"):
         ARCHITECTURES[family].base_model_class(config)
+
+
+@pytest.mark.parametrize(
+    "image_size", [(16, 32), np.array([16, 32]), [np.int64(16), np.int32(32)], torch.Size([16, 32])], ids=repr
+)
+@each_family
+def test_tuples_and_numbers_of_numpy_become_plain_numbers(tmp_path: Path, family: str, image_size: Any) -> None:
+    config_class = ARCHITECTURES[family].config_class
+    config = config_class(image_size=image_size, latent_dim=np.int64(3))
+
+    assert config == config_class(image_size=[16, 32], latent_dim=3)
+    assert config.image_size == [16, 32] and type(config.latent_dim) is int
+    config.save_pretrained(tmp_path)
+    assert config_class.from_pretrained(tmp_path).to_dict() == config.to_dict()
+    assert config_class.from_pretrained(tmp_path, image_size=np.int64(8)).image_size == [8, 8]
+
+
+@pytest.mark.parametrize("channels", [(8, 4), np.array([8, 4]), [np.int64(8), 4]], ids=repr)
+def test_channels_become_plain_numbers(channels: Any) -> None:
+    assert AutoencoderConfig(hidden_channels=channels).hidden_channels == [8, 4]
+    assert VAEConfig(hidden_channels=channels).hidden_channels == [8, 4]
+    assert GANConfig(generator_channels=channels).discriminator_channels == [4, 8]
+
+
+@pytest.mark.parametrize("image_size", [True, "32", 32.0, (16, 32, 3), None])
+@each_family
+def test_an_image_size_that_is_none_is_refused(family: str, image_size: Any) -> None:
+    with pytest.raises(StrictDataclassError, match="image_size"):
+        ARCHITECTURES[family].config_class(image_size=image_size)
 
 
 @pytest.mark.parametrize("num_labels", [0, 1, 2, 10])
@@ -91,3 +128,201 @@ def test_weights_of_another_shape_are_refused_unless_allowed(tmp_path: Path, fam
     with pytest.raises(RuntimeError, match="mismatched"):
         type(model).from_pretrained(tmp_path, latent_dim=7)
     assert type(model).from_pretrained(tmp_path, latent_dim=7, ignore_mismatched_sizes=True).config.latent_dim == 7
+
+
+# ----------------------------------------------------------------------------------- color, ranges, tuples, pipelines
+
+
+def features(model: Any, images: Tensor) -> Tensor:
+    encoded = model.encode(images)
+    return (encoded if isinstance(encoded, Tensor) else encoded.latent_dist.mean).detach()
+
+
+@each_encoder
+def test_a_gray_model_sees_color_as_its_luma(family: str) -> None:
+    model = tiny_model(family)
+    red, green, blue = (torch.rand(2, 1, 8, 8) for _ in range(3))
+    color, gray = torch.cat([red, green, blue], dim=1), 0.299 * red + 0.587 * green + 0.114 * blue
+
+    torch.testing.assert_close(features(model, color), features(model, gray))
+    assert torch.equal(features(model, gray.expand(-1, 3, -1, -1)), features(model, gray))
+    noise = {"noise": torch.ones(2, 3)} if family == "vae" else {}
+    torch.testing.assert_close(model(color, **noise).loss, model(gray, **noise).loss)
+
+
+def test_a_gray_discriminator_sees_color_as_its_luma() -> None:
+    model, gray = tiny_model("gan"), torch.rand(2, 1, 8, 8)
+
+    assert torch.equal(model.discriminate(gray.expand(-1, 3, -1, -1)), model.discriminate(gray))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("num_channels", [1, 3])
+@each_encoder
+def test_the_feature_extraction_pipeline_gives_latents(
+    tmp_path: Path, family: str, num_channels: int, mode: str
+) -> None:
+    model = tiny_model(family, num_channels=num_channels)
+    model.save_pretrained(tmp_path)
+    build_image_processor(num_channels, (8, 8)).save_pretrained(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+    image = Image.fromarray(pixels).convert(mode)
+
+    extract = pipeline("image-feature-extraction", model=str(tmp_path))
+
+    expected = features(model, torch.from_numpy(pixels / np.float32(255)).expand(1, num_channels, 8, 8))
+    torch.testing.assert_close(torch.tensor(extract(image)), expected)
+
+
+@pytest.mark.parametrize(
+    "images, found",
+    [
+        (torch.linspace(-1, 1, 256).view(4, 1, 8, 8), "from -1 to 1"),
+        (torch.arange(256.0).view(4, 1, 8, 8), "from 0 to 255"),
+        (1 - 2 * torch.eye(8).expand(4, 1, 8, 8), "from -1 to 1"),
+    ],
+    ids=["gradient", "8 bits", "mostly white"],
+)
+@each_encoder
+def test_a_loss_of_images_in_another_range_is_refused(family: str, images: Tensor, found: str) -> None:
+    model = tiny_model(family)
+
+    for _ in range(2):  # the second time too
+        with pytest.raises(ValueError, match=rf"must be in \[0, 1\], got values {found}"):
+            model(images)
+
+
+@each_encoder
+def test_noise_and_overshoot_are_no_other_range(family: str) -> None:
+    model = tiny_model(family)
+    images = (torch.rand(64, 1, 8, 8) < 0.2).float()
+
+    assert model(images + 0.2 * torch.randn(64, 1, 8, 8)).loss.isfinite()
+
+
+@each_encoder
+def test_only_the_first_range_is_looked_at(family: str) -> None:
+    """To read a number back from a GPU on every step would stop it."""
+    model = tiny_model(family)
+    model(torch.rand(2, 1, 8, 8))
+
+    assert model(255 * torch.rand(2, 1, 8, 8)).loss.isfinite()
+    assert features(tiny_model(family), 255 * torch.rand(2, 1, 8, 8)).isfinite().all()
+
+
+@each_encoder
+def test_without_return_dict_outputs_are_tuples(family: str) -> None:
+    model, images = tiny_model(family), torch.rand(2, 1, 8, 8)
+    noise = {"noise": torch.ones(2, 3)} if family == "vae" else {}
+
+    for output in (
+        model(images, **noise, return_dict=False),
+        model(images, return_loss=True, return_dict=False, **noise),
+    ):
+        assert isinstance(output, tuple)
+        assert all(map(torch.equal, output, model(images, **noise).to_tuple()))
+    model.config.return_dict = False
+    assert torch.equal(model(images, **noise)[1], output[1])
+
+
+@each_encoder
+def test_the_loss_can_be_left_out(family: str) -> None:
+    output = tiny_model(family)(torch.rand(2, 1, 8, 8), return_loss=False)
+
+    assert output.loss is None and output.reconstruction.shape == (2, 1, 8, 8)
+
+
+# ---------------------------------------------------------------------------------------------- transformers' Trainer
+
+
+@pytest.mark.parametrize(
+    "num_labels, columns", [(0, []), (0, ["label"]), (0, ["labels"]), (3, ["label"]), (3, ["labels"])]
+)
+@each_encoder
+def test_the_trainer_of_transformers_evaluates_the_loss(
+    tmp_path: Path, family: str, num_labels: int, columns: list[str]
+) -> None:
+    labels = {"num_labels": num_labels} if family == "vae" else {}
+    # Without latents that matter, the loss does not depend on what the VAE draws.
+    model = tiny_model(family, **labels, latent_dim=1)
+    if family == "vae":
+        with torch.no_grad():
+            model.decoder.from_latents.weight[:, 0] = 0
+    images, classes = torch.rand(6, 1, 8, 8), torch.arange(6) % 3
+    dataset = Dataset.from_dict({"pixel_values": images.tolist(), **{column: classes.tolist() for column in columns}})
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), per_device_eval_batch_size=3, report_to=[], use_cpu=True, disable_tqdm=True
+    )
+
+    measured = Trainer(model, arguments, eval_dataset=dataset.with_format("torch")).evaluate()["eval_loss"]
+
+    assert measured == pytest.approx(model(images, classes if num_labels else None).loss.item(), rel=1e-5)
+
+
+@each_encoder
+def test_the_trainer_of_transformers_trains_on_batches_with_labels(tmp_path: Path, family: str) -> None:
+    model = tiny_model(family)
+    dataset = [{"pixel_values": torch.rand(1, 8, 8), "labels": index} for index in range(8)]
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=2, report_to=[], use_cpu=True, disable_tqdm=True, save_strategy="no"
+    )
+    before = model.decoder.hidden.weight.clone()
+
+    Trainer(model, arguments, train_dataset=dataset).train()
+
+    assert not torch.equal(model.decoder.hidden.weight, before)
+
+
+# -------------------------------------------------------------------------------------------------------- class labels
+
+NAMES = ["zero", "one", "two"]
+ONE_CLASS = [2, "two", np.int64(2), torch.tensor(2), [2, 2], (2, "two"), np.array([2, 2]), np.array(["two", "two"]),
+             torch.tensor([2, 2], dtype=torch.uint8), [torch.tensor(2), np.int8(2)]]  # fmt: skip
+
+
+def conditional_model(family: str) -> Any:
+    return tiny_model(family, id2label=dict(enumerate(NAMES)), label2id={name: i for i, name in enumerate(NAMES)})
+
+
+@pytest.mark.parametrize("labels", ONE_CLASS, ids=repr)
+@pytest.mark.parametrize("family", ["vae", "gan"])
+def test_labels_may_be_numbers_or_names_one_or_many(family: str, labels: Any) -> None:
+    model, expected, images = conditional_model(family), torch.tensor([2, 2]), torch.rand(2, 1, 8, 8)
+
+    def outputs(labels: Any) -> list[Tensor]:
+        drawn = model.sample(2, labels, generator=torch.Generator().manual_seed(0))
+        if family == "gan":
+            return [drawn, model(torch.ones(2, 5), labels), model.discriminate(images, labels)]
+        noise = torch.ones(2, 3)
+        return [
+            drawn,
+            model(images, labels, noise).loss,
+            model.encode(images, labels).latent_dist.mean,
+            model.decode(noise, labels).sample,
+            model.interpolate(images, images.flip(0), 3, labels),
+            model.evidence_terms(images, labels, noise)[0],
+            model.log_likelihood(images, 3, labels, torch.Generator().manual_seed(0)),
+        ]
+
+    assert all(map(torch.equal, outputs(labels), outputs(expected)))
+    assert not torch.equal(outputs(labels)[0], outputs(0)[0])
+
+
+@pytest.mark.parametrize(
+    "labels, wrong",
+    [(3, "3"), (-1, "-1"), ("three", "'three'"), ([0, "three"], "'three'"), (torch.tensor([0, 3]), "3"), (0.5, "0.5"),
+     (torch.tensor([-1, 1]), "-1"), (np.array([0.5, 1]), "0.5")],
+    ids=repr,
+)  # fmt: skip
+@pytest.mark.parametrize("family", ["vae", "gan"])
+def test_a_label_that_is_no_class_is_refused_and_the_classes_are_named(family: str, labels: Any, wrong: str) -> None:
+    model = conditional_model(family)
+
+    with pytest.raises(ValueError, match=rf"got {wrong}\. The classes are 0 \(zero\), 1 \(one\), 2 \(two\)\."):
+        model.sample(2, labels=labels)
+
+
+@pytest.mark.parametrize("family", ["vae", "gan"])
+def test_of_many_classes_some_are_named(family: str) -> None:
+    with pytest.raises(ValueError, match=r"19 \(LABEL_19\) and 80 more\."):
+        tiny_model(family, num_labels=100).sample(2, labels=100)

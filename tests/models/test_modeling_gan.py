@@ -1,5 +1,6 @@
 """The GAN: losses against their formulas, spectral normalization against a singular value decomposition."""
 
+import copy
 import math
 from pathlib import Path
 
@@ -628,3 +629,14 @@ def test_weights_and_buffers_that_are_missing_are_initialized_and_the_others_kep
     assert torch.equal(state[missing[2]], torch.zeros(6)) and torch.equal(state[missing[3]], torch.ones(6))
     assert state[missing[4]].std().item() == pytest.approx(0.02, rel=0.3)
     assert all(torch.equal(tensor, state[name]) for name, tensor in kept.items())
+
+
+def test_a_copy_tracks_its_own_singular_values() -> None:
+    model = tiny_model().train()
+    copied = copy.deepcopy(model)
+    before = model.discriminator.blocks[0].weight_norm.left.clone()
+
+    copied.discriminate(random_images(model))
+
+    assert torch.equal(model.discriminator.blocks[0].weight_norm.left, before)
+    assert not torch.equal(copied.discriminator.blocks[0].weight_norm.left, before)

@@ -409,6 +409,13 @@ def test_encode_and_decode_are_used_as_those_of_diffusers() -> None:
     assert latents.shape == (2, 3) and decoded.shape == images.shape
     assert torch.equal(model.encode(images)[0].mode(), model.encode(images)["latent_dist"].mean)
     assert torch.equal(model.decode(latents)[0], decoded)
+    # As diffusers' pipelines call AutoencoderKL.
+    (latent_dist,), (images_again,) = (
+        model.encode(images, return_dict=False),
+        model.decode(latents, return_dict=False, generator=seeded()),
+    )
+    assert torch.equal(latent_dist.mean, model.encode(images).latent_dist.mean)
+    assert torch.equal(images_again, decoded)
 
 
 @LIKELIHOODS
@@ -548,6 +555,20 @@ def test_labels_may_be_of_any_integer_type() -> None:
         assert torch.equal(model(images, labels.to(dtype), noise).loss, model(images, labels, noise).loss)
 
 
+def test_labels_are_ignored_by_the_forward_pass_of_an_unconditional_model_with_one_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = tiny_model()
+    images, noise = random_images(model), random_noise(model)
+    modeling_vae.logger.warning_once.cache_clear()
+
+    for _ in range(3):
+        assert torch.equal(model(images, torch.tensor([0, 1]), noise).loss, model(images, None, noise).loss)
+
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "ignores the labels" in caplog.text
+
+
 def test_labels_that_are_missing_uncalled_for_or_too_many_are_refused() -> None:
     conditional, unconditional = tiny_model(num_labels=3), tiny_model()
     images = random_images(conditional)
@@ -555,7 +576,7 @@ def test_labels_that_are_missing_uncalled_for_or_too_many_are_refused() -> None:
     with pytest.raises(ValueError, match=r"labels must be given, got NoneType\. It is conditional on 3 classes"):
         conditional(images)
     with pytest.raises(ValueError, match=r"labels must be None, got Tensor\. It is unconditional"):
-        unconditional(images, labels=torch.tensor([0, 1]))
+        unconditional.encode(images, labels=torch.tensor([0, 1]))
     with pytest.raises(ValueError, match=r"labels must have the shape \(2,\), got \(3,\)"):
         conditional(images, labels=torch.tensor([0, 1, 2]))
     with pytest.raises(ValueError, match="labels must be given"):

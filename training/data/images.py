@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfgen.image_processing import to_pixel_values
+from hfgen.image_processing import exif_orientation, to_pixel_values, why_unreadable
 
 from ..config.flags import DataArguments
 from .batches import Batch, Feed, evenly_spread, fits_in_memory, image_batch
@@ -236,7 +235,7 @@ class _Header:
 
 def _read_header(image: Any) -> _Header:
     """Reads an image as far as its header. Raises ValueError if it cannot be read."""
-    from PIL import ExifTags, Image, ImageMode
+    from PIL import Image, ImageMode
 
     image = _fetched(image)
     parts = image if isinstance(image, dict) else {}
@@ -249,15 +248,11 @@ def _read_header(image: Any) -> _Header:
     try:
         with Image.open(source) as opened:
             # Only a JPEG says so without being decoded; other formats that are rotated need --image_size.
-            rotated = opened.format == "JPEG" and opened.getexif().get(ExifTags.Base.Orientation, 1) > 4
+            rotated = opened.format == "JPEG" and exif_orientation(opened) > 4
             size = (opened.width, opened.height) if rotated else (opened.height, opened.width)
             return _Header(size, 1 if ImageMode.getmode(opened.mode).basemode == "L" else 3)
     except Exception as error:  # PIL's readers raise OSError, SyntaxError, struct.error and others.
-        reason = re.sub(r"\s*<_io[^>]*>", "", str(error))
-        raise ValueError(
-            f"image must be readable, got corrupt or unknown data ({type(error).__name__}: {reason}). Repair the file "
-            "or remove it from the dataset."
-        ) from None
+        raise ValueError(f"image {why_unreadable(error)}") from None
 
 
 def _fetched(image: Any) -> Any:

@@ -125,6 +125,14 @@ def test_corrupt_first_image_is_named(tmp_path: Path) -> None:
         images_of(write_parquet(tmp_path, [b"", picture(1), picture(2)]))
 
 
+def test_image_too_large_for_pillow_is_told_from_a_corrupt_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(ValueError, match=r"\(train\), example 0: image must not be too large .*32 pixels"):
+        images_of(write_parquet(tmp_path, [picture(1), picture(2)]))
+
+
 def test_label_that_is_no_class_is_named(tmp_path: Path) -> None:
     write_parquet(tmp_path, [picture(1)] * 3, labels=[0, 1, 0])
     write_parquet(tmp_path, [picture(1)] * 3, "test", labels=[0, -1, None])
