@@ -71,6 +71,7 @@ class Context:
     global_batch: GlobalBatch
     log: MetricsLog
     clock: Clock
+    cores: CoreWatch
     stop: StopRequest
     bar: ProgressBar
     pusher: HubPusher | None
@@ -144,7 +145,7 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
         with progress_bar(hidden) as bar:
             context = Context(
                 arguments, choices, objective, model_class, accelerator, processes, output_dir, global_batch, log,
-                clock, stop, bar, pusher,
+                clock, cores, stop, bar, pusher,
             )  # fmt: skip
             stopped = not evaluate_and_sample(state, context)  # what a signal cut short before a resume
             while fraction < 1 and not stopped:
@@ -265,7 +266,9 @@ def measure(state: TrainState, context: Context, model: PreTrainedModel, at_end:
     if not at_end and progress.eval_limit is None:
         progress.eval_limit = eval_limit(run, progress.step * context.global_batch.size)
     limit = None if at_end else progress.eval_limit
-    return evaluate(context.objective, model, run, context.accelerator.device, context.stop, at_end, limit)
+    return evaluate(
+        context.objective, model, run, context.accelerator.device, context.stop, at_end, limit, context.cores.look
+    )
 
 
 def save_checkpoint(state: TrainState, context: Context) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -29,6 +29,7 @@ def evaluate(
     stop: StopRequest,
     at_end: bool = False,
     limit: int | None = None,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float] | None:
     """Measures all metrics on the evaluation split, each example counted once whatever the number of processes.
 
@@ -42,6 +43,7 @@ def evaluate(
         stop: asked before every batch; knows the processes of the run.
         at_end: whether to measure as the finished model is measured.
         limit: number of examples to measure, evenly spread over the split; None for all.
+        before_batch: called before every batch.
 
     Returns:
         the metrics, the same in every process; None if a signal interrupted the evaluation.
@@ -53,6 +55,7 @@ def evaluate(
     with torch.no_grad(), evaluation_mode(model):
         batches = objective.data.eval_batches(run.per_device_eval_batch_size, device, limit)
         for index, weight, batch in _own_batches(batches, stop.processes):
+            before_batch()
             if stop.agree()[0]:
                 return None
             rows = len(next(iter(batch.values())))

@@ -43,7 +43,7 @@ class CoreWatch:
         self._reported = False
 
     def look(self) -> None:
-        """Looks at most once a second; call it after each step."""
+        """Looks at most once a second; called after each step, and before each batch of an evaluation."""
         now = time.monotonic()
         if self.most == 1 or now - self._looked < SECONDS_BETWEEN_LOOKS:
             return
