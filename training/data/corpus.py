@@ -7,12 +7,14 @@ where later runs and the other processes of this run find them.
 from __future__ import annotations
 
 import errno
+import gzip
 import logging
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import IO, Any, ClassVar, NamedTuple
 
 import datasets
 import numpy as np
@@ -20,15 +22,16 @@ import pyarrow as pa
 from datasets.fingerprint import Hasher
 from pyarrow import compute
 
-from .sources import one_line
+from .sources import TEXT_ENCODING, one_line
 
 
 logger = logging.getLogger(__name__)
 PIECE_CHARACTERS = 1 << 16  # of a file
 GROUP_CHARACTERS = 1 << 20  # tokenized at a time
 BATCH_BYTES = 4 << 20  # of a dataset, read at a time
+TEXT_PER_GZIP = 4  # bytes of text per byte, as a guess
 # Part of every fingerprint: raise it when the code would write a different file for the same text.
-FORMAT = "hfgen text 1"
+FORMAT = "hfgen text 2"
 
 
 class Piece(NamedTuple):
@@ -40,7 +43,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class TextFiles:
-    """UTF-8 files, each one document, in pieces of about PIECE_CHARACTERS that end at a line break.
+    """UTF-8 files, plain or gzipped, each one document, in pieces of about PIECE_CHARACTERS that end at a line break.
 
     The pieces of a file join to exactly its text, so a character tokenizer gives the tokens of the whole. A tokenizer
     that merges characters cannot merge across the end of a piece, one place per 65,536 characters.
@@ -56,9 +59,14 @@ class TextFiles:
         """Some of the files."""
         return TextFiles(tuple(self.paths[row] for row in rows))
 
+    def joined(self, others: Sequence[TextFiles]) -> TextFiles:
+        """These files and then those of others."""
+        return TextFiles((*self.paths, *(path for other in others for path in other.paths)))
+
     @property
     def num_bytes(self) -> int:
-        return sum(path.stat().st_size for path in self.paths)
+        """Bytes of the text; an estimate for compressed files."""
+        return sum(path.stat().st_size * (TEXT_PER_GZIP if _is_compressed(path) else 1) for path in self.paths)
 
     @property
     def fingerprint(self) -> list[Any]:
@@ -74,8 +82,7 @@ class TextFiles:
         """
         for path in self.paths:
             try:
-                # Line ends become "\n", as they do when `datasets` reads a file.
-                with open(path, encoding="utf-8") as file:
+                with _opened(path) as file:
                     text = self._read(file)
                     while text:
                         following = self._read(file)
@@ -83,11 +90,22 @@ class TextFiles:
                         text = following
             except UnicodeDecodeError as error:
                 raise ValueError(f"The text file '{path}' cannot be read: {error}. Save it as UTF-8.") from error
+            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+                raise ValueError(f"The text file '{path}' cannot be read: {error}. Compress it again.") from error
 
     @staticmethod
     def _read(file: Any) -> str:
         text = file.read(PIECE_CHARACTERS)
         return text + file.readline(PIECE_CHARACTERS) if text else text
+
+
+def _opened(path: Path) -> IO[str]:
+    # Line ends become "\n", as they do when `datasets` reads a file.
+    return (gzip.open if _is_compressed(path) else open)(path, "rt", encoding=TEXT_ENCODING)
+
+
+def _is_compressed(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
 
 
 @dataclass(frozen=True)
@@ -124,13 +142,17 @@ class Column:
         column = self.dataset.select_columns([self.name]).with_format("arrow")
         for table in column.iter(min(rows, GROUP_CHARACTERS)):
             for document in table.column(self.name).to_pylist():
-                if document and not isinstance(document, str):
-                    raise ValueError(
-                        f"The column {self.name!r} must hold text, got {type(document).__name__}. Name another one "
-                        "with --text_column."
-                    )
                 if document:
-                    yield Piece(document, ends=True)
+                    yield Piece(checked_text(document, self.name), ends=True)
+
+
+def checked_text(document: Any, column: str) -> str:
+    """The document, if it is text. Raises ValueError if not."""
+    if isinstance(document, str):
+        return document
+    raise ValueError(
+        f"The column {column!r} must hold text, got {type(document).__name__}. Name another one with --text_column."
+    )
 
 
 @dataclass(frozen=True)
