@@ -29,6 +29,12 @@ def image_splits(local: LocalData) -> dict[str, Any]:
     if metadata:
         return _described(local, metadata)
     names, classes = find_classes(local.layout)
+    if names:
+        logger.info(
+            "%d classes by the names of folders: %s.", len(names), ", ".join(names[:10]) + ", ..." * (len(names) > 10)
+        )
+    elif len({len(local.layout.folders[row]) for row in next(iter(local.layout.splits.values()))}) > 1:
+        logger.warning("Folders name no classes because images of the training split lie at different depths.")
     splits = {}
     for split, rows in local.layout.splits.items():
         columns: dict[str, list[Any]] = {}

@@ -99,7 +99,7 @@ def _split_level(places: Sequence[Place]) -> int | None:
     """The depth of the folders that name splits; None if there are none."""
     for level in range(max((len(place) for place in places), default=1) - 1):
         inside = [place for place in places if len(place) - 1 > level]
-        if level and len(inside) < len(places):
+        if level and 2 * len(inside) < len(places):
             return None
         if _are_splits(inside, level):
             return level

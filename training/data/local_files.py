@@ -16,6 +16,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,11 @@ from .layout import Layout, Place, find_splits
 
 
 logger = logging.getLogger(__name__)
-IMAGE_KINDS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
+IMAGE_KINDS = {
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".bmp", ".dib", ".gif", ".webp", ".avif", ".tif"),
+    *(".tiff", ".pnm", ".ppm", ".pgm", ".pbm", ".tga", ".ico", ".psd"),
+}
+UNREADABLE_IMAGE_KINDS = {".heic", ".heif", ".jxl", ".svg", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw"}
 TEXT_KINDS = {kind + end for kind in (".txt", ".md", ".rst", ".py") for end in ("", ".gz")}
 TABLE_LOADERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".parquet": ("parquet", {}),
@@ -59,7 +64,7 @@ class DataFile:
     path: Path
     place: Place
 
-    @property
+    @cached_property
     def kind(self) -> str:
         """The suffix in lower case, with that before `.gz`; "" if there is none."""
         suffixes = self.path.suffixes
@@ -158,7 +163,7 @@ def _extracted(archive: Path) -> Path:
     from filelock import FileLock
 
     stat = archive.stat()
-    key = hashlib.sha256(f"{archive.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:32]
+    key = hashlib.sha256(os.fsencode(f"{archive.resolve()} {stat.st_size} {stat.st_mtime_ns}")).hexdigest()[:32]
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "hfgen-archives" / key
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
@@ -203,6 +208,12 @@ def _of_folder(path: Path, wanted: Literal["images", "text"], files: list[DataFi
     broken = [file for file in files if file.path.is_symlink() and not file.path.exists()]
     files = [file for file in files if file not in {*broken}] if broken else files
     taken = _taken(files, wanted)
+    unreadable = [file for file in files if file.kind in UNREADABLE_IMAGE_KINDS]
+    if unreadable and not taken:
+        raise ValueError(
+            f"--dataset_name must hold images that Pillow can read, got {_kinds(unreadable)} in {name}. Convert them "
+            "to .png or .jpg."
+        )
     if not taken:
         return None
     kind = taken[0].kind
@@ -249,11 +260,24 @@ def _largest(groups: list[list[DataFile]]) -> list[DataFile]:
 
 def _other_kinds(files: list[DataFile], read: list[DataFile], data_type: DataType, name: str) -> Iterator[str]:
     paths = {file.path for file in read}
-    kinds = Counter(file.kind or file.path.name for file in files if file.path not in paths)
-    if kinds:
-        found = ", ".join(f"{_count(count, 'file')} of kind {kind}" for kind, count in sorted(kinds.items()))
+    others = [file for file in files if file.path not in paths]
+    if data_type == "images":
+        unreadable = [file for file in others if file.kind in UNREADABLE_IMAGE_KINDS]
+        others = [file for file in others if file.kind not in UNREADABLE_IMAGE_KINDS]
+        if unreadable:
+            images = len(unreadable) + sum(file.kind in IMAGE_KINDS for file in read)
+            yield (
+                f"{len(unreadable):,} of {images:,} images, {_kinds(unreadable)}, {_were(len(unreadable))} left out "
+                f"because Pillow cannot read them. Convert them to .png or .jpg."
+            )
+    if others:
         what = "images" if data_type == "images" else " and ".join(sorted({file.kind for file in read})) + " files"
-        yield f"{found} {_were(sum(kinds.values()))} left out because only the {what} of {name} are read."
+        yield f"{_kinds(others)} {_were(len(others))} left out because only the {what} of {name} are read."
+
+
+def _kinds(files: list[DataFile]) -> str:
+    kinds = Counter(file.kind or file.path.name for file in files)
+    return ", ".join(f"{_count(count, 'file')} of kind {kind}" for kind, count in sorted(kinds.items()))
 
 
 def _left_out(files: list[DataFile], layout: Layout, data_type: DataType, name: str) -> Iterator[str]:

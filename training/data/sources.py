@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -126,6 +126,8 @@ def find_text_files(name: str, args: DataArguments) -> dict[str, list[Path]] | N
 def find_split(splits: dict[str, Any], name: str, flag: str) -> Any:
     """The split of that name, or the part of one that a slice names as in `datasets`: `train[:80%]`.
 
+    A slice counts examples, and of a single text file characters.
+
     Raises:
         ValueError: There is none, it cannot be sliced, or the slice is empty; `flag` asked for it.
     """
@@ -145,32 +147,28 @@ def _sliced(splits: dict[str, Any], name: str, flag: str) -> Any:
             "limit the examples with --max_train_samples and --max_eval_samples."
         )
     try:
-        spec = datasets.ReadInstruction.from_spec(name)
-        pieces = spec.to_absolute({split: len(rows) for split, rows in splits.items()})
+        instruction = datasets.ReadInstruction.from_spec(name)
+        slices = instruction.to_absolute({split: _num_parts(rows) for split, rows in splits.items()})
     except (ValueError, AssertionError) as error:
         raise ValueError(
             f"{flag} must be a split of the dataset ({', '.join(splits)}) or a slice of one, such as train[:80%], got "
             f"{name!r}. ({one_line(error)})"
         ) from error
-    parts = []
-    for piece in pieces:
-        rows = splits[piece.splitname]
-        start, stop = piece.from_ or 0, len(rows) if piece.to is None else piece.to
-        parts.append(rows.select(range(start, stop)))
-    if not any(map(len, parts)):
+    if not any(part.to > part.from_ for part in slices):
         raise ValueError(f"{flag} must name at least one example, got {name!r}, which is empty. Use a larger slice.")
-    return joined(parts)
-
-
-def joined(parts: Sequence[Any]) -> Any:
-    """Datasets of the same kind, one after the other."""
-    import datasets
-
+    parts = [_part(splits[part.splitname], part.from_, part.to) for part in slices]
     if len(parts) == 1:
         return parts[0]
-    if isinstance(parts[0], datasets.Dataset):
-        return datasets.concatenate_datasets(list(parts))
-    return parts[0].joined(parts[1:])
+    return parts[0].joined(parts[1:]) if hasattr(parts[0], "joined") else datasets.concatenate_datasets(parts)
+
+
+def _num_parts(rows: Any) -> int:
+    """What a slice counts: rows, or what text files say."""
+    return rows.num_parts if hasattr(rows, "num_parts") else len(rows)
+
+
+def _part(rows: Any, start: int, stop: int) -> Any:
+    return rows.part(start, stop) if hasattr(rows, "part") else rows.select(range(start, stop))
 
 
 def find_eval_split(splits: dict[str, Any], args: DataArguments) -> str | None:

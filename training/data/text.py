@@ -13,7 +13,7 @@ from hfgen.tokenization import build_character_tokenizer, encode_corpus
 
 from ..config.flags import DataArguments
 from .batches import Batch, Feed, fits_in_memory
-from .corpus import Column, Corpus, CorpusScan, TextFiles, cached_scan, checked_text, scan
+from .corpus import Column, Corpus, CorpusScan, TextFiles, cached_scan, scan
 from .feeds import HeldTokens, TokenFeed, Tokens
 from .mapped_tokens import map_tokens
 from .sources import find_eval_split, find_split, find_text_files, first_example, hold_out, limited, load_splits
@@ -136,7 +136,17 @@ def _split_stream(splits: dict[str, Any], name: str, args: DataArguments) -> _Sp
 def _read(stream: Any, count: int, column: str) -> Column:
     import datasets
 
-    return Column(datasets.Dataset.from_dict({column: [row[column] for row in stream.take(count)]}), column)
+    texts = [_checked(row[column], column) for row in stream.take(count)]
+    return Column(datasets.Dataset.from_dict({column: texts}), column)
+
+
+def _checked(document: Any, column: str) -> str:
+    """A document of a stream, whose columns may hold anything; "" for None. Raises ValueError if it is no text."""
+    if document is None or isinstance(document, str):
+        return document or ""
+    raise ValueError(
+        f"The column {column!r} must hold text, got {type(document).__name__}. Name another one with --text_column."
+    )
 
 
 def _source(split: Any, column: str, name: str) -> TextFiles | Column:
@@ -227,9 +237,10 @@ class Packer:
         """Yields chunks of documents, each with the examples' position before it."""
         position, documents, size = examples.position, [], 0
         for example in examples:
-            if example[self.column]:
-                documents.append(checked_text(example[self.column], self.column))
-                size += len(documents[-1])
+            document = _checked(example[self.column], self.column)
+            if document:
+                documents.append(document)
+                size += len(document)
             if size >= CHUNK_CHARACTERS:
                 yield position, documents
                 position, documents, size = examples.position, [], 0

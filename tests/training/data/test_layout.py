@@ -36,6 +36,8 @@ def classes_of(*paths: str) -> tuple[list[str], list[str | None]]:
         (["train/a.png", "test/b.png", "ground_truth/b.png"], {"train": {"train/a.png"}, "test": {"test/b.png"}}),
         (["a.png", "test/b.png"], {"train": {"a.png"}, "test": {"test/b.png"}}),
         (["overview.png", "train/b.png"], {"train": {"train/b.png"}}),
+        (["overview.png", "x/train/a.png", "x/test/b.png", "x/ground_truth/b.png"],
+         {"train": {"x/train/a.png"}, "test": {"x/test/b.png"}}),
         (["train_1.png", "test_1.png", "logo.png"], {"train": {"train_1.png"}, "test": {"test_1.png"}}),
         (["ann.png", "val.png"], {"train": {"ann.png", "val.png"}}),
         (["dev_notes.txt", "training_tips.txt"], {"train": {"dev_notes.txt", "training_tips.txt"}}),

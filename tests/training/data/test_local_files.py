@@ -260,7 +260,8 @@ def test_text_and_images_are_read_from_the_same_folder(tmp_path: Path) -> None:
     ("write", "message"),
     [
         (lambda f: [write_text(f / f"{n}.heic", "x") for n in range(20)],
-         "20 files of kind .heic were left out because only the images of"),
+         "20 of 40 images, 20 files of kind .heic, were left out because Pillow cannot read them. Convert them"),
+        (lambda f: write_text(f / "a.HEIC", "x"), "1 of 21 images, 1 file of kind .heic, was left out because Pillow"),
         (lambda f: write_text(f / "labels.csv", "x"), "1 file of kind .csv was left out because only the images"),
         (lambda f: [write_pictures(f / "train" / "a", range(2)), write_pictures(f / "test" / "a", range(2)),
                     write_pictures(f / "more" / "a", range(16))],
@@ -279,6 +280,23 @@ def test_what_is_left_out_is_said(
         write(tmp_path)
         images_of(tmp_path)
     assert any(re.search(message, text) for text in caplog.messages)
+
+
+def test_images_that_no_one_can_read_are_refused_in_words(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.heic", "x")
+    with pytest.raises(ValueError, match=r"images that Pillow can read, got 1 file of kind \.heic in .* Convert them"):
+        images_of(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["JPG", "ppm", "Tiff", "bmp", "webp"])
+def test_images_of_usual_kinds(tmp_path: Path, kind: str) -> None:
+    for color in range(20):
+        picture(color, "RGB").save(
+            tmp_path / f"{color}.{kind}", {"Tiff": "TIFF", "JPG": "JPEG"}.get(kind, kind.upper())
+        )
+    picture(30, "RGB").save(tmp_path / "odd.png")
+    data = images_of(tmp_path)
+    assert len(data.eval_pixels) + (data.train.num_examples or 0) == 21
 
 
 def test_text_that_is_left_out_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -367,6 +385,24 @@ def test_slices_of_text_files(tmp_path: Path) -> None:
         write_text(tmp_path / f"{letter}.txt", letter * 40)
     assert letters_of(tmp_path, train_split="train[:60%]", eval_split="train[60%:]") == ("abc", "de")
     assert letters_of(tmp_path, train_split="train[:1]+train[4:]", eval_split="train[1:2]") == ("ae", "b")
+
+
+def test_slice_of_one_text_file_is_one_of_its_characters(tmp_path: Path) -> None:
+    file = write_text(tmp_path / "book.txt", "".join(TEXTS))
+    for in_memory in (True, False):
+        flags = {"in_memory": in_memory}
+        assert letters_of(file, train_split="train[:80%]", eval_split="train[80%:]", **flags) == ("abcdefgh", "ij")
+        assert letters_of(file, train_split="train[40:120]", eval_split="train[-40:]", **flags) == ("bc", "j")
+        assert letters_of(file, train_split="train[:50%]", **flags) == ("abcde", "e")
+        assert letters_of(file, train_split="train[40:80]", eval_split="train", **flags)[1] == "abcdefghij"
+    with pytest.raises(ValueError, match="Slices of a single text file cannot be joined"):
+        text_of(file, train_split="train[:50%]+train[60%:]")
+
+
+def test_whole_splits_are_joined(tmp_path: Path) -> None:
+    for split, letter in (("train", "a"), ("test", "b"), ("valid", "c")):
+        write_text(tmp_path / f"{split}.txt", letter * 40)
+    assert letters_of(tmp_path, train_split="train+validation") == ("ac", "b")
 
 
 @pytest.mark.parametrize(
