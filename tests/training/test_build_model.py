@@ -113,6 +113,20 @@ def test_conditional_model_knows_the_names_of_the_classes(model_class: Any) -> N
     assert arguments.model["num_labels"] == 10  # stays in what results.json and a recipe say about the run
 
 
+@pytest.mark.parametrize("model_class", [VAEModel, GANModel])
+def test_classes_of_folders_are_named_in_the_order_of_numbers(tmp_path: Path, model_class: Any) -> None:
+    for number in (2, 9, 10):
+        for copy in range(6):
+            path = tmp_path / str(number) / f"{copy}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.new("L", (8, 8), number).save(path)
+    flags = ["--dataset_name", str(tmp_path)]
+    with pytest.raises(ValueError, match=r"--num_labels must be 3, the number of classes in .*, got 10\."):
+        with_data(model_class, *flags, "--num_labels", "10")
+    config = with_data(model_class, *flags, "--num_labels", "3")[0].config
+    assert config.id2label == {0: "2", 1: "9", 2: "10"} and config.label2id == {"2": 0, "9": 1, "10": 2}
+
+
 @pytest.mark.parametrize("count", ["7", "-1"])
 def test_wrong_number_of_classes_is_refused(count: str) -> None:
     with pytest.raises(

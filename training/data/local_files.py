@@ -243,7 +243,9 @@ def _taken(files: list[DataFile], wanted: Literal["images", "text"]) -> list[Dat
     if wanted == "images":
         return images or tables or texts
     documents = [file for file in texts if file.path.name not in NOT_DATA]  # a README beside tables is about them
-    return _largest([tables, documents]) or texts or images
+    if tables and _size(tables) >= _size(documents):
+        return tables
+    return texts or images
 
 
 def _loaders(tables: list[DataFile]) -> list[tuple[str, dict[str, Any]]]:
@@ -255,7 +257,11 @@ def _loaders(tables: list[DataFile]) -> list[tuple[str, dict[str, Any]]]:
 
 def _largest(groups: list[list[DataFile]]) -> list[DataFile]:
     """The group with the most bytes; the first of several."""
-    return max(groups, key=lambda group: sum(file.path.stat().st_size for file in group), default=[])
+    return max(groups, key=_size, default=[])
+
+
+def _size(files: list[DataFile]) -> int:
+    return sum(file.path.stat().st_size for file in files)
 
 
 def _other_kinds(files: list[DataFile], read: list[DataFile], data_type: DataType, name: str) -> Iterator[str]:

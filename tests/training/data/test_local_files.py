@@ -110,12 +110,12 @@ def test_compressed_table(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_text_of_all_kinds_in_one_folder(tmp_path: Path, streaming: bool) -> None:
-    for letter, name in zip("abcde", ["1.txt", "2.md", "3.rst", "4.py", "5.TXT"]):
+    for letter, name in zip("abcdeg", ["1.txt", "2.md", "3.rst", "4.py", "5.TXT", "README.md"]):
         write_text(tmp_path / "texts" / name, letter * 40)
     gzipped(write_text(tmp_path / "texts" / "6.txt", "f" * 40))
     write_text(tmp_path / "texts" / "7.log", "x" * 400)
     train, evaluation = letters_of(tmp_path / "texts", streaming=streaming)
-    assert "".join(sorted({*train, *evaluation})) == "abcdef"
+    assert "".join(sorted({*train, *evaluation})) == "abcdefg"
 
 
 def test_text_in_compressed_pieces_is_the_text(tmp_path: Path) -> None:
@@ -145,6 +145,15 @@ def test_text_with_splits_and_a_readme(tmp_path: Path) -> None:
         write_text(tmp_path / "texts" / name, letter * 40)
     assert letters_of(tmp_path / "texts") == ("a", "c")
     assert letters_of(tmp_path / "texts", eval_split="validation") == ("a", "b")
+
+
+def test_larger_of_text_and_tables_is_the_data(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "texts.jsonl")
+    write_text(tmp_path / "README.md", "x" * 10_000)
+    write_text(tmp_path / "LICENSE.txt", "y" * 10)
+    assert {*"".join(letters_of(tmp_path))} == {*"abcdefghij"}
+    write_text(tmp_path / "book.txt", "z" * 10 * table.stat().st_size)
+    assert {*"".join(letters_of(tmp_path))} == {*"xyz"}
 
 
 def test_tables_in_folders_that_name_splits(tmp_path: Path) -> None:
