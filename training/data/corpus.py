@@ -118,8 +118,8 @@ class TextFiles:
                         text = following
             except UnicodeDecodeError as error:
                 raise ValueError(f"The text file '{path}' cannot be read: {error}. Save it as UTF-8.") from error
-            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-                raise ValueError(f"The text file '{path}' cannot be read: {error}. Compress it again.") from error
+            except (OSError, EOFError, zlib.error) as error:
+                raise ValueError(f"The text file '{path}' cannot be read: {error}. Repair or remove it.") from error
 
     @staticmethod
     def _read(file: Any) -> str:

@@ -85,10 +85,10 @@ def find_labels(train: Any, evaluation: Any, wanted: str | None, needed: bool, n
     column = wanted or _find_column(features)
     if column is None:
         return None
-    if not _may_be_classes(features[column]):
+    if wanted and not _may_be_classes(features[wanted]):
         raise ValueError(
             f"--label_column must be a column of integers, strings, booleans or a ClassLabel, got {wanted!r} of "
-            f"{name}, which holds {features[column]}."
+            f"{name}, which holds {features[wanted]}."
         )
     found = _read_labels([train] if evaluation is None else [train, evaluation], column, needed, name)
     if isinstance(found, Labels):
@@ -103,10 +103,11 @@ def find_labels(train: Any, evaluation: Any, wanted: str | None, needed: bool, n
 
 
 def _find_column(features: dict[str, Any]) -> str | None:
-    """The column of labels by its usual names; one whose classes are named comes first."""
-    usable = [column for column in LABEL_COLUMNS if _may_be_classes(features.get(column))]
+    """The column of labels by its usual names: one whose classes are named, or else one that may hold classes."""
+    usual = [column for column in LABEL_COLUMNS if column in features]
+    usable = [column for column in usual if _may_be_classes(features[column])]
     named = [column for column in usable if getattr(features[column], "names", None)]
-    return next(iter([*named, *usable]), None)
+    return next(iter([*named, *usable, *usual]), None)
 
 
 def _may_be_classes(feature: Any) -> bool:
@@ -119,7 +120,10 @@ def _read_labels(splits: list[Any], column: str, needed: bool, name: str) -> Lab
     """The labels, or the reason why there are none to use."""
     if any(column not in (split.features or {}) for split in splits):
         return f"the evaluation split of {name} has no column {column!r}"
-    names = getattr(splits[0].features[column], "names", None)
+    feature = splits[0].features[column]
+    if not _may_be_classes(feature):
+        return f"the column {column!r} of {name} holds {feature}"
+    names = getattr(feature, "names", None)
     named = Labels(column, list(names), {index: index for index in range(len(names))}, needed) if names else None
     is_stream = not hasattr(splits[0], "select")
     if named and (needed or is_stream):

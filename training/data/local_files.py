@@ -67,8 +67,8 @@ class DataFile:
     @cached_property
     def kind(self) -> str:
         """The suffix in lower case, with that before `.gz`; "" if there is none."""
-        suffixes = self.path.suffixes
-        return "".join(suffixes[-2:] if suffixes[-1:] == [".gz"] else suffixes[-1:]).lower()
+        suffixes = [suffix.lower() for suffix in self.path.suffixes]
+        return "".join(suffixes[-2:] if suffixes[-1:] == [".gz"] else suffixes[-1:])
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class LocalData:
     def report(self) -> None:
         """Logs what is left out."""
         for note in self.notes:
-            logger.warning(note)
+            logger.warning("%s", note)
 
 
 def find_local_data(path: Path, wanted: Literal["images", "text"]) -> LocalData | None:
@@ -205,8 +205,8 @@ def _training_only(count: int) -> Layout:
 def _of_folder(path: Path, wanted: Literal["images", "text"], files: list[DataFile], name: str) -> LocalData | None:
     if not files:
         raise ValueError(f"--dataset_name must hold images, text files or a dataset, got the empty folder {name}.")
-    broken = [file for file in files if file.path.is_symlink() and not file.path.exists()]
-    files = [file for file in files if file not in {*broken}] if broken else files
+    broken = {file for file in files if file.path.is_symlink() and not file.path.exists()}
+    files = [file for file in files if file not in broken]
     taken = _taken(files, wanted)
     unreadable = [file for file in files if file.kind in UNREADABLE_IMAGE_KINDS]
     if unreadable and not taken:
@@ -240,9 +240,9 @@ def _taken(files: list[DataFile], wanted: Literal["images", "text"]) -> list[Dat
     tables = _largest([[file for file in tables if TABLE_LOADERS[file.kind] == loader] for loader in _loaders(tables)])
     if tables and TABLE_LOADERS[tables[0].kind][0] in BINARY_TABLES:
         return tables
+    documents = [file for file in texts if file.path.name not in NOT_DATA]  # a README is about what it lies beside
     if wanted == "images":
-        return images or tables or texts
-    documents = [file for file in texts if file.path.name not in NOT_DATA]  # a README beside tables is about them
+        return images or tables or documents
     if tables and _size(tables) >= _size(documents):
         return tables
     return texts or images
@@ -274,7 +274,7 @@ def _other_kinds(files: list[DataFile], read: list[DataFile], data_type: DataTyp
             images = len(unreadable) + sum(file.kind in IMAGE_KINDS for file in read)
             yield (
                 f"{len(unreadable):,} of {images:,} images, {_kinds(unreadable)}, {_were(len(unreadable))} left out "
-                f"because Pillow cannot read them. Convert them to .png or .jpg."
+                "because Pillow cannot read them. Convert them to .png or .jpg."
             )
     if others:
         what = "images" if data_type == "images" else " and ".join(sorted({file.kind for file in read})) + " files"

@@ -82,6 +82,8 @@ BAD = {
     "half": (["cat", "dog", None, None], ["dog", "cat"]),
     "no column": ([0, 1, 0, 1], None),
     "measurements": ([0.5, 1.25, 0.5, 3.0], [0.5, 2.0]),
+    "lists": ([[0, 1], [1], [0], [1]], [[0], [1]]),
+    "dicts": ([{"cat": 1.0}] * 4, [{"cat": 0.5}] * 2),
     "nothing": ([None] * 4, [None] * 2),
     "not a number": ([0.0, float("nan"), 1.0, 0.0], [1.0, 0.0]),
 }
@@ -89,12 +91,16 @@ BAD = {
 
 @pytest.mark.parametrize("way", WAYS_TO_READ, ids=str)
 @pytest.mark.parametrize("case", BAD)
-def test_unconditional_model_never_stops_because_of_labels(tmp_path: Path, case: str, way: dict[str, Any]) -> None:
+def test_unconditional_model_never_stops_because_of_labels(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, case: str, way: dict[str, Any]
+) -> None:
     train, evaluation = BAD[case]
     write_labels(tmp_path, train)
     write_labels(tmp_path, evaluation, "test")
     data = images_of(tmp_path, **way)
     assert (data.label_names, data.eval_labels) == ([], None)
+    (message,) = caplog.messages
+    assert message.startswith("The labels are left out because ")
     (batch,) = take(data.train, 1, GlobalBatch(4))
     assert sorted(values(batch["pixel_values"])) == [0, 1, 2, 3] and "labels" not in batch
 
@@ -129,6 +135,7 @@ def test_unconditional_model_does_not_stop_at_classes_out_of_range(
         (["cat", None, "dog", "cat"], ["cat"], r"\(train\), example 1.*: label must be one of 'cat', 'dog', got None"),
         ([0.5, 0.25, 1.0, 0.0], [0.5], "--num_labels.* needs a label for each image, but the numbers in the column"),
         ([-1] * 4, [-1], "--num_labels.* needs a label for each image, but the column 'label' .* has none"),
+        ([[0], [1], [0], [1]], [[0]], "--num_labels.* needs a label for each image, but the column 'label' .* holds"),
         ([0, 1, 0, 1], None, r"\(test\), example 0.*: label must be from 0 to 1, got None"),
     ],
 )  # fmt: skip

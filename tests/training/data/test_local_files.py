@@ -100,11 +100,15 @@ def test_one_data_file_of_any_kind_and_a_folder_of_it(tmp_path: Path, kind: str,
     for name in (file, file.parent):
         train, evaluation = letters_of(name, streaming=streaming)
         assert {*train, *evaluation} == {*"abcdefghij"} and evaluation
+        assert letters_of("nobody/knows-it", dataset_path=str(name), streaming=streaming) == (train, evaluation)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("suffix", ["gz", "GZ"])
 @pytest.mark.parametrize("kind", [".jsonl", ".csv"])
-def test_compressed_table(tmp_path: Path, kind: str) -> None:
-    train, evaluation = letters_of(gzipped(write_table(tmp_path / f"texts{kind}")))
+def test_compressed_table(tmp_path: Path, kind: str, suffix: str, streaming: bool) -> None:
+    file = gzipped(write_table(tmp_path / f"texts{kind}"))
+    train, evaluation = letters_of(file.rename(file.with_suffix(f".{suffix}")), streaming=streaming)
     assert {*train, *evaluation} == {*"abcdefghij"}
 
 
@@ -124,7 +128,7 @@ def test_text_in_compressed_pieces_is_the_text(tmp_path: Path) -> None:
     for in_memory in (True, False):
         assert "".join(decoded(text_of(file, in_memory=in_memory))) == text
     file.write_bytes(file.read_bytes()[:-40])
-    with pytest.raises(ValueError, match=r"input.txt.gz' cannot be read: .* Compress it again"):
+    with pytest.raises(ValueError, match=r"input.txt.gz' cannot be read: .* Repair or remove it"):
         text_of(file)
 
 
@@ -135,9 +139,10 @@ def test_byte_order_mark_is_no_text(tmp_path: Path, streaming: bool) -> None:
     data = text_of(file, streaming=streaming)
     assert "\ufeff" not in data.tokenizer.get_vocab()
     assert "\ufeff" not in "".join(letters_of(file, streaming=streaming))
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS), encoding="utf-8-sig")
-    assert {*"".join(letters_of(rows, streaming=streaming))} == {*"abcdefghij"}
+    for kind in (".jsonl", ".csv", ".json"):
+        rows = write_table(tmp_path / f"rows{kind}")
+        rows.write_text(rows.read_text(encoding="utf-8"), encoding="utf-8-sig")
+        assert {*"".join(letters_of(rows, streaming=streaming))} == {*"abcdefghij"}
 
 
 def test_text_with_splits_and_a_readme(tmp_path: Path) -> None:
