@@ -17,7 +17,16 @@ SPLIT_WORDS = {  # those of `datasets`
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
-MASK_FOLDERS = {"ground_truth", "groundtruth", "gt", "mask", "masks"}  # beside the splits of a dataset of anomalies
+GROUND_TRUTH_FOLDERS = {"ground_truth", "groundtruth"}
+MASK_FOLDERS = {
+    *GROUND_TRUTH_FOLDERS,
+    "gt",
+    "mask",
+    "masks",
+    "annotations",
+    "labels",
+}  # beside splits or IMAGE_FOLDERS
+IMAGE_FOLDERS = {"image", "images", "img", "imgs"}
 _SHARD = re.compile(r"(?P<split>\w+(\.\w+)*)-\d{5}-of-\d{5}")
 
 
@@ -36,7 +45,7 @@ class Layout:
     folders: list[Place] = field(default_factory=list)
 
 
-def find_splits(places: Sequence[Place], hold: Literal["examples", "tables"]) -> Layout:
+def find_splits(places: Sequence[Place], hold: Literal["images", "text", "tables"]) -> Layout:
     """Reads the splits out of the names of folders or else of files; without any, all files are `train`.
 
     A name counts only where all its neighbors agree: `train` among the classes `bus` and `car` is a class, and a
@@ -44,18 +53,55 @@ def find_splits(places: Sequence[Place], hold: Literal["examples", "tables"]) ->
 
     Args:
         places: Of the files.
-        hold: What a file holds. `examples`, one each: its name tells a split only by its last word, and if training
-            and evaluation files are both there. `tables`: any word of its name does.
+        hold: What the files hold. The name of a table tells its split by any of its words; that of an image or text
+            only by the last one, and only if training and evaluation files are both there. Images may be masks of
+            others, which belong to no split.
     """
+    masks = _find_masks(places) if hold == "images" else {}
+    without = {row for rows in masks.values() for row in rows}
+    kept = [row for row in range(len(places)) if row not in without]
+    layout = _splits_of([places[row] for row in kept], hold)
+    folders = [place[:-1] for place in places]
+    for row, folder in zip(kept, layout.folders):
+        folders[row] = folder
+    splits = {split: [kept[row] for row in rows] for split, rows in layout.splits.items()}
+    left_out = {reason: [kept[row] for row in rows] for reason, rows in layout.left_out.items()}
+    return Layout(splits, {**masks, **left_out}, folders)
+
+
+def _splits_of(places: Sequence[Place], hold: Literal["images", "text", "tables"]) -> Layout:
     level = _split_level(places)
-    if level is not None:
-        names = [place[level] if level < len(place) - 1 else None for place in places]
-        layout = _by_folder(names)
-        layout.folders = [(*place[:level], *place[level + 1 : -1]) for place in places]
+    if level is None:
+        layout = _by_file_name([place[-1] for place in places], hold)
+        layout.folders = [place[:-1] for place in places]
         return layout
-    layout = _by_file_name([place[-1] for place in places], hold)
-    layout.folders = [place[:-1] for place in places]
+    layout = _by_folder([place[level] if level < len(place) - 1 else None for place in places])
+    layout.folders = [(*place[:level], *place[level + 1 : -1]) for place in places]
     return layout
+
+
+def _find_masks(places: Sequence[Place]) -> dict[str, list[int]]:
+    """Images that are masks of others, as in `ground_truth` beside `train` and `test`, or `masks` beside `images`."""
+    beside: dict[Place, set[str]] = {}
+    for place in places:
+        for level, name in enumerate(place[:-1]):
+            beside.setdefault(place[:level], set()).add(name)
+    masks: dict[str, list[int]] = {}
+    for row, place in enumerate(places):
+        for level, name in enumerate(place[:-1]):
+            others = {other for other in beside[place[:level]] if other.lower() not in MASK_FOLDERS}
+            if name.lower() in MASK_FOLDERS and _has_masks(name, others):
+                neighbors = " and ".join(in_natural_order(others))
+                masks.setdefault(f"they lie in {name}, beside {neighbors}, and so are masks", []).append(row)
+                break
+    return masks
+
+
+def _has_masks(name: str, others: set[str]) -> bool:
+    """Whether a folder of that name holds the masks of images in the others."""
+    if name.lower() in GROUND_TRUTH_FOLDERS:
+        return bool(others)
+    return bool(others) and all(other.lower() in IMAGE_FOLDERS or _split_of_folder(other) for other in others)
 
 
 def find_classes(layout: Layout) -> tuple[list[str], list[int | None]]:
@@ -107,7 +153,7 @@ def _split_level(places: Sequence[Place]) -> int | None:
 
 
 def _are_splits(places: Sequence[Place], level: int) -> bool:
-    names = {place[level] for place in places} - MASK_FOLDERS
+    names = {place[level] for place in places}
     splits = {name: _split_of_folder(name) for name in names}
     found = set(splits.values()) - {None}
     if not found:
@@ -150,7 +196,7 @@ def _by_folder(names: Sequence[str | None]) -> Layout:
     return layout
 
 
-def _by_file_name(names: Sequence[str], hold: Literal["examples", "tables"]) -> Layout:
+def _by_file_name(names: Sequence[str], hold: Literal["images", "text", "tables"]) -> Layout:
     everything = Layout({"train": list(range(len(names)))})
     if hold == "tables":
         shards = [_SHARD.match(name) for name in names]
@@ -159,7 +205,7 @@ def _by_file_name(names: Sequence[str], hold: Literal["examples", "tables"]) -> 
     splits = [_split_of_file(name, hold) for name in names]
     found = set(splits) - {None}
     told = "train" in found and (None not in splits or len(found) > 1)
-    if not found or (hold == "examples" and not told):
+    if not found or (hold != "tables" and not told):
         return everything
     if "train" not in found:  # cats.csv and cats_test.csv
         return _grouped([split or "train" for split in splits])
@@ -169,7 +215,7 @@ def _by_file_name(names: Sequence[str], hold: Literal["examples", "tables"]) -> 
     return layout
 
 
-def _split_of_file(name: str, hold: Literal["examples", "tables"]) -> str | None:
+def _split_of_file(name: str, hold: Literal["images", "text", "tables"]) -> str | None:
     words = _words(name.removesuffix(".gz"))[:-1]  # without the suffix
     telling = words if hold == "tables" else words[-1:]
     return next((SPLIT_WORDS[word] for word in telling if word in SPLIT_WORDS), None)

@@ -221,7 +221,7 @@ def _of_folder(path: Path, wanted: Literal["images", "text"], files: list[DataFi
     metadata: list[DataFile] = []
     if data_type == "images":
         metadata = [file for file in files if file.path.name.lower() in METADATA_NAMES]
-    layout = find_splits([file.place for file in taken], "tables" if data_type == "tables" else "examples")
+    layout = find_splits([file.place for file in taken], data_type)
     links = f"{_count(len(broken), 'link')} of {name} {_were(len(broken))} left out because no file is there."
     notes = [
         *([links] if broken else []),

@@ -9,13 +9,13 @@ import pytest
 from training.data.layout import find_classes, find_splits, in_natural_order
 
 
-def splits_of(*paths: str, hold: Any = "examples") -> dict[str, set[str]]:
+def splits_of(*paths: str, hold: Any = "images") -> dict[str, set[str]]:
     layout = find_splits([tuple(path.split("/")) for path in paths], hold)
     return {split: {paths[row] for row in rows} for split, rows in layout.splits.items()}
 
 
 def classes_of(*paths: str) -> tuple[list[str], list[str | None]]:
-    names, classes = find_classes(find_splits([tuple(path.split("/")) for path in paths], "examples"))
+    names, classes = find_classes(find_splits([tuple(path.split("/")) for path in paths], "images"))
     return names, [None if index is None else names[index] for index in classes]
 
 
@@ -44,7 +44,7 @@ def classes_of(*paths: str) -> tuple[list[str], list[str | None]]:
         (["train.txt", "test.txt.gz"], {"train": {"train.txt"}, "test": {"test.txt.gz"}}),
     ],
 )  # fmt: skip
-def test_splits_of_examples(paths: list[str], expected: dict[str, set[str]]) -> None:
+def test_splits_of_images_and_texts(paths: list[str], expected: dict[str, set[str]]) -> None:
     assert splits_of(*paths) == expected
 
 
@@ -66,10 +66,28 @@ def test_splits_of_tables(paths: list[str], expected: dict[str, set[str]]) -> No
 def test_what_is_in_no_split_has_a_reason() -> None:
     paths = ["overview.png", "train/good/a.png", "test/bad/b.png", "ground_truth/bad/b.png"]
     places = [tuple(path.split("/")) for path in paths]
-    assert find_splits(places, "examples").left_out == {
+    assert find_splits(places, "images").left_out == {
         "they lie beside the folders test and train, which are the splits": [0],
-        "they lie in ground_truth, beside the folders test and train, which are the splits": [3],
+        "they lie in ground_truth, beside test and train, and so are masks": [3],
     }
+
+
+@pytest.mark.parametrize(
+    ("paths", "masks"),
+    [
+        (["images/a.png", "masks/a.png"], {"masks/a.png"}),
+        (["Images/Good/a.png", "Images/Bad/a.png", "Masks/Bad/a.png"], {"Masks/Bad/a.png"}),
+        (["train/images/a.png", "train/labels/a.png", "test/images/b.png"], {"train/labels/a.png"}),
+        (["good/a.png", "ground_truth/a.png"], {"ground_truth/a.png"}),
+        (["mask/a.png", "no_mask/b.png"], set()),
+        (["labels/a.png", "boxes/b.png"], set()),
+        (["masks/a.png"], set()),
+        (["train/mask/a.png", "train/no_mask/a.png", "test/mask/b.png"], set()),
+    ],
+)  # fmt: skip
+def test_masks_of_images_are_no_images(paths: list[str], masks: set[str]) -> None:
+    assert set().union(*splits_of(*paths).values()) == set(paths) - masks
+    assert set().union(*splits_of(*paths, hold="text").values()) == set(paths)
 
 
 def test_folders_name_classes() -> None:
