@@ -18,15 +18,8 @@ SPLIT_WORDS = {  # those of `datasets`
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 GROUND_TRUTH_FOLDERS = {"ground_truth", "groundtruth"}
-MASK_FOLDERS = {
-    *GROUND_TRUTH_FOLDERS,
-    "gt",
-    "mask",
-    "masks",
-    "annotations",
-    "labels",
-}  # beside splits or IMAGE_FOLDERS
-IMAGE_FOLDERS = {"image", "images", "img", "imgs"}
+MASK_FOLDERS = {*GROUND_TRUTH_FOLDERS, "gt", "mask", "masks", "annotations", "labels"}
+IMAGE_FOLDERS = {"image", "images", "img", "imgs"}  # what masks lie beside, unless it is the splits
 _SHARD = re.compile(r"(?P<split>\w+(\.\w+)*)-\d{5}-of-\d{5}")
 
 
@@ -89,8 +82,10 @@ def _find_masks(places: Sequence[Place]) -> dict[str, list[int]]:
     masks: dict[str, list[int]] = {}
     for row, place in enumerate(places):
         for level, name in enumerate(place[:-1]):
+            if name.lower() not in MASK_FOLDERS:
+                continue
             others = {other for other in beside[place[:level]] if other.lower() not in MASK_FOLDERS}
-            if name.lower() in MASK_FOLDERS and _has_masks(name, others):
+            if _has_masks(name, others):
                 neighbors = " and ".join(in_natural_order(others))
                 masks.setdefault(f"they lie in {name}, beside {neighbors}, and so are masks", []).append(row)
                 break
