@@ -206,7 +206,7 @@ def test_changed_archive_is_extracted_again_and_a_broken_one_is_named(tmp_path: 
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("name", ["a[1]", "[ab]*", "what?", "ünï cödé", "100% #1"])
+@pytest.mark.parametrize("name", ["a[1]", "[ab]*", "what?", "ünï cödé", "100% #1", "__a__", "train"])
 def test_any_name(tmp_path: Path, name: str, streaming: bool) -> None:
     folder = write_pictures(tmp_path / name, range(60))
     folder.joinpath("000.png").rename(folder / f"{name}.png")
@@ -243,6 +243,18 @@ def test_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_text(tmp_path / "books" / "a.txt", "a" * 40)
     assert letters_of("~/books/a.txt") == letters_of("~/books") == ("a", "a")
     assert letters_of("nobody/knows-it", dataset_path="~/books") == ("a", "a")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_hidden_folder_that_is_named_is_read(tmp_path: Path, streaming: bool) -> None:
+    for file in (
+        write_text(tmp_path / ".texts" / "a.txt", "\n\n".join(TEXTS)),
+        write_table(tmp_path / ".tables" / "a.jsonl"),
+    ):
+        for path in (file, file.parent):
+            assert {*"".join(letters_of(path, streaming=streaming))} - {"\n"} == {*"abcdefghij"}
+    folder = write_pictures(tmp_path / ".pictures", range(20))
+    assert set.union(*colors_of(folder, streaming=streaming)) == set(range(20))
 
 
 def test_hidden_files_decide_nothing(tmp_path: Path) -> None:
