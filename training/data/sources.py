@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import re
 from collections.abc import Callable, Iterator
@@ -268,6 +269,11 @@ def _find_local(name: str, args: DataArguments, wanted: Literal["images", "text"
     path = Path(name)
     local = find_local_data(path, wanted)
     if local is not None and local.type == "tables" and (args.dataset_config_name or _describes_its_files(path)):
+        if glob.has_magic(str(path.resolve())):  # datasets would take it for a pattern
+            raise ValueError(
+                "--dataset_name must have none of the characters * ? [ ] in its path if a README.md or "
+                f"--dataset_config_name says which files to read, got {path.resolve()}. Rename the folder."
+            )
         return None
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix.lower() in FILE_SUFFIXES
     if local is None and looks_local and not path.exists():

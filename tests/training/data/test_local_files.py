@@ -174,6 +174,8 @@ def test_card_that_describes_its_files_is_followed(tmp_path: Path) -> None:
     card = "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: two.parquet\n"
     write_text(tmp_path / "README.md", f"---\n{card}---\n")
     assert letters_of(tmp_path) == ("b", "b")
+    with pytest.raises(ValueError, match=r"must have none of the characters .* got .*/a\[1\]\. Rename the folder"):
+        text_of(shutil.copytree(tmp_path, tmp_path / "a[1]"))
 
 
 @pytest.mark.parametrize("streaming", [False, True])
