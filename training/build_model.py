@@ -13,9 +13,11 @@ from hfgen.hub import fetch_model
 
 from .config.flags import Arguments
 from .config.parser import strict_error_text
-from .data.images import ImageData, load_images
+from .data.images import FoundImages, ImageData, find_images
 
 
+TRAINING_BYTES = 16  # per weight: the weight, its gradient and two moments of the optimizer, in float32
+MAX_TRAINING_BYTES = 16 * 10**9  # of a model whose size nobody asked for: images of about 500 x 500 pixels
 Config = TypeVar("Config", bound=PreTrainedConfig)
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -101,21 +103,47 @@ def load_image_model(model_class: type[Model], arguments: Arguments, seed: int) 
     """
     given, model = arguments.model, load_model(model_class, arguments)
     if model is not None:
-        data = load_images(arguments.data, seed, model.config.image_size, model.config.num_channels)
+        config = model.config
         # transformers gives every config two labels; the architectures that can be conditional have none by default.
-        can_be_conditional = not type(model.config)().num_labels
-        for field, value in _classes(model.config.num_labels if can_be_conditional else 0, data).items():
-            setattr(model.config, field, value)
-        return model, data
-    data = load_images(arguments.data, seed, given.get("image_size"), given.get("num_channels"))
-    derived = {"num_channels": data.num_channels, **_classes(given.get("num_labels", 0), data)}
+        num_labels = 0 if type(config)().num_labels else config.num_labels
+        found = find_images(arguments.data, config.image_size, config.num_channels, bool(num_labels))
+        for field, value in _classes(num_labels, found).items():
+            setattr(config, field, value)
+        return model, found.load(seed)
+    image_size, num_labels = given.get("image_size"), given.get("num_labels", 0)
+    found = find_images(arguments.data, image_size, given.get("num_channels"), bool(num_labels))
+    derived = {"num_channels": found.decoder.num_channels, **_classes(num_labels, found)}
     config_class = model_class.config_class
     assert config_class is not None
     fresh = {name: value for name, value in given.items() if name not in ("image_size", "num_labels")}
-    return model_class(build_config(config_class, fresh, image_size=list(data.image_size), **derived)), data
+    config = build_config(config_class, fresh, image_size=list(found.decoder.size), **derived)
+    if image_size is None:
+        _check_model_is_small(model_class, config)
+    data = found.load(seed)
+    return model_class(config), data
 
 
-def _classes(num_labels: int | None, data: ImageData) -> dict[str, Any]:
+def _check_model_is_small(model_class: type[Model], config: PreTrainedConfig) -> None:
+    """Refuses a model that only the size of the images makes huge, before anything is decoded.
+
+    Whoever gives --image_size asked for the size of the model.
+    """
+    with torch.device("meta"):
+        parameters = dict(model_class(config).named_parameters())
+    total = sum(parameter.numel() for parameter in parameters.values())
+    if total * TRAINING_BYTES <= MAX_TRAINING_BYTES:
+        return
+    name, largest = max(parameters.items(), key=lambda item: item[1].numel())
+    height, width = config.image_size
+    raise ValueError(
+        f"--image_size must be given for images of {height} x {width} pixels (height x width): at their own size the "
+        f"model would have {total / 1e9:.1f} billion weights, {largest.numel() / 1e9:.1f} billion of them in {name}, "
+        f"and its training would need {total * TRAINING_BYTES / 1e9:.0f} GB of memory for them alone. Resize the "
+        "images, for example with --image_size 64."
+    )
+
+
+def _classes(num_labels: int | None, data: FoundImages) -> dict[str, Any]:
     """Returns the config fields that name the classes; empty for an unconditional model."""
     names = data.label_names
     if not num_labels:
@@ -123,6 +151,7 @@ def _classes(num_labels: int | None, data: ImageData) -> dict[str, Any]:
     if num_labels != len(names):
         found = f"{len(names)}, the number of classes in {data.name}" if names else f"0, as {data.name} has no classes"
         raise ValueError(
-            f"--num_labels must be {found}, got {num_labels}. Use another dataset, or an unconditional model (0)."
+            f"--num_labels must be {found}, got {num_labels}. Use another dataset, name a column with --label_column, "
+            "or use an unconditional model (0)."
         )
     return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,20 @@ def test_conditional_model_knows_the_names_of_the_classes(model_class: Any) -> N
     assert arguments.model["num_labels"] == 10  # stays in what results.json and a recipe say about the run
 
 
+@pytest.mark.parametrize("model_class", [VAEModel, GANModel])
+def test_classes_of_folders_are_named_in_the_order_of_numbers(tmp_path: Path, model_class: Any) -> None:
+    for number in (2, 9, 10):
+        for copy in range(6):
+            path = tmp_path / str(number) / f"{copy}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.new("L", (8, 8), number).save(path)
+    flags = ["--dataset_name", str(tmp_path)]
+    with pytest.raises(ValueError, match=r"--num_labels must be 3, the number of classes in .*, got 10\."):
+        with_data(model_class, *flags, "--num_labels", "10")
+    config = with_data(model_class, *flags, "--num_labels", "3")[0].config
+    assert config.id2label == {0: "2", 1: "9", 2: "10"} and config.label2id == {"2": 0, "9": 1, "10": 2}
+
+
 @pytest.mark.parametrize("count", ["7", "-1"])
 def test_wrong_number_of_classes_is_refused(count: str) -> None:
     with pytest.raises(
@@ -129,6 +144,39 @@ def test_conditional_model_of_data_without_classes_is_refused(tmp_path: Path, mo
     datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "data" / "train.parquet")
     with pytest.raises(ValueError, match=r"--num_labels must be 0, as .* has no classes, got 2\. Use"):
         with_data(VAEModel, "--num_labels", "2", "--dataset_name", str(tmp_path / "data"))
+
+
+def photographs(folder: Path, size: tuple[int, int] = (4032, 3024)) -> list[str]:
+    """Flags that name a folder of images of a size (width, height)."""
+    folder.mkdir(parents=True)
+    for number in range(4):
+        Image.new("RGB", size, (number, 0, 0)).save(folder / f"{number}.png")
+    return ["--dataset_name", str(folder)]
+
+
+@pytest.mark.parametrize("model_class", [AutoencoderModel, VAEModel, GANModel])
+def test_photographs_need_an_image_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_class: Any) -> None:
+    flags = photographs(tmp_path / "photographs")
+    with monkeypatch.context() as patched:
+        patched.setattr("training.data.images.to_pixel_values", lambda *_: pytest.fail("decoded an image"))
+        with pytest.raises(ValueError, match=r"--image_size must be given.* 3024 x 4032 .*--image_size 64") as caught:
+            with_data(model_class, *flags)
+    billions, gigabytes = (float(n) for n in re.findall(r"([\d.]+) (?:billion weights|GB)", str(caught.value)))
+    assert billions > 5 and gigabytes == pytest.approx(16 * billions, rel=0.02)
+    model, data = with_data(model_class, *flags, "--image_size", "8")
+    assert model.config.image_size == [8, 8] and data.image_size == (8, 8)
+
+
+def test_size_that_was_asked_for_or_makes_no_huge_model_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--hidden_channels", "2", "4", "--hidden_size", "16", "--latent_dim", "2"]
+    flags += photographs(tmp_path / "pictures", (48, 64))
+    assert with_data(VAEModel, *flags)[0].config.image_size == [64, 48]
+    monkeypatch.setattr("training.build_model.MAX_TRAINING_BYTES", 1000)
+    with pytest.raises(ValueError, match="--image_size must be given"):
+        with_data(VAEModel, *flags)
+    assert with_data(VAEModel, *flags, "--image_size", "64", "48")[0].config.image_size == [64, 48]
 
 
 # Fine-tuning

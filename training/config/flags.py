@@ -72,10 +72,10 @@ class DataArguments:
     _argument_group_name = "data"
 
     dataset_name: str | None = flag(
-        None, "Dataset to train on: the name of a dataset on the Hub, a local dataset folder, a folder of images, a "
-        "text file, the URL of a file, or a built-in dataset: digits (1,797 images of 8 x 8 pixels) and python-docs "
-        "(465,000 characters), which need no download, or binarized-mnist. Default: digits or python-docs, whichever "
-        "suits the model.", on_resume="refuse")
+        None, "Dataset to train on: the name of a dataset on the Hub, a folder of images, texts or tables, one such "
+        "file or its URL (.txt, .jsonl, .csv, .parquet, .zip and others), or a built-in dataset: digits (1,797 images "
+        "of 8 x 8 pixels) and python-docs (465,000 characters), which need no download, or binarized-mnist. Default: "
+        "digits or python-docs, whichever suits the model.", on_resume="refuse")
     dataset_path: str | None = flag(
         None, "Local copy of --dataset_name, a folder or a file. It is read instead if it exists.",
         on_resume="warn", in_recipe=False)
@@ -89,14 +89,15 @@ class DataArguments:
         None, "Configuration name of the dataset, if it has several.", on_resume="refuse")
     dataset_revision: str | None = flag(
         None, "Branch, tag or commit of a dataset on the Hub. Default: its main branch.", on_resume="refuse")
-    train_split: str = flag("train", "Name of the training split.", on_resume="refuse")
+    train_split: str = flag(
+        "train", "Name of the training split, or a slice of one, such as train[:5000].", on_resume="refuse")
     eval_split: str | None = flag(
-        None, "Name of the evaluation split. Default: test or validation if the dataset has one, otherwise a tenth of "
-        "--train_split is held out.", on_resume="free")
+        None, "Name of the evaluation split, or a slice of one. Default: test or validation if the dataset has one, "
+        "otherwise a tenth of --train_split is held out.", on_resume="free")
     image_column: str | None = flag(
         None, "Name of the column that contains the images. Default: the only column of images.", on_resume="refuse")
     label_column: str | None = flag(
-        None, "Name of the column that contains the class labels. Default: label, labels or fine_label.",
+        None, "Name of the column that contains the class labels, in any form. Default: label, labels or fine_label.",
         on_resume="refuse")
     text_column: str = flag("text", "Name of the column that contains the text.", on_resume="refuse")
     max_train_samples: int | None = flag(

@@ -7,12 +7,14 @@ where later runs and the other processes of this run find them.
 from __future__ import annotations
 
 import errno
+import gzip
 import logging
+import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import IO, Any, ClassVar, NamedTuple
 
 import datasets
 import numpy as np
@@ -20,15 +22,16 @@ import pyarrow as pa
 from datasets.fingerprint import Hasher
 from pyarrow import compute
 
-from .sources import one_line
+from .sources import TEXT_ENCODING, one_line
 
 
 logger = logging.getLogger(__name__)
 PIECE_CHARACTERS = 1 << 16  # of a file
 GROUP_CHARACTERS = 1 << 20  # tokenized at a time
 BATCH_BYTES = 4 << 20  # of a dataset, read at a time
+TEXT_PER_GZIP = 4  # bytes of text per byte, as a guess
 # Part of every fingerprint: raise it when the code would write a different file for the same text.
-FORMAT = "hfgen text 1"
+FORMAT = "hfgen text 2"
 
 
 class Piece(NamedTuple):
@@ -40,13 +43,19 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class TextFiles:
-    """UTF-8 files, each one document, in pieces of about PIECE_CHARACTERS that end at a line break.
+    """UTF-8 files, plain or gzipped, each one document, in pieces of about PIECE_CHARACTERS that end at a line break.
 
     The pieces of a file join to exactly its text, so a character tokenizer gives the tokens of the whole. A tokenizer
     that merges characters cannot merge across the end of a piece, one place per 65,536 characters.
+
+    Attributes:
+        paths: Where they are.
+        start, stop: A stretch of their characters, laid end to end; None for the end.
     """
 
     paths: tuple[Path, ...]
+    start: int = 0
+    stop: int | None = None
     features: ClassVar[tuple[str, ...]] = ("text",)  # the columns, as a dataset would have them
 
     def __len__(self) -> int:
@@ -54,28 +63,54 @@ class TextFiles:
 
     def select(self, rows: Sequence[int]) -> TextFiles:
         """Some of the files."""
-        return TextFiles(tuple(self.paths[row] for row in rows))
+        return replace(self, paths=tuple(self.paths[row] for row in rows))
+
+    @cached_property
+    def num_parts(self) -> int:
+        """What a slice counts: files, or the characters of a single one."""
+        return len(self) if len(self) != 1 else sum(len(piece.text) for piece in self.pieces())
+
+    def part(self, start: int, stop: int) -> TextFiles:
+        """A slice; see `num_parts`."""
+        if (start, stop) == (0, self.num_parts):
+            return self
+        return replace(self, start=start, stop=stop) if len(self) == 1 else self.select(range(start, stop))
+
+    def joined(self, others: Sequence[TextFiles]) -> TextFiles:
+        """These files and then those of others.
+
+        Raises:
+            ValueError: One of them is a stretch of a file.
+        """
+        parts = [self, *others]
+        if any(part.stop is not None for part in parts):
+            raise ValueError("Slices of a single text file cannot be joined with +, got several. Use one slice.")
+        return TextFiles(tuple(path for part in parts for path in part.paths))
 
     @property
     def num_bytes(self) -> int:
-        return sum(path.stat().st_size for path in self.paths)
+        """Bytes of the text; an estimate for compressed files."""
+        return sum(path.stat().st_size * (TEXT_PER_GZIP if _is_compressed(path) else 1) for path in self.paths)
 
     @property
     def fingerprint(self) -> list[Any]:
         """Path, size and modification time of each file, which stand for its content."""
         stats = [path.stat() for path in self.paths]
-        return [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in zip(self.paths, stats)]
+        files = [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in zip(self.paths, stats)]
+        return [*files, self.start, self.stop]
 
     def pieces(self) -> Iterator[Piece]:
-        """Everything in the files.
+        """Everything in the files, or in the stretch of them.
 
         Raises:
             ValueError: A file is not UTF-8.
         """
+        return _stretch(self._all_pieces(), self.start, self.stop)
+
+    def _all_pieces(self) -> Iterator[Piece]:
         for path in self.paths:
             try:
-                # Line ends become "\n", as they do when `datasets` reads a file.
-                with open(path, encoding="utf-8") as file:
+                with _opened(path) as file:
                     text = self._read(file)
                     while text:
                         following = self._read(file)
@@ -83,6 +118,8 @@ class TextFiles:
                         text = following
             except UnicodeDecodeError as error:
                 raise ValueError(f"The text file '{path}' cannot be read: {error}. Save it as UTF-8.") from error
+            except (OSError, EOFError, zlib.error) as error:
+                raise ValueError(f"The text file '{path}' cannot be read: {error}. Repair or remove it.") from error
 
     @staticmethod
     def _read(file: Any) -> str:
@@ -90,9 +127,36 @@ class TextFiles:
         return text + file.readline(PIECE_CHARACTERS) if text else text
 
 
+def _stretch(pieces: Iterator[Piece], start: int, stop: int | None) -> Iterator[Piece]:
+    """The pieces between two characters, cut at both; a document that extends beyond ends there."""
+    position = 0
+    if stop is not None and stop <= start:
+        return
+    for piece in pieces:
+        first, position = position, position + len(piece.text)
+        if position <= start:
+            continue
+        is_cut = stop is not None and position >= stop
+        if is_cut or first < start:
+            text = piece.text[max(0, start - first) : None if stop is None else stop - first]
+            piece = Piece(text, piece.ends or is_cut)
+        yield piece
+        if is_cut:
+            return
+
+
+def _opened(path: Path) -> IO[str]:
+    # Line ends become "\n", as they do when `datasets` reads a file.
+    return (gzip.open if _is_compressed(path) else open)(path, "rt", encoding=TEXT_ENCODING)
+
+
+def _is_compressed(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
+
+
 @dataclass(frozen=True)
 class Column:
-    """The texts in a column of a `datasets.Dataset`, each one document, read from its memory-mapped file.
+    """The strings in a column of a `datasets.Dataset`, each one document, read from its memory-mapped file.
 
     Documents are held and tokenized whole.
     """
@@ -106,7 +170,7 @@ class Column:
         table = self.dataset.data
         try:
             lengths = [compute.sum(compute.binary_length(chunk)).as_py() for chunk in table.column(self.name).chunks]
-        except pa.ArrowNotImplementedError:  # not text: `pieces` raises
+        except pa.ArrowNotImplementedError:  # nothing but nulls
             return 0
         return int(sum(filter(None, lengths)) * len(self.dataset) / max(1, table.num_rows))
 
@@ -115,20 +179,11 @@ class Column:
         return [self.dataset._fingerprint, self.name]
 
     def pieces(self) -> Iterator[Piece]:
-        """The documents that are not empty.
-
-        Raises:
-            ValueError: The column holds something other than text.
-        """
+        """The documents that are not empty."""
         rows = max(1, BATCH_BYTES * len(self.dataset) // max(1, self.num_bytes))
         column = self.dataset.select_columns([self.name]).with_format("arrow")
         for table in column.iter(min(rows, GROUP_CHARACTERS)):
             for document in table.column(self.name).to_pylist():
-                if document and not isinstance(document, str):
-                    raise ValueError(
-                        f"The column {self.name!r} must hold text, got {type(document).__name__}. Name another one "
-                        "with --text_column."
-                    )
                 if document:
                     yield Piece(document, ends=True)
 
@@ -158,20 +213,11 @@ class Corpus:
 
     def pieces(self) -> Iterator[Piece]:
         """The pieces of the stretch, cut at its ends."""
-        position = documents = 0
-        if self.stop == 0:
-            return
-        for piece in self.source.pieces():
-            first, position = position, position + len(piece.text)
-            if position <= self.start:
-                continue
-            is_cut = self.stop is not None and position >= self.stop
-            if is_cut or first < self.start:
-                text = piece.text[max(0, self.start - first) : None if self.stop is None else self.stop - first]
-                piece = Piece(text, piece.ends or is_cut)
+        documents = 0
+        for piece in _stretch(self.source.pieces(), self.start, self.stop):
             yield piece
             documents += piece.ends
-            if is_cut or documents == self.max_documents:
+            if documents == self.max_documents:
                 return
 
     def documents(self) -> list[str]:

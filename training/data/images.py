@@ -16,6 +16,7 @@ from hfgen.image_processing import exif_orientation, to_pixel_values, why_unread
 from ..config.flags import DataArguments
 from .batches import Batch, Feed, evenly_spread, fits_in_memory, image_batch
 from .feeds import DatasetFeed, TensorFeed
+from .labels import Labels, find_labels
 from .sources import find_eval_split, find_split, first_example, hold_out, limited, load_splits
 from .streams import ShuffledExamples, State, StreamFeed
 from .workers import default_num_workers
@@ -25,18 +26,32 @@ MAX_STREAMED_EVAL_IMAGES = 10_000
 
 
 def load_images(
-    args: DataArguments, seed: int, image_size: list[int] | None = None, num_channels: int | None = None
+    args: DataArguments,
+    seed: int,
+    image_size: list[int] | None = None,
+    num_channels: int | None = None,
+    conditional: bool = False,
 ) -> ImageData:
-    """Finds a dataset of images and makes it ready to train on.
+    """Finds a dataset of images and makes it ready to train on: `find_images(...).load(seed)`."""
+    return find_images(args, image_size, num_channels, conditional).load(seed)
+
+
+def find_images(
+    args: DataArguments,
+    image_size: list[int] | None = None,
+    num_channels: int | None = None,
+    conditional: bool = False,
+) -> FoundImages:
+    """Finds a dataset of images, reading no more of them than the header of the first one.
 
     Args:
         args: The flags that name it.
-        seed: Determines the order of the examples.
         image_size: (height, width) or (side,) to resize to. None: all images must have the size of the first one.
         num_channels: 1 or 3 to convert to. None: all images must have the channels of the first one.
+        conditional: Whether the model needs labels. If not, labels that cannot be used stop nothing.
 
     Raises:
-        ValueError: The dataset, a split or a column is missing, or an image cannot be used.
+        ValueError: The dataset, a split or a column is missing, or the first image cannot be used.
     """
     if image_size is not None and len(image_size) not in (1, 2):
         raise ValueError(f"--image_size must be HEIGHT WIDTH or one number for a square, got {image_size}.")
@@ -45,14 +60,15 @@ def load_images(
 
     # What to train and to evaluate on.
     train, eval_split = find_split(splits, args.train_split, "--train_split"), find_eval_split(splits, args)
+    evaluation = None if eval_split is None else find_split(splits, eval_split, "--eval_split")
     train_name = f"{name} ({args.train_split})"
     column = _find_image_column(train, args.image_column, name)
-    label_column, label_names = _find_label_column(train, args.label_column, name)
+    labels = find_labels(train, evaluation, args.label_column, conditional, name)
     train = _undecoded(train, column, train_name)
     if eval_split is None:
         train, evaluation, eval_split = hold_out(train, column, args.train_split)
     else:
-        evaluation = _undecoded(splits[eval_split], column, f"{name} ({eval_split})")
+        evaluation = _undecoded(evaluation, column, f"{name} ({eval_split})")
     evaluation = limited(evaluation, args.max_eval_samples or (MAX_STREAMED_EVAL_IMAGES if args.streaming else None))
 
     # What all images must have, or are made to have.
@@ -63,12 +79,50 @@ def load_images(
         raise ValueError(f"{train_name}, example 0: {error}") from error
     size = first.size if image_size is None else (image_size[0], image_size[-1])
     channels = num_channels or first.num_channels
-    decoder = ImageDecoder(
-        column, label_column, len(label_names), train_name, size, channels, image_size is not None, bool(num_channels)
-    )
-    pixels, labels = _eval_images(evaluation, replace(decoder, name=f"{name} ({eval_split})"), args)
-    feed, revision = _feed(train, decoder, seed, args), args.version
-    return ImageData(feed, pixels, labels, size, channels, label_names, name, eval_split, revision)
+    decoder = ImageDecoder(column, labels, train_name, size, channels, image_size is not None, bool(num_channels))
+    return FoundImages(args, train, evaluation, eval_split, decoder, name)
+
+
+@dataclass
+class FoundImages:
+    """A dataset of images that was found, and none of which is decoded yet.
+
+    Attributes:
+        args: The flags that name it.
+        train, evaluation: Their encoded images.
+        eval_split: What the evaluation split is called.
+        decoder: Of the training images.
+        name: What results.json and the card call the data.
+    """
+
+    args: DataArguments
+    train: Any
+    evaluation: Any
+    eval_split: str
+    decoder: ImageDecoder
+    name: str
+
+    @property
+    def label_names(self) -> list[str]:
+        """The classes; empty if there are none."""
+        return self.decoder.labels.names if self.decoder.labels else []
+
+    def load(self, seed: int) -> ImageData:
+        """Decodes what is held in memory.
+
+        Args:
+            seed: Determines the order of the examples.
+
+        Raises:
+            ValueError: An image or label cannot be used.
+        """
+        decoder, args = self.decoder, self.args
+        pixels, labels = _eval_images(self.evaluation, replace(decoder, name=f"{self.name} ({self.eval_split})"), args)
+        feed, revision = _feed(self.train, decoder, seed, args), args.version
+        return ImageData(
+            feed, pixels, labels, decoder.size, decoder.num_channels, self.label_names, self.name, self.eval_split,
+            revision,
+        )  # fmt: skip
 
 
 def _feed(train: Any, decoder: ImageDecoder, seed: int, args: DataArguments) -> Feed:
@@ -88,8 +142,9 @@ def _eval_images(dataset: Any, decoder: ImageDecoder, args: DataArguments) -> tu
     if args.streaming or fits_in_memory(len(dataset) * decoder.bytes_per_image, args.in_memory or None):
         return _decode_all(dataset, decoder)
     labels = None
-    if decoder.label_column:
-        labels = decoder.labels(dataset.with_format(None)[decoder.label_column][:], range(len(dataset)))
+    if decoder.labels:
+        values = dataset.with_format(None)[decoder.labels.column][:]
+        labels = decoder.labels.encode(values, range(len(dataset)), decoder.name)
     return DecodedPixels(dataset, decoder), labels
 
 
@@ -125,16 +180,15 @@ class ImageDecoder:
     """Rows of a dataset -> uint8 pixels and labels. A class rather than a closure so that workers can be sent a copy.
 
     Attributes:
-        column, label_column: Where images and labels are; None for no labels.
-        num_classes: Labels must be below it.
+        column: Where the images are.
+        labels: Where the labels are, and what they mean; None for no labels.
         name: What errors call the data.
         size, num_channels: (height, width) and channels of every decoded image.
         resize, convert: Whether images of another size or mode are converted, or refused.
     """
 
     column: str
-    label_column: str | None
-    num_classes: int
+    labels: Labels | None
     name: str
     size: tuple[int, int]
     num_channels: int
@@ -165,8 +219,8 @@ class ImageDecoder:
         except ValueError:
             self._raise_for_one(images, positions)
             raise
-        if self.label_column:
-            batch["labels"] = self.labels(rows[self.label_column], positions)
+        if self.labels:
+            batch["labels"] = self.labels.encode(rows[self.labels.column], positions, self.name)
         return batch
 
     def stream(self, examples: ShuffledExamples, batch_size: int, state: State) -> Iterator[tuple[Batch, State]]:
@@ -176,7 +230,8 @@ class ImageDecoder:
             for example in islice(examples, batch_size):
                 chunk.append(example)
                 origins.append(examples.origin)
-            rows = {key: [row[key] for row in chunk] for key in (self.column, self.label_column) if key}
+            columns = [self.column] + ([self.labels.column] if self.labels else [])
+            rows = {column: [row[column] for row in chunk] for column in columns}
             yield self(rows, origins), examples.position
 
     def _pixels(self, images: list) -> Tensor:
@@ -206,20 +261,6 @@ class ImageDecoder:
                 text = str(error).removeprefix("images, position 0: ")
                 path = f" ({image['path']})" if isinstance(image, dict) and image.get("path") else ""
                 raise ValueError(f"{self.name}, example {position}{path}: {text}") from None
-
-    def labels(self, labels: list, positions: Sequence[object]) -> Tensor:
-        """int64 (rows,).
-
-        Raises:
-            ValueError: A label is not that of a class.
-        """
-        for label, position in zip(labels, positions):
-            if label is None or not 0 <= label < self.num_classes:
-                raise ValueError(
-                    f"{self.name}, example {position}: label must be from 0 to {self.num_classes - 1}, got {label}. "
-                    "Use another split, or name another column with --label_column."
-                )
-        return torch.tensor(labels, dtype=torch.long)
 
 
 _COLORS = {1: "grayscale", 3: "color"}
@@ -293,29 +334,13 @@ def _find_image_column(dataset: Any, wanted: str | None, name: str) -> str:
     return images[0]
 
 
-def _find_label_column(dataset: Any, wanted: str | None, name: str) -> tuple[str | None, list[str]]:
-    """The column with class labels and the names of the classes; (None, []) if there is none and none was named."""
-    features = dataset.features or {}
-    if wanted is not None and wanted not in features:
-        raise ValueError(f"--label_column must be a column of {name} ({', '.join(features)}), got {wanted!r}.")
-    for column in [wanted] if wanted else ["label", "labels", "fine_label"]:
-        names = getattr(features.get(column), "names", None)
-        if names:
-            return column, list(names)
-    if wanted:
-        raise ValueError(
-            f"--label_column must be a ClassLabel, whose classes are named, got {wanted!r} of {name}, which holds "
-            f"{features[wanted]}. Cast it first, with class_encode_column."
-        )
-    return None, []
-
-
 @dataclass
 class ImageData:
     """A dataset of images, ready to train on.
 
     Attributes:
-        train: Endless training batches with `pixel_values` in [0, 1] and, if the dataset has them, `labels`.
+        train: Endless training batches with `pixel_values` in [0, 1] and, if the dataset has them, `labels`. These are
+            -1 where a stream that an unconditional model reads has a label that is no class.
         eval_pixels: uint8 (examples, channels, height, width). If they do not fit in memory, a [`DecodedPixels`].
         eval_labels: int64 (examples,), or None.
         image_size: (height, width).

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..config.flags import DataArguments
 from .built_in import BUILT_INS, streamed
 from .downloads import local_file
+from .image_folder import image_splits
+from .local_files import DATA_KINDS, LocalData, data_files, find_local_data
 
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
-TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py"}
-TABLE_SUFFIXES = {".parquet", ".arrow", ".jsonl", ".json", ".csv"}
 EVAL_SPLITS = ("test", "validation", "valid")
+FILE_SUFFIXES = {Path(f"file{kind}").suffix for kind in DATA_KINDS}
+TEXT_ENCODING = "utf-8-sig"  # UTF-8; a byte order mark at its start is no text
 FILTERED_AT_A_TIME = 32  # examples of a stream: 5 times faster than one by one
 
 
-def load_splits(name: str, args: DataArguments) -> dict[str, Any]:
+def load_splits(name: str, args: DataArguments, wanted: Literal["images", "text"] = "images") -> dict[str, Any]:
     """Opens every split of a dataset, whatever its form.
 
     Args:
-        name: A built-in dataset, a folder, a text file, the URL of a file, or the id of a dataset on the Hub.
+        name: A built-in dataset, a folder, a file or the URL of one, or the id of a dataset on the Hub.
         args: Configuration, revision, and whether to stream.
+        wanted: What to read from a folder that holds several things.
 
     Returns:
         By name, a `datasets.Dataset` each, or an `IterableDataset` of a stream.
@@ -41,19 +44,28 @@ def load_splits(name: str, args: DataArguments) -> dict[str, Any]:
     if _is_saved_to_disk(path):
         return _load_saved_to_disk(name, args)
     import datasets
+
+    local = _find_local(name, args, wanted)
+    if local is None:
+        options = {"revision": args.dataset_revision, "streaming": args.streaming}
+        return _opened(name, args, lambda: datasets.load_dataset(name, args.dataset_config_name, **options))
+    local.report()
+    return _opened(name, args, lambda: _load_local(local, args.streaming))
+
+
+def _opened(name: str, args: DataArguments, load: Callable[[], Any]) -> dict[str, Any]:
+    """What `load` returns, with what it may raise in words."""
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
     from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
-    loader, options = _how_to_load(name, args.streaming)
-    options |= {"revision": args.dataset_revision, "streaming": args.streaming}
     try:
         with _offline_if_unreachable(name, args) as unreachable:
-            return dict(datasets.load_dataset(loader, args.dataset_config_name, **options))
+            return dict(load())
     except (DatasetNotFoundError, FileNotFoundError, HFValidationError) as error:
-        if path.exists():
+        if Path(name).exists():
             raise ValueError(
-                f"--dataset_name must hold images, text files, or {', '.join(sorted(TABLE_SUFFIXES))} files of a "
-                f"dataset, got {name}. ({one_line(error)})"
+                f"--dataset_name must hold images, text files, or {', '.join(DATA_KINDS)} files of a dataset, got "
+                f"{name}. ({one_line(error)})"
             ) from error
         raise ValueError(
             f"There is no dataset {name!r}: no local folder or file has that name, and none is visible on the Hub. "
@@ -74,38 +86,91 @@ def load_splits(name: str, args: DataArguments) -> dict[str, Any]:
         ) from error
 
 
-def find_text_files(name: str, args: DataArguments) -> list[Path] | None:
-    """The files of a local text file or a folder of them, in the order of the documents; None for other datasets.
+def _load_local(local: LocalData, streaming: bool) -> dict[str, Any]:
+    """The splits of local files."""
+    import datasets
+
+    if local.type == "images":
+        splits = image_splits(local)
+        return streamed(splits) if streaming else splits
+    files = {split: data_files(paths) for split, paths in local.splits().items()}
+    if local.type == "tables":
+        options = local.options or {}
+        return datasets.load_dataset(local.loader, data_files=files, streaming=streaming, **options)
+    # One document per file; a stream reads paragraphs, as it must not hold a whole file.
+    sample_by = "paragraph" if streaming else "document"
+    return datasets.load_dataset(
+        "text", data_files=files, streaming=streaming, sample_by=sample_by, encoding=TEXT_ENCODING
+    )
+
+
+def find_text_files(name: str, args: DataArguments) -> dict[str, list[Path]] | None:
+    """By split, the files of a local text file or a folder of them, in the order of the documents.
 
     Read piece by piece they may have any size, whereas `load_splits` reads each file as one row.
+
+    Returns:
+        None for datasets that are no text files.
 
     Raises:
         ValueError: A name that can only be a local path does not exist, or is not a dataset.
     """
-    import datasets
-
     name = _local_copy_of(name, args)
     if name in BUILT_INS or _is_saved_to_disk(Path(name)):
         return None
-    loader, options = _how_to_load(name, streaming=False)
-    if loader != "text" or "data_files" not in options:
+    local = _find_local(name, args, "text")
+    if local is None or local.type != "text":
         return None
-    try:
-        found = datasets.load_dataset_builder(loader, args.dataset_config_name, **options).config.data_files
-    except (ValueError, OSError):
-        return None  # load_splits fails too, and explains why
-    return [Path(file) for file in found["train"]]
+    local.report()
+    return local.splits()
 
 
 def find_split(splits: dict[str, Any], name: str, flag: str) -> Any:
-    """The split of that name.
+    """The split of that name, or the part of one that a slice names as in `datasets`: `train[:80%]`.
+
+    A slice counts examples, and of a single text file characters.
 
     Raises:
-        ValueError: There is none; `flag` asked for it.
+        ValueError: There is none, it cannot be sliced, or the slice is empty; `flag` asked for it.
     """
-    if name not in splits:
+    if name in splits:
+        return splits[name]
+    if "[" not in name and "+" not in name:
         raise ValueError(f"{flag} must be a split of the dataset ({', '.join(splits)}), got {name!r}.")
-    return splits[name]
+    return _sliced(splits, name, flag)
+
+
+def _sliced(splits: dict[str, Any], name: str, flag: str) -> Any:
+    import datasets
+
+    if not all(hasattr(split, "select") for split in splits.values()):
+        raise ValueError(
+            f"{flag} must be a whole split of a stream ({', '.join(splits)}), got {name!r}. Leave out --streaming, or "
+            "limit the examples with --max_train_samples and --max_eval_samples."
+        )
+    try:
+        instruction = datasets.ReadInstruction.from_spec(name)
+        slices = instruction.to_absolute({split: _num_parts(rows) for split, rows in splits.items()})
+    except (ValueError, AssertionError) as error:
+        raise ValueError(
+            f"{flag} must be a split of the dataset ({', '.join(splits)}) or a slice of one, such as train[:80%], got "
+            f"{name!r}. ({one_line(error)})"
+        ) from error
+    if not any(part.to > part.from_ for part in slices):
+        raise ValueError(f"{flag} must name at least one example, got {name!r}, which is empty. Use a larger slice.")
+    parts = [_part(splits[part.splitname], part.from_, part.to) for part in slices]
+    if len(parts) == 1:
+        return parts[0]
+    return parts[0].joined(parts[1:]) if hasattr(parts[0], "joined") else datasets.concatenate_datasets(parts)
+
+
+def _num_parts(rows: Any) -> int:
+    """What a slice counts: rows, or what text files say."""
+    return rows.num_parts if hasattr(rows, "num_parts") else len(rows)
+
+
+def _part(rows: Any, start: int, stop: int) -> Any:
+    return rows.part(start, stop) if hasattr(rows, "part") else rows.select(range(start, stop))
 
 
 def find_eval_split(splits: dict[str, Any], args: DataArguments) -> str | None:
@@ -117,7 +182,8 @@ def find_eval_split(splits: dict[str, Any], args: DataArguments) -> str | None:
     if args.eval_split is not None:
         find_split(splits, args.eval_split, "--eval_split")
         return args.eval_split
-    return next((name for name in EVAL_SPLITS if name in splits and name != args.train_split), None)
+    train_splits = re.split(r"[+\[]", args.train_split)
+    return next((name for name in EVAL_SPLITS if name in splits and name not in train_splits), None)
 
 
 def hold_out(train: Any, column: str, split: str) -> tuple[Any, Any, str]:
@@ -188,36 +254,43 @@ class _HeldOut:
 
 
 def _local_copy_of(name: str, args: DataArguments) -> str:
-    """--dataset_path if it exists, else what was downloaded from a URL, else the name."""
-    exists = args.dataset_path is not None and Path(args.dataset_path).exists()
-    return local_file(str(args.dataset_path) if exists else name, args.dataset_sha256, args.dataset_mirror)
+    """--dataset_path if it exists, else what was downloaded from a URL, else the name; `~` is the home folder."""
+    copy = None if args.dataset_path is None else Path(args.dataset_path).expanduser()
+    if copy is not None and copy.exists():
+        name = str(copy)
+    elif name.startswith("~"):
+        name = str(Path(name).expanduser())
+    return local_file(name, args.dataset_sha256, args.dataset_mirror)
 
 
-def _how_to_load(name: str, streaming: bool) -> tuple[str, dict[str, Any]]:
-    """Loader and options for `load_dataset`: text files and folders of images have loaders of their own."""
+def _find_local(name: str, args: DataArguments, wanted: Literal["images", "text"]) -> LocalData | None:
+    """The files of a local dataset; None for one on the Hub, or one that `datasets` knows better how to read.
+
+    Raises:
+        ValueError: A name that can only be a local path does not exist, or is not a dataset.
+    """
     path = Path(name)
-    # One document per file; a stream reads paragraphs, as it must not hold a whole file.
-    text_options = {"sample_by": "paragraph" if streaming else "document"}
-    if path.is_file():
-        if path.suffix.lower() in TEXT_SUFFIXES:
-            return "text", {"data_files": {"train": str(path)}, **text_options}
-        raise ValueError(
-            f"--dataset_name must be a folder, the name of a dataset or a {', '.join(sorted(TEXT_SUFFIXES))} file, "
-            f"got {name}. Convert it, or give the folder of the dataset."
-        )
-    if path.is_dir():
-        files = [file for file in path.rglob("*") if file.is_file()]
-        if not files:
-            raise ValueError(f"--dataset_name must hold images, text files or a dataset, got the empty folder {name}.")
-        suffixes = {file.suffix.lower() for file in files}
-        if suffixes & IMAGE_SUFFIXES and not suffixes & {".parquet", ".arrow"}:  # other tables may be metadata
-            return "imagefolder", {"data_dir": str(path)}
-        if suffixes & TEXT_SUFFIXES and not suffixes & TABLE_SUFFIXES:
-            kind = ".txt" if ".txt" in suffixes else min(suffixes & TEXT_SUFFIXES)
-            return "text", {"data_dir": str(path), "data_files": f"**/*{kind}", **text_options}
-    elif name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix.lower() in TEXT_SUFFIXES:
+    local = find_local_data(path, wanted)
+    if local is not None and local.type == "tables" and (args.dataset_config_name or _describes_its_files(path)):
+        if glob.has_magic(str(path.resolve())):  # datasets would take it for a pattern
+            raise ValueError(
+                "--dataset_name must have none of the characters * ? [ ] in its path if a README.md or "
+                f"--dataset_config_name says which files to read, got {path.resolve()}. Rename the folder."
+            )
+        return None
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix.lower() in FILE_SUFFIXES
+    if local is None and looks_local and not path.exists():
         raise ValueError(f"--dataset_name must exist, got {name}, which is no folder or file. Check its spelling.")
-    return name, {}
+    return local
+
+
+def _describes_its_files(folder: Path) -> bool:
+    """Whether the card of a dataset says which files belong to which split, or what their columns are."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return False
+    front_matter = re.match(r"---\n.*?\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    return bool(front_matter and re.search(r"^(configs|dataset_info):", front_matter[0], re.MULTILINE))
 
 
 @contextmanager

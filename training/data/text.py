@@ -44,7 +44,8 @@ def load_text(args: DataArguments, seed: int, context: int, tokenizer: Any = Non
     """
     name = args.dataset_name or "python-docs"
     files = None if args.streaming else find_text_files(name, args)
-    splits = {"train": TextFiles(tuple(files))} if files else load_splits(name, args)
+    splits: dict[str, Any] = {split: TextFiles(tuple(paths)) for split, paths in (files or {}).items()}
+    splits = splits or load_splits(name, args, "text")
     found = _split_stream(splits, name, args) if args.streaming else _split_text(splits, name, args)
 
     read, tokenize = (scan, _hold_tokens) if found.in_memory else (cached_scan, map_tokens)
@@ -99,8 +100,9 @@ def _split_text(splits: dict[str, Any], name: str, args: DataArguments) -> _Spli
     train_name, eval_name = f"{name} ({args.train_split})", f"{name} ({eval_split})"
     source = _source(train, args.text_column, train_name)
     num_bytes = source.num_bytes
-    if eval_split is not None:
-        num_bytes += _source(splits[eval_split], args.text_column, eval_name).num_bytes
+    held_for_eval = None if eval_split is None else find_split(splits, eval_split, "--eval_split")
+    if held_for_eval is not None:
+        num_bytes += _source(held_for_eval, args.text_column, eval_name).num_bytes
     in_memory = fits_in_memory(4 * num_bytes, args.in_memory)  # at most one token per byte, 4 bytes per token
     if eval_split is None:
         total = (scan if in_memory else cached_scan)(Corpus(source, train_name)).characters
@@ -110,7 +112,7 @@ def _split_text(splits: dict[str, Any], name: str, args: DataArguments) -> _Spli
         evaluation = Corpus(source, f"{name} ({eval_split})", start=cut, max_documents=args.max_eval_samples)
         return _Split(corpus, evaluation, eval_split, in_memory)
     source = _source(limited(train, args.max_train_samples), args.text_column, train_name)
-    eval_source = _source(limited(splits[eval_split], args.max_eval_samples), args.text_column, eval_name)
+    eval_source = _source(limited(held_for_eval, args.max_eval_samples), args.text_column, eval_name)
     return _Split(Corpus(source, train_name), Corpus(eval_source, eval_name), eval_split, in_memory)
 
 
@@ -121,7 +123,7 @@ def _split_stream(splits: dict[str, Any], name: str, args: DataArguments) -> _Sp
     if eval_split is None:
         train, evaluation, eval_split = hold_out(train, args.text_column, args.train_split)
     else:
-        evaluation = splits[eval_split]
+        evaluation = find_split(splits, eval_split, "--eval_split")
     eval_name = f"{name} ({eval_split})"
     _check_column(evaluation, args.text_column, eval_name)
     start = _read(train, min(TOKENIZER_TEXTS, args.max_train_samples or TOKENIZER_TEXTS), args.text_column)
@@ -132,7 +134,17 @@ def _split_stream(splits: dict[str, Any], name: str, args: DataArguments) -> _Sp
 def _read(stream: Any, count: int, column: str) -> Column:
     import datasets
 
-    return Column(datasets.Dataset.from_dict({column: [row[column] for row in stream.take(count)]}), column)
+    texts = [_checked(row[column], column) for row in stream.take(count)]
+    return Column(datasets.Dataset.from_dict({column: texts}), column)
+
+
+def _checked(document: Any, column: str) -> str:
+    """A document of a stream, whose columns may hold anything; "" for None. Raises ValueError if it is no text."""
+    if document is None or isinstance(document, str):
+        return document or ""
+    raise ValueError(
+        f"The column {column!r} must hold text, got {type(document).__name__}. Name another one with --text_column."
+    )
 
 
 def _source(split: Any, column: str, name: str) -> TextFiles | Column:
@@ -141,12 +153,43 @@ def _source(split: Any, column: str, name: str) -> TextFiles | Column:
 
 
 def _check_column(dataset: Any, column: str, name: str) -> None:
-    columns = list(dataset.features or first_example(dataset, name))
-    if column not in columns:
+    """Raises ValueError unless the column is there and holds text."""
+    if isinstance(dataset, TextFiles):
+        kinds: dict[str, str] = dict.fromkeys(dataset.features, "text")
+    elif dataset.features:
+        kinds = {key: _kind_of_feature(feature) for key, feature in dataset.features.items()}
+    else:
+        kinds = {key: _kind_of_value(value) for key, value in first_example(dataset, name).items()}
+    if column not in kinds:
         raise ValueError(
-            f"--text_column must be a column of {name} ({', '.join(columns)}), got {column!r}. Name the one with the "
+            f"--text_column must be a column of {name} ({', '.join(kinds)}), got {column!r}. Name the one with the "
             "text."
         )
+    if kinds[column] != "text":
+        others = ", ".join(key for key, kind in kinds.items() if kind == "text")
+        advice = f"Name one that does: {others}" if others else "None does: write a column of text first"
+        raise ValueError(
+            f"--text_column must name a column of {name} that holds text, got {column!r}, which holds "
+            f"{kinds[column]}. {advice}."
+        )
+
+
+def _kind_of_feature(feature: Any) -> str:
+    dtype = str(getattr(feature, "dtype", "")) if type(feature).__name__ == "Value" else ""
+    if dtype in ("string", "large_string", "string_view", "null"):
+        return "text"
+    if dtype:
+        return f"values of type {dtype}"
+    inner = getattr(feature, "feature", feature[0] if isinstance(feature, list) and feature else None)
+    if isinstance(inner, dict) and {"role", "content"} <= inner.keys():
+        return "chats (lists of messages)"
+    if isinstance(feature, dict):
+        return f"dicts ({', '.join(feature)})"
+    return "lists" if inner is not None else f"values of type {type(feature).__name__}"
+
+
+def _kind_of_value(value: Any) -> str:
+    return "text" if value is None or isinstance(value, str) else f"values of type {type(value).__name__}"
 
 
 def _hold_tokens(corpus: Corpus, counts: CorpusScan, tokenizer: Any) -> HeldTokens:
@@ -192,9 +235,10 @@ class Packer:
         """Yields chunks of documents, each with the examples' position before it."""
         position, documents, size = examples.position, [], 0
         for example in examples:
-            if example[self.column]:
-                documents.append(example[self.column])
-                size += len(documents[-1])
+            document = _checked(example[self.column], self.column)
+            if document:
+                documents.append(document)
+                size += len(document)
             if size >= CHUNK_CHARACTERS:
                 yield position, documents
                 position, documents, size = examples.position, [], 0

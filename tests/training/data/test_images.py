@@ -56,7 +56,7 @@ def test_flags_convert_size_and_mode(tmp_path: Path) -> None:
 def test_image_of_a_remote_path_is_fetched(tmp_path: Path) -> None:
     """A streamed Hub dataset of image files has URLs that PIL cannot open."""
     picture(42).save(tmp_path / "a.png")
-    decoder = ImageDecoder("image", None, 0, "remote", (4, 8), 1, resize=False, convert=False)
+    decoder = ImageDecoder("image", None, "remote", (4, 8), 1, resize=False, convert=False)
     batch = decoder({"image": [{"bytes": None, "path": f"file://{tmp_path / 'a.png'}"}]}, [0])
     assert values(batch["pixels"]) == [42]
 
@@ -133,13 +133,6 @@ def test_image_too_large_for_pillow_is_told_from_a_corrupt_one(
         images_of(write_parquet(tmp_path, [picture(1), picture(2)]))
 
 
-def test_label_that_is_no_class_is_named(tmp_path: Path) -> None:
-    write_parquet(tmp_path, [picture(1)] * 3, labels=[0, 1, 0])
-    write_parquet(tmp_path, [picture(1)] * 3, "test", labels=[0, -1, None])
-    with pytest.raises(ValueError, match=r"\(test\), example 1: label must be from 0 to 1, got -1. Use another split"):
-        images_of(tmp_path)
-
-
 def test_faults_name_the_flag(tmp_path: Path) -> None:
     folder = write_parquet(tmp_path, [picture(i) for i in range(5)], labels=[0] * 5)
     for flag, value, message in [
@@ -148,7 +141,7 @@ def test_faults_name_the_flag(tmp_path: Path) -> None:
         ("image_column", "picture", r"must be a column of .* \(image, label\), got 'picture'"),
         ("image_column", "label", "must be a column of images, got 'label'"),
         ("label_column", "class", r"must be a column of .* \(image, label\), got 'class'"),
-        ("label_column", "image", "must be a ClassLabel.*, got 'image'"),
+        ("label_column", "image", "must be a column of integers, strings, booleans or a ClassLabel, got 'image'"),
     ]:
         with pytest.raises(ValueError, match=f"^--{flag} {message}"):
             images_of(folder, **{flag: value})

@@ -15,6 +15,7 @@ import torch
 
 from tests.training.data.tiny_data import (
     ROOT,
+    decoded,
     images_of,
     picture,
     take,
@@ -28,14 +29,7 @@ from training.config.flags import DataArguments
 from training.data.batches import GlobalBatch
 from training.data.feeds import TokenFeed
 from training.data.images import load_images
-from training.data.text import TextData, load_text
-
-
-def decoded(data: TextData) -> tuple[str, str]:
-    """The training and the evaluation text."""
-    assert isinstance(data.train, TokenFeed)
-    train, evaluation = (data.tokenizer.decode(tokens[:].tolist()) for tokens in (data.train.tokens, data.eval_tokens))
-    return train, evaluation
+from training.data.text import load_text
 
 
 def test_digits_need_nothing_but_scikit_learn() -> None:
@@ -202,7 +196,8 @@ def test_what_is_no_dataset_is_refused_without_asking_the_hub(tmp_path: Path, mo
         "./absent": "--dataset_name must exist, got ./absent",
         "data/of/mine": "--dataset_name must exist, got data/of/mine",
         "absent.txt": "--dataset_name must exist, got absent.txt",
-        "model.bin": r"must be a folder, the name of a dataset or a .md, .py, .rst, .txt file, got model.bin",
+        "model.bin": r"must be a folder, the name of a dataset or a .*.csv, .*.parquet, .*.zip file, got model.bin",
+        "absent.jsonl": "--dataset_name must exist, got absent.jsonl",
         "nothing": "got the empty folder nothing",
         "odd": "must hold images, text files, or .*, got odd",
     }.items():

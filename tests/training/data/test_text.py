@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pytest
 import torch
 
@@ -70,11 +72,42 @@ def test_faults_name_the_flag(tmp_path: Path, in_memory: bool) -> None:
         (tmp_path / "latin.txt", 4, {}, "latin.txt' cannot be read: .*utf-8"),
         (empty, 4, {}, "empty.txt.* has no text. Check --dataset_name"),
         (blank, 4, {}, "blank.* has no text. Check --dataset_name"),
-        (numbers, 4, {}, "must hold text, got int. Name another one with --text_column"),
+        (numbers, 4, {}, "--text_column must name a column .* holds text, got 'text', which holds .*int64. None does"),
         (tmp_path / "absent.txt", 4, {}, "--dataset_name must exist, got .*absent.txt"),
     ]:
         with pytest.raises(ValueError, match=message):
             text_of(name, context, in_memory=in_memory, **flags)
+
+
+CHAT = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hello."}]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("value", "held"),
+    [
+        (3, "values of type int64"),
+        (0.5, "values of type (double|float64)"),
+        (True, "values of type bool"),
+        ({"en": "Hello.", "de": "Hallo."}, r"dicts \((en, de|de, en)\)"),
+        (CHAT, r"chats \(lists of messages\)"),
+        (["Hello.", "Hallo."], "lists"),
+    ],
+    ids=str,
+)
+def test_column_without_text_is_refused(tmp_path: Path, value: Any, held: str, streaming: bool, kind: str) -> None:
+    rows = [{"id": number, "text": value, "body": f"Some text {number}.", "title": None} for number in range(40)]
+    table = datasets.Dataset.from_list(rows)
+    getattr(table, f"to_{kind.removesuffix('l')}")(tmp_path / f"train.{kind}")
+    message = (
+        f"--text_column must name a column of .* that holds text, got 'text', which holds {held}. "
+        "Name one that does: body"
+    )
+    with pytest.raises(ValueError, match=message) as caught:
+        text_of(tmp_path, streaming=streaming)
+    assert "\n" not in str(caught.value)
+    assert text_of(tmp_path, text_column="body", streaming=streaming).characters_per_token > 0
 
 
 def test_streamed_faults_name_the_flag(tmp_path: Path) -> None:

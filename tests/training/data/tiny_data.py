@@ -14,6 +14,7 @@ from torch import Tensor
 
 from training.config.flags import DataArguments
 from training.data.batches import Batch, Feed, GlobalBatch
+from training.data.feeds import TokenFeed
 from training.data.images import ImageData, load_images
 from training.data.text import TextData, load_text
 
@@ -23,13 +24,24 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def images_of(
-    name: str | Path, image_size: list[int] | None = None, num_channels: int | None = None, **args: Any
+    name: str | Path,
+    image_size: list[int] | None = None,
+    num_channels: int | None = None,
+    conditional: bool = False,
+    **args: Any,
 ) -> ImageData:
-    return load_images(DataArguments(dataset_name=str(name), **args), 0, image_size, num_channels)
+    return load_images(DataArguments(dataset_name=str(name), **args), 0, image_size, num_channels, conditional)
 
 
 def text_of(name: str | Path, context: int = 8, tokenizer: Any = None, **args: Any) -> TextData:
     return load_text(DataArguments(dataset_name=str(name), **args), 0, context, tokenizer)
+
+
+def decoded(data: TextData) -> tuple[str, str]:
+    """The training and the evaluation text."""
+    assert isinstance(data.train, TokenFeed)
+    train, evaluation = (data.tokenizer.decode(tokens[:].tolist()) for tokens in (data.train.tokens, data.eval_tokens))
+    return train, evaluation
 
 
 def take(feed: Feed, count: int, global_batch: GlobalBatch, first_step: int = 0) -> list[Batch]:
