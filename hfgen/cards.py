@@ -306,8 +306,9 @@ def _short_name(dataset: str) -> str:
 
 def _results_section(family: Family, results: dict[str, Any]) -> str:
     measured = _measured(results)
+    missing = _missing_metrics(results)
     if not measured:
-        return "Nothing was measured yet."
+        return "\n\n".join(["Nothing was measured.", *missing]) if missing else "Nothing was measured yet."
     arguments = results.get("arguments", {})
     where = f"Measured on the split `{results['split']}` of " if results.get("split") else "Measured on "
     where += f"`{_short_name(results.get('dataset') or 'a dataset that was not recorded')}`"
@@ -319,7 +320,18 @@ def _results_section(family: Family, results: dict[str, Any]) -> str:
     for name, value in measured.items():
         metric = METRICS.get(name, Metric(f"`{name}`"))
         rows.append(f"| {metric.label} | {_format_number(value)} | {family.meanings.get(name, metric.meaning)} |")
-    return "\n".join([f"{where}.", "", "| Metric | Value | What it says |", "|---|---:|---|", *rows])
+    table = "\n".join(["| Metric | Value | What it says |", "|---|---:|---|", *rows])
+    return "\n\n".join([f"{where}.", table, *missing])
+
+
+def _missing_metrics(results: dict[str, Any]) -> list[str]:
+    """A paragraph for each reason why metrics have no value."""
+    reasons = results.get("metrics_missing") or {}
+    labels = {name: METRICS.get(name, Metric(f"`{name}`")).label for name in reasons}
+    return [
+        f"Not measured: {', '.join(labels[name] for name in reasons if reasons[name] == reason)} ({reason})."
+        for reason in dict.fromkeys(reasons.values())
+    ]
 
 
 def _training_section(folder: Path, family: str, results: dict[str, Any]) -> str:

@@ -30,7 +30,7 @@ from .distributed.devices import build_accelerator
 from .distributed.fsdp import fsdp_plugin, whole_model
 from .distributed.processes import Processes, join_after_restart
 from .distributed.signals import StopRequest
-from .evaluation.evaluate import draw_samples, evaluate, evaluation_mode
+from .evaluation.evaluate import draw_samples, evaluate, evaluation_mode, report_missing
 from .objective import Objective
 from .optim import learning_rate_schedule
 from .output.hub_push import HubPusher
@@ -235,9 +235,11 @@ def evaluate_and_sample(state: TrainState, context: Context, at_end: bool = Fals
             with evaluation_mode(whole):
                 metrics |= objective.measure_samples(whole)
         state.latest = metrics
-        context.log.write({"step": progress.step, **{f"eval_{name}": value for name, value in metrics.items()}})
-        name = objective.primary_metric
-        context.bar.primary_metric = f"eval {name} {metrics[name]:.4g}"
+        values = {f"eval_{name}": value for name, value in metrics.by_name().items()}
+        context.log.write({"step": progress.step, **values})
+        report_missing(metrics)
+        if (value := metrics.values.get(objective.primary_metric)) is not None:
+            context.bar.primary_metric = f"eval {objective.primary_metric} {value:.4g}"
     if whole is not None:
         draw_samples(objective, whole, context.output_dir / "samples" / f"step-{progress.step:06d}")
     progress.due = []
@@ -288,7 +290,7 @@ def write_finished_run(state: TrainState, context: Context, started: float) -> N
     results = _results(state, context, model, time.perf_counter() - started)
     write_card(output_dir, context.arguments.run.hub_model_id, results)
     write_results(output_dir, results)
-    shown = ", ".join(f"{name} {value:.5g}" for name, value in state.latest.items())
+    shown = ", ".join(f"{name} {value:.5g}" for name, value in state.latest.values.items())
     examples = progress.step * context.global_batch.size
     print(f"\n{output_dir}: {shown}\nTrained {progress.seconds:.0f} s on {examples} examples. "
           f"Load it with AutoModel.from_pretrained({str(output_dir)!r}, trust_remote_code=True).")  # fmt: skip

@@ -18,7 +18,7 @@ from .distributed.devices import prepare_model
 from .distributed.fsdp import laid_out_like, named_tensors, shard
 from .distributed.processes import Processes
 from .evaluation.means import RunningMeans
-from .objective import Objective
+from .objective import Metrics, Objective
 from .optim import EMA
 from .progress import Progress
 from .step import PhaseTrainer
@@ -44,7 +44,7 @@ class TrainState:
     means: RunningMeans
     scaler: torch.amp.GradScaler | None
     progress: Progress = field(default_factory=Progress)
-    latest: dict[str, float] = field(default_factory=dict)
+    latest: Metrics = field(default_factory=Metrics)
 
     def model_to_save(self) -> PreTrainedModel:
         """Returns the model that is evaluated and published: the moving average, if there is one."""

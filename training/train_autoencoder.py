@@ -28,7 +28,7 @@ from .config.flags import Arguments
 from .config.parser import parse
 from .data.batches import Batch
 from .loop import train
-from .objective import Phase
+from .objective import Metrics, Phase
 from .randomness import BatchRNG
 from .run_script import run_script
 
@@ -79,8 +79,8 @@ class AutoencoderObjective:
     def derive(self, means: dict[str, float]) -> dict[str, float]:
         return means
 
-    def measure_samples(self, model: AutoencoderModel) -> dict[str, float]:
-        return {}
+    def measure_samples(self, model: AutoencoderModel) -> Metrics:
+        return Metrics()
 
     def draw_samples(self, model: AutoencoderModel, path: Path) -> None:
         """Draws rows of originals and, below each, their reconstructions."""
