@@ -39,8 +39,10 @@ from .output.plots import plot_losses
 from .output.progress_bar import ProgressBar, progress_bar
 from .output.results import describe_run
 from .output.run_folder import (
+    FolderLock,
     check_output_dir,
     is_finished,
+    lock_if_in_use,
     prepare_output_dir,
     read_results,
     write_model_folder,
@@ -98,7 +100,8 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
     # Validate: the main process looks at the output folder, which the other machines may not see
     if processes.on_main(_holds_this_run, output_dir, arguments):
         return report_finished(output_dir, accelerator, processes, pusher)
-    checkpoint = processes.on_main(_checkpoint_to_resume, output_dir, arguments)
+    lock = FolderLock(output_dir)
+    checkpoint = processes.on_main(_checkpoint_to_resume, output_dir, arguments, lock)
 
     # Build: data and model, then everything that follows from both
     torch.manual_seed(derive_seed(run.seed, "initial weights"))
@@ -124,7 +127,7 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
         return report_finished(output_dir, accelerator, processes, pusher)
 
     # Train: from here on, the run writes
-    processes.on_main(prepare_output_dir, output_dir, run.overwrite_output_dir)
+    processes.on_main(prepare_output_dir, output_dir, run.overwrite_output_dir, lock)
     processes.on_main(start_trackers, accelerator, arguments)
     log = MetricsLog(output_dir / "metrics.jsonl", metrics_text, accelerator)
     feed = objective.data.train.batches(progress.step, global_batch, accelerator.device, feed_state)
@@ -189,14 +192,15 @@ def _holds_this_run(output_dir: Path, arguments: Arguments) -> bool:
     return not arguments.run.overwrite_output_dir and is_finished(output_dir, arguments)
 
 
-def _checkpoint_to_resume(output_dir: Path, arguments: Arguments) -> Checkpoint | None:
-    """Returns the checkpoint to resume from, or None to start from the first step.
+def _checkpoint_to_resume(output_dir: Path, arguments: Arguments, lock: FolderLock) -> Checkpoint | None:
+    """Locks a folder that holds a run; returns the checkpoint to resume from, or None to start from the first step.
 
     Raises:
         ValueError: the output folder or the checkpoint cannot be used.
     """
     run = arguments.run
     check_output_dir(output_dir, run.overwrite_output_dir, storage.exist(output_dir / "checkpoints"))
+    lock_if_in_use(output_dir, lock)
     return None if run.overwrite_output_dir else find_checkpoint(output_dir, run.resume_from_checkpoint)
 
 
