@@ -87,7 +87,8 @@ def write_card(folder: str | Path, repo_id: str | None = None, results: dict[str
     """
     target = Path(folder) / "README.md"
     temporary = target.with_name(".README.md")
-    temporary.write_text(render_card(folder, repo_id, results), encoding="utf-8")
+    # A file name that is not UTF-8 contains what cannot be encoded.
+    temporary.write_text(render_card(folder, repo_id, results), encoding="utf-8", errors="replace")
     os.replace(temporary, target)
     return target
 

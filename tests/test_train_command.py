@@ -88,7 +88,7 @@ def test_a_recipe_is_found_by_name_or_path(tmp_path: Path) -> None:
 def test_mistakes_are_reported_before_anything_starts(
     words: list[str], text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("HFGEN_COMMAND", "PYTHONSAFEPATH"):
+    for name in ("HFGEN_COMMAND", "HFGEN_REPORTS", "PYTHONSAFEPATH"):
         monkeypatch.setenv(name, "")
     assert main(["train", "vae", *words]) == 1
     errors = capsys.readouterr().err
@@ -108,7 +108,7 @@ def test_a_failure_is_the_scripts_own_paragraph_and_status_1(processes: str, tmp
     process = start("vae", "--num_processes", processes, "--nonsense", "1", "--output_dir", "out", cwd=tmp_path)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 1
-    assert output.count("unknown argument --nonsense") == int(processes)
+    assert output.count("unknown argument --nonsense") == 1
     assert "Traceback" not in output and "ChildFailedError" not in output and "CalledProcess" not in output
 
 
