@@ -1,7 +1,8 @@
 """Recipe and command line: parsed and checked as a whole, before any work starts.
 
 `train_X.py [recipe.yaml] [--flag value ...]`: a recipe is a command line written as YAML, a mapping of flag names to
-values. Flags override it. Every field of the model's config is a flag, too.
+values. Flags override it, and it overrides the settings of the launcher. Every field of the model's config is a flag,
+too.
 """
 
 from __future__ import annotations
@@ -65,10 +66,11 @@ def parse(
         description=description, formatter_class=_HelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     parser.set_defaults(**defaults)
-    words: list[str] = []
-    problems: list[str] = []
+    # argparse takes the last of several values.
+    words, problems = _sort_out([f"--{name}={value}" for name, value in launcher.settings().items()], parser)
     if argv and not argv[0].startswith("-"):
-        words, problems = _recipe_words(argv.pop(0), parser)
+        good, bad = _recipe_words(argv.pop(0), parser)
+        words, problems = words + good, problems + bad
     good, bad = _sort_out(argv, parser)
     words, problems = words + good, problems + bad
     data, model, *extra, run = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
@@ -225,15 +227,17 @@ def _repeating_command(argv: list[str]) -> str:
     if "HFGEN_COMMAND" in os.environ:
         return f"{os.environ['HFGEN_COMMAND']} {shlex.join(argv)}"
     script, package = Path(sys.argv[0]), (__package__ or "").rpartition(".")[0]
-    name = [f"training/{script.name}" if script.parent.name == "training" else script.name]
+    start = [f"training/{script.name}" if script.parent.name == "training" else script.name]
     if package != "training":  # installed: the file is no place to start from
-        name = ["-m", f"{package}.{script.stem}"]
+        start = ["-m", f"{package}.{script.stem}"]
     launch = ["accelerate", "launch"]
     # On several machines, the addresses and ranks are the launcher's business.
     if launcher.world_size() > 1 and launcher.machines() <= 1:
         launch = ["env", "ACCELERATE_USE_CPU=true", *launch] if launcher.on_cpu() else launch
         launch += ["--multi_gpu", "--num_processes", str(launcher.world_size())]
-    return shlex.join([*launch, *name, *argv])
+    for name, value in launcher.settings().items():
+        launch += [f"--{name}", value]
+    return shlex.join([*launch, *start, *argv])
 
 
 def _model_arguments_class(config_class: type[PreTrainedConfig]) -> type:

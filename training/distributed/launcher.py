@@ -1,13 +1,22 @@
-"""What the launcher says through environment variables, and the cores it leaves. No other file reads these variables.
+"""What the launcher says in environment variables and on its command line, and the cores it leaves.
 
-`accelerate launch`, `torchrun` and SLURM scripts all describe a run's processes in the environment.
+No other file reads these variables. `accelerate launch`, `torchrun` and SLURM scripts all describe a run's processes
+in the environment.
 """
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+import psutil
+from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import parse_flag_from_env
+
+
+# What `accelerate launch` looks like on a command line.
+ACCELERATE = ("accelerate", "accelerate.exe", "accelerate.commands.accelerate_cli")
+ACCELERATE_LAUNCH = ("accelerate-launch", "accelerate-launch.exe", "accelerate.commands.launch")
 
 
 def rank() -> int:
@@ -48,6 +57,33 @@ def keeps_store() -> bool:
 def is_launched() -> bool:
     """True if `accelerate launch` started this process."""
     return "ACCELERATE_MIXED_PRECISION" in os.environ
+
+
+def settings() -> dict[str, str]:
+    """Settings of the launcher for which scripts have flags, by name, as far as it was given any."""
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    found = {
+        # "no" is also what the launcher says if nobody has asked for anything.
+        "mixed_precision": _flag_of_launcher("mixed_precision") or (precision if precision != "no" else None),
+        # accelerate sets the variable for DeepSpeed alone, and otherwise ignores its own flag.
+        "gradient_accumulation_steps": os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
+        or _flag_of_launcher("gradient_accumulation_steps"),
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def _flag_of_launcher(name: str) -> str | None:
+    """The value of a flag on the command line of `accelerate launch`, if that is what started this process."""
+    try:
+        words = psutil.Process(os.getppid()).cmdline() if is_launched() else []
+    except psutil.Error:
+        return None
+    for position, word in enumerate(words):
+        is_command = word == "launch" and Path(words[position - 1]).name in ACCELERATE
+        if is_command or Path(word).name in ACCELERATE_LAUNCH:
+            value = getattr(launch_command_parser().parse_known_args(words[position + 1 :])[0], name)
+            return None if value is None else str(value)
+    return None
 
 
 def on_cpu() -> bool:
