@@ -42,9 +42,9 @@ from .output.run_folder import (
     FolderLock,
     check_output_dir,
     is_finished,
+    is_measured,
     lock_if_in_use,
     prepare_output_dir,
-    read_results,
     write_model_folder,
     write_results,
 )
@@ -123,7 +123,7 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
         logger.info("Resuming after step %d, from %s", state.progress.step, checkpoint.path)
     progress = state.progress
     fraction = length.fraction_done(progress.step, progress.seconds)
-    if fraction >= 1 and processes.on_main(read_results, output_dir).get("steps") == progress.step:
+    if fraction >= 1 and processes.on_main(is_measured, output_dir, progress.step):
         return report_finished(output_dir, accelerator, processes, pusher)
 
     # Train: from here on, the run writes

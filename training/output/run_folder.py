@@ -52,6 +52,12 @@ def read_results(output_dir: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def is_measured(output_dir: Path, step: int) -> bool:
+    """True if the folder holds the results of the model after this step, and no metric is missing."""
+    results = read_results(output_dir)
+    return results.get("steps") == step and not results.get("metrics_missing")
+
+
 def check_output_dir(output_dir: Path, overwrite: bool, has_checkpoints: bool) -> None:
     """Refuses a folder that is not empty and not a run that can be resumed or overwritten.
 

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot
 import pytest
 import torch
 from torch import Tensor
@@ -67,6 +68,30 @@ def test_error_in_the_last_evaluation_of_one_process_reaches_the_results(tmp_pat
     assert results["metrics"] == {"elbo": None}
     assert results["metrics_missing"] == {"elbo": "RuntimeError: the measure is broken"}
     assert "Nothing was measured.\n\nNot measured: ELBO (RuntimeError" in (tmp_path / "README.md").read_text()
+
+
+def test_what_is_missing_is_measured_by_the_command_with_other_flags(tmp_path: Path) -> None:
+    """As advised by an error that names a flag. The training is not repeated."""
+    assert train("vae", tmp_path, fault=break_calls(VAEObjective, "evaluate_at_end", 1)).code == 0
+    assert results_of(tmp_path)["metrics"] == {"elbo": None}
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    again = train("vae", tmp_path)
+    assert again.code == 0 and "holds this finished run" in again.output
+    other = train("vae", tmp_path, "--per_device_eval_batch_size", 4)
+    assert other.code == 0 and "Resuming after step 12" in other.output, other.output
+    results = results_of(tmp_path)
+    assert math.isfinite(results["metrics"]["nll"]) and results["metrics_missing"] == {} and results["steps"] == 12
+    assert (tmp_path / "model.safetensors").read_bytes() == weights
+
+
+def break_plots() -> None:
+    before_calls(matplotlib.pyplot, "subplots", [1], fail)
+
+
+def test_plot_that_cannot_be_drawn_is_a_warning(tmp_path: Path) -> None:
+    run = train("vae", tmp_path, fault=Fault(patch=break_plots))
+    assert run.code == 0 and "The losses were not plotted: RuntimeError" in run.output, run.output
+    assert results_of(tmp_path)["steps"] == 12 and "plots/loss.png" not in (tmp_path / "README.md").read_text()
 
 
 def test_error_while_drawing_samples_is_a_warning(tmp_path: Path) -> None:
