@@ -112,6 +112,10 @@ class _Parser(HfArgumentParser):
         plain.metadata = MappingProxyType({key: value for key, value in field.metadata.items() if key != "meaning"})
         HfArgumentParser._parse_dataclass_field(parser, plain)
 
+    def print_help(self, file: Any = None) -> None:
+        if launcher.rank() == 0:  # and not once for each process
+            super().print_help(file)
+
     def error(self, message: str) -> typing.NoReturn:
         # "argument --a_b/--a-b: invalid int value: 'x'"
         raise ValueError(re.sub(r"^argument (--\w+)(?:/[\w/-]+)?: ", r"\1: ", message))

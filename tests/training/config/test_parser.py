@@ -146,6 +146,16 @@ def test_help_explains_every_flag(config: type, capsys: pytest.CaptureFixture[st
     assert "default: None" not in shown and "(default: )" not in shown
 
 
+@pytest.mark.parametrize(("rank", "count"), [("0", 1), ("1", 0)])
+def test_help_is_shown_by_one_process(
+    rank: str, count: int, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(SystemExit) as caught:
+        run("--help")
+    assert caught.value.code == 0 and capsys.readouterr().out.count("usage: ") == count
+
+
 def test_all_problems_are_reported_at_once_before_any_work(recipe: Any) -> None:
     path = recipe("learning_rat: 1\nseed: soon\nlogging_steps: 0\n")
     text = refusal(
