@@ -129,14 +129,14 @@ def _lock(output_dir: Path) -> TextIO | None:
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 logger.warning("%s cannot be locked, so a second run in it would not be refused: %s", path, error)
+                _release(path, file)
                 return None
             file.seek(0)
             raise ValueError(
                 f"--output_dir {output_dir} is in use by another run ({file.read() or 'just started'}). Wait for its "
-                "end, stop it, or give another folder."
+                f"end, stop it, or give another folder. If its machine has died, delete {path}."
             ) from None
-        # Its last holder may have deleted the file after it was opened here.
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        if _is_at(path, file):
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
@@ -144,8 +144,17 @@ def _lock(output_dir: Path) -> TextIO | None:
     return None
 
 
+def _is_at(path: Path, file: TextIO) -> bool:
+    """False if the last holder of the lock has deleted the file after it was opened here."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 def _release(path: Path, file: TextIO) -> None:
-    path.unlink(missing_ok=True)
+    with suppress(OSError):  # a folder that can no longer be written to, or is gone
+        path.unlink()
     file.close()
 
 

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,6 +88,27 @@ def test_worker_that_outlives_its_run_does_not_keep_the_lock(tmp_path: Path) -> 
         os.kill(worker, signal.SIGKILL)
 
 
+def test_lock_on_a_file_that_its_last_holder_deleted_is_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The holder deletes the file between the moments when another run opens and locks it."""
+    original, calls = run_folder.fcntl.lockf, 0
+
+    def lockf(*args: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            (tmp_path / LOCK).unlink()
+        original(*args)
+
+    monkeypatch.setattr(run_folder.fcntl, "lockf", lockf)
+    lock = FolderLock(tmp_path)
+    lock.acquire()
+    assert calls == 2 and lock.is_acquired and f"process {os.getpid()} on " in (tmp_path / LOCK).read_text()
+    del lock
+    assert not (tmp_path / LOCK).exists()
+
+
 def test_folder_that_another_run_filled_in_the_meantime_is_refused(tmp_path: Path) -> None:
     lock = FolderLock(tmp_path)
     (tmp_path / "checkpoints").mkdir()
@@ -103,4 +125,4 @@ def test_file_system_without_locks_is_a_warning(
 
     monkeypatch.setattr(run_folder.fcntl, "lockf", refuse)
     prepare_output_dir(tmp_path, False, FolderLock(tmp_path))
-    assert "cannot be locked" in caplog.text and (tmp_path / "checkpoints").is_dir()
+    assert "cannot be locked" in caplog.text and [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
