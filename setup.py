@@ -13,6 +13,7 @@ TRAINING = [
     "accelerate>=1.12,<2",
     "datasets>=4.4,<6",
     "matplotlib>=3.8",
+    "psutil>=5.9",
     "scikit-learn>=1.4",
     "tqdm>=4.66",
 ]

@@ -89,7 +89,8 @@ def write_card(folder: str | Path, repo_id: str | None = None, results: dict[str
     """
     target = Path(folder) / "README.md"
     temporary = target.with_name(".README.md")
-    temporary.write_text(render_card(folder, repo_id, results), encoding="utf-8")
+    # A file name that is not UTF-8 contains what cannot be encoded.
+    temporary.write_text(render_card(folder, repo_id, results), encoding="utf-8", errors="replace")
     os.replace(temporary, target)
     return target
 
@@ -312,8 +313,9 @@ def _describe_dataset(results: dict[str, Any]) -> str:
 
 def _results_section(family: Family, results: dict[str, Any]) -> str:
     measured = _measured(results)
+    missing = _missing_metrics(results)
     if not measured:
-        return "Nothing was measured yet."
+        return "\n\n".join(["Nothing was measured.", *missing]) if missing else "Nothing was measured yet."
     arguments = results.get("arguments", {})
     where = f"Measured on the split `{results['split']}` of " if results.get("split") else "Measured on "
     where += f"`{short_dataset_name(results.get('dataset') or 'a dataset that was not recorded')}`"
@@ -325,7 +327,18 @@ def _results_section(family: Family, results: dict[str, Any]) -> str:
     for name, value in measured.items():
         metric = METRICS.get(name, Metric(f"`{name}`"))
         rows.append(f"| {metric.label} | {_format_number(value)} | {family.meanings.get(name, metric.meaning)} |")
-    return "\n".join([f"{where}.", "", "| Metric | Value | What it says |", "|---|---:|---|", *rows])
+    table = "\n".join(["| Metric | Value | What it says |", "|---|---:|---|", *rows])
+    return "\n\n".join([f"{where}.", table, *missing])
+
+
+def _missing_metrics(results: dict[str, Any]) -> list[str]:
+    """A paragraph for each reason why metrics have no value."""
+    reasons = results.get("metrics_missing") or {}
+    labels = {name: METRICS.get(name, Metric(f"`{name}`")).label for name in reasons}
+    return [
+        f"Not measured: {', '.join(labels[name] for name in reasons if reasons[name] == reason)} ({reason})."
+        for reason in dict.fromkeys(reasons.values())
+    ]
 
 
 def _training_section(folder: Path, family: str, results: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ hfgen sample me/vae-mnist                   draw images, or write text
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -21,6 +22,7 @@ from typing import Any
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
+    replace_unprintable_characters()
     arguments = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "httpx2", "filelock", "urllib3"):
@@ -39,6 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"hfgen {arguments.command}: {redact(str(error))}", file=sys.stderr)
         return 1
+
+
+def replace_unprintable_characters() -> None:
+    """Prints a question mark for what the encoding of the output lacks. By default, Python raises an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def build_parser() -> argparse.ArgumentParser:

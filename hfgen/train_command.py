@@ -19,6 +19,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -68,7 +69,10 @@ def train(family: str, words: Sequence[str]) -> int:
     os.environ["HFGEN_COMMAND"] = shlex.join(["hfgen", "train", family, *for_launcher])
     arguments = parser.parse_args([*for_launcher, *shared, *start, *for_script])
     _use_several_cpu_processes(arguments)
-    return _launch(arguments)
+    with tempfile.TemporaryDirectory(prefix="hfgen-") as folder:
+        # There, the processes agree which of them reports an error that all of them have.
+        os.environ["HFGEN_REPORTS"] = folder
+        return _launch(arguments)
 
 
 def check_flags(family: str, words: Sequence[str], package: str) -> None:

@@ -77,6 +77,19 @@ def test_a_number_that_was_not_measured_is_not_in_the_card(tmp_path):
     assert not re.search(r"\d", render_card(run).partition("## Results")[2].partition("## Intended")[0])
 
 
+def test_what_could_not_be_measured_is_said_with_its_reason(tmp_path):
+    run = copy_run("gan", tmp_path / "run")
+    results = json.loads((run / "results.json").read_text())
+    reasons = {"recall": "too few images", "coverage": "too few images", "auroc": "there are no anomalies"}
+    results["metrics"] |= dict.fromkeys(reasons)
+    (run / "results.json").write_text(json.dumps({**results, "metrics_missing": reasons}))
+    card = render_card(run)
+    assert "Not measured: Recall, Coverage (too few images).\n\nNot measured: AUROC (there are no anomalies)." in card
+    assert not {"recall", "auroc"} & {result.metric_type for result in ModelCard(card).data.eval_results}
+    (run / "results.json").write_text(json.dumps({"metrics": {"recall": None}, "metrics_missing": reasons}))
+    assert "Nothing was measured.\n\nNot measured: Recall" in render_card(run)
+
+
 def test_the_training_command_is_the_one_that_ran(family):
     results = json.loads((trained_runs() / family / "results.json").read_text())
     assert f"```bash\n{results['command']}\n```" in card_of(family)

@@ -91,7 +91,7 @@ def test_a_recipe_is_found_by_name_or_path(tmp_path: Path) -> None:
 def test_mistakes_are_reported_before_anything_starts(
     words: list[str], text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("HFGEN_COMMAND", "PYTHONSAFEPATH"):
+    for name in ("HFGEN_COMMAND", "HFGEN_REPORTS", "PYTHONSAFEPATH"):
         monkeypatch.setenv(name, "")
     assert main(["train", "vae", *words, "--output_dir", "out"]) == 1
     errors = capsys.readouterr().err

@@ -30,11 +30,11 @@ from .distributed import launcher
 from .distributed.fsdp import fsdp_plugin, whole_model
 from .distributed.processes import Processes, join_after_restart
 from .distributed.signals import StopRequest
-from .evaluation.evaluate import draw_samples, evaluate, evaluation_mode
+from .evaluation.evaluate import draw_samples, evaluate, evaluation_mode, report_missing
 from .hardware.choices import Choices, choose
 from .hardware.cores import CoreWatch
 from .hardware.devices import build_accelerator
-from .objective import Objective
+from .objective import Metrics, Objective
 from .optim import learning_rate_schedule
 from .output.hub_push import HubPusher
 from .output.metrics_log import MetricsLog, end_trackers, start_trackers
@@ -42,10 +42,12 @@ from .output.plots import plot_losses
 from .output.progress_bar import ProgressBar, progress_bar
 from .output.results import describe_run
 from .output.run_folder import (
+    FolderLock,
     check_output_dir,
     is_finished,
+    is_measured,
+    lock_if_in_use,
     prepare_output_dir,
-    read_results,
     write_model_folder,
     write_results,
 )
@@ -103,7 +105,8 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
     # Validate: the main process looks at the output folder, which the other machines may not see
     if processes.on_main(_holds_this_run, output_dir, arguments):
         return report_finished(output_dir, processes, pusher)
-    checkpoint = processes.on_main(_checkpoint_to_resume, output_dir, arguments)
+    lock = FolderLock(output_dir)
+    checkpoint = processes.on_main(_checkpoint_to_resume, output_dir, arguments, lock)
 
     # Build: data and model, then everything that follows from both
     torch.manual_seed(derive_seed(run.seed, "initial weights"))
@@ -128,11 +131,11 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
         logger.info("Resuming after step %d, from %s", state.progress.step, checkpoint.path)
     progress = state.progress
     fraction = length.fraction_done(progress.step, progress.seconds)
-    if fraction >= 1 and processes.on_main(read_results, output_dir).get("steps") == progress.step:
+    if fraction >= 1 and processes.on_main(is_measured, output_dir, progress.step):
         return report_finished(output_dir, processes, pusher)
 
     # Train: from here on, the run writes
-    processes.on_main(prepare_output_dir, output_dir, run.overwrite_output_dir)
+    processes.on_main(prepare_output_dir, output_dir, run.overwrite_output_dir, lock)
     processes.on_main(start_trackers, accelerator, arguments)
     log = MetricsLog(output_dir / "metrics.jsonl", metrics_text, accelerator)
     feed = objective.data.train.batches(progress.step, global_batch, accelerator.device, feed_state)
@@ -200,14 +203,15 @@ def _holds_this_run(output_dir: Path, arguments: Arguments) -> bool:
     return not arguments.run.overwrite_output_dir and is_finished(output_dir, arguments)
 
 
-def _checkpoint_to_resume(output_dir: Path, arguments: Arguments) -> Checkpoint | None:
-    """Returns the checkpoint to resume from, or None to start from the first step.
+def _checkpoint_to_resume(output_dir: Path, arguments: Arguments, lock: FolderLock) -> Checkpoint | None:
+    """Locks a folder that holds a run; returns the checkpoint to resume from, or None to start from the first step.
 
     Raises:
         ValueError: the output folder or the checkpoint cannot be used.
     """
     run = arguments.run
     check_output_dir(output_dir, run.overwrite_output_dir, storage.exist(output_dir / "checkpoints"))
+    lock_if_in_use(output_dir, lock)
     return None if run.overwrite_output_dir else find_checkpoint(output_dir, run.resume_from_checkpoint)
 
 
@@ -246,9 +250,11 @@ def evaluate_and_sample(state: TrainState, context: Context, at_end: bool = Fals
                 with evaluation_mode(whole):
                     metrics |= objective.measure_samples(whole)
         state.latest = metrics
-        context.log.write({"step": progress.step, **{f"eval_{name}": value for name, value in metrics.items()}})
-        name = objective.primary_metric
-        context.bar.primary_metric = f"eval {name} {metrics[name]:.4g}"
+        values = {f"eval_{name}": value for name, value in metrics.by_name().items()}
+        context.log.write({"step": progress.step, **values})
+        report_missing(metrics)
+        if (value := metrics.values.get(objective.primary_metric)) is not None:
+            context.bar.primary_metric = f"eval {objective.primary_metric} {value:.4g}"
     if whole is not None:
         with clock.paused("samples"):
             draw_samples(objective, whole, context.output_dir / "samples" / f"step-{progress.step:06d}")
@@ -256,7 +262,7 @@ def evaluate_and_sample(state: TrainState, context: Context, at_end: bool = Fals
     return True
 
 
-def measure(state: TrainState, context: Context, model: PreTrainedModel, at_end: bool) -> dict[str, float] | None:
+def measure(state: TrainState, context: Context, model: PreTrainedModel, at_end: bool) -> Metrics | None:
     """Evaluates a model: at the end on the whole split, before that on a part of it that costs little.
 
     Returns:
@@ -312,7 +318,7 @@ def write_finished_run(state: TrainState, context: Context) -> None:
     results = _results(state, context, model)
     write_card(output_dir, context.arguments.run.hub_model_id, results)
     write_results(output_dir, results)
-    shown = ", ".join(f"{name} {value:.5g}" for name, value in state.latest.items())
+    shown = ", ".join(f"{name} {value:.5g}" for name, value in state.latest.values.items())
     examples = progress.step * context.global_batch.size
     print(f"\n{output_dir}: {shown}\nTrained {progress.seconds:.0f} s on {examples} examples, "
           f"{progress.wall_seconds:.0f} s with everything else. "

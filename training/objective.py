@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+import traceback
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .data.batches import Batch, Feed
+from .data.sources import one_line
 from .randomness import BatchRNG
 
 
@@ -34,6 +37,34 @@ class Phase:
     loss: nn.Module
     learning_rate: float | None = None
     repeats: int = 1
+
+
+@dataclass
+class Metrics:
+    """What was measured, and why something was not.
+
+    Attributes:
+        values: metric name -> value.
+        missing: metric name -> the reason why it has no value, without a period.
+    """
+
+    values: dict[str, float] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def failed(cls, names: Iterable[str], error: Exception) -> Metrics:
+        """Returns metrics that are all missing because of an error. With HFGEN_DEBUG=1, its traceback is printed."""
+        if os.environ.get("HFGEN_DEBUG"):
+            traceback.print_exception(error)
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        return cls(missing=dict.fromkeys(names, f"{kind}{one_line(error)}".removesuffix(".")))
+
+    def __or__(self, other: Metrics) -> Metrics:
+        return Metrics({**self.values, **other.values}, {**self.missing, **other.missing})
+
+    def by_name(self) -> dict[str, float | None]:
+        """Returns metric name -> value, or None if it is missing."""
+        return {**self.values, **dict.fromkeys(self.missing)}
 
 
 class Data(Protocol):
@@ -85,7 +116,7 @@ class Objective(Protocol[Model]):
         """Returns all metrics, given the averages: these and the ones that follow from them."""
         ...
 
-    def measure_samples(self, model: Model) -> dict[str, float]:
+    def measure_samples(self, model: Model) -> Metrics:
         """Returns metrics of the finished model that need all samples at once. Called on the main process."""
         ...
 

@@ -19,7 +19,7 @@ from .distributed.processes import Processes
 from .evaluation.means import RunningMeans
 from .hardware.choices import Choices
 from .hardware.devices import prepare_model
-from .objective import Objective
+from .objective import Metrics, Objective
 from .optim import EMA
 from .progress import Progress
 from .step import PhaseTrainer
@@ -45,7 +45,7 @@ class TrainState:
     means: RunningMeans
     scaler: torch.amp.GradScaler | None
     progress: Progress = field(default_factory=Progress)
-    latest: dict[str, float] = field(default_factory=dict)
+    latest: Metrics = field(default_factory=Metrics)
 
     def model_to_save(self) -> PreTrainedModel:
         """Returns the model that is evaluated and published: the moving average, if there is one."""

@@ -33,7 +33,7 @@ from .build_model import load_image_model
 from .config.flags import Arguments
 from .data.batches import Batch
 from .loop import train
-from .objective import Phase
+from .objective import Metrics, Phase
 from .randomness import BatchRNG
 from .run_script import run_script
 
@@ -81,8 +81,8 @@ class AutoencoderObjective:
     def derive(self, means: dict[str, float]) -> dict[str, float]:
         return means
 
-    def measure_samples(self, model: AutoencoderModel) -> dict[str, float]:
-        return {}
+    def measure_samples(self, model: AutoencoderModel) -> Metrics:
+        return Metrics()
 
     def draw_samples(self, model: AutoencoderModel, path: Path) -> None:
         """Draws rows of originals and, below each, their reconstructions."""

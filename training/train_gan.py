@@ -37,7 +37,7 @@ from .config.flags import Arguments
 from .data.batches import Batch
 from .evaluation.sample_quality import sample_quality
 from .loop import train
-from .objective import Phase
+from .objective import Metrics, Phase
 from .randomness import BatchRNG
 from .run_script import run_script
 
@@ -144,9 +144,9 @@ class GANObjective:
     def derive(self, means: dict[str, float]) -> dict[str, float]:
         return means
 
-    def measure_samples(self, model: GANModel) -> dict[str, float]:
+    def measure_samples(self, model: GANModel) -> Metrics:
         """Compares generated images with real ones."""
-        return sample_quality(model, self.data, self.quality_samples) if self.quality_samples else {}
+        return sample_quality(model, self.data, self.quality_samples) if self.quality_samples else Metrics()
 
     def draw_samples(self, model: GANModel, path: Path) -> None:
         """Draws 64 images of the same latents each time, one class per column if the model is conditional."""

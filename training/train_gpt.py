@@ -36,7 +36,7 @@ from .config.flags import Arguments
 from .data.batches import Batch
 from .data.text import TextData, load_text
 from .loop import train
-from .objective import Phase
+from .objective import Metrics, Phase
 from .randomness import BatchRNG
 from .run_script import run_script
 
@@ -101,10 +101,10 @@ class GPTObjective:
 
     def derive(self, means: dict[str, float]) -> dict[str, float]:
         bits = means["loss"] / math.log(2) / self.data.characters_per_token
-        return {**means, "perplexity": math.exp(means["loss"]), "bits_per_char": bits}
+        return {**means, "perplexity": _perplexity(means["loss"]), "bits_per_char": bits}
 
-    def measure_samples(self, model: GPTForCausalLM) -> dict[str, float]:
-        return {}
+    def measure_samples(self, model: GPTForCausalLM) -> Metrics:
+        return Metrics()
 
     def draw_samples(self, model: GPTForCausalLM, path: Path) -> None:
         torch.manual_seed(0)
@@ -145,6 +145,13 @@ def new_model(given: dict[str, Any], tokenizer: PreTrainedTokenizerBase, context
         # The backward pass of sdpa's kernel for CPUs is slow in bf16, at these lengths about a third of a step.
         model.set_attn_implementation("eager")
     return model
+
+
+def _perplexity(loss: float) -> float:
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
 
 
 def load_tokenizer(name: str | None) -> PreTrainedTokenizerBase | None:

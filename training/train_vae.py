@@ -33,7 +33,7 @@ from .build_model import load_image_model
 from .config.flags import Arguments
 from .data.batches import Batch
 from .loop import train
-from .objective import Phase
+from .objective import Metrics, Phase
 from .randomness import BatchRNG
 from .run_script import run_script
 
@@ -91,8 +91,8 @@ class VAEObjective:
             return {**means, "bits_per_dim": bits_per_dim(means["nll"], self.data.num_channels * height * width)}
         return means
 
-    def measure_samples(self, model: VAEModel) -> dict[str, float]:
-        return {}
+    def measure_samples(self, model: VAEModel) -> Metrics:
+        return Metrics()
 
     def draw_samples(self, model: VAEModel, path: Path) -> None:
         """Draws 64 images from the prior, from the same latents each time, so that their progress can be followed."""

@@ -124,7 +124,7 @@ def test_overwriting_deletes_only_files_of_the_run(tmp_path: Path) -> None:
     (folder / "notes.txt").write_text("keep me")
     run = train("vae", folder, "--overwrite_output_dir", "--seed", 1, fault=Fault(at_step=1))
     assert run.code < 0
-    assert {path.name for path in folder.iterdir()} == {"notes.txt", "checkpoints", "metrics.jsonl"}
+    assert {path.name for path in folder.iterdir()} == {"notes.txt", "checkpoints", "metrics.jsonl", ".lock"}
     assert train("vae", folder, "--overwrite_output_dir").code == 0
     assert differences(first, everything(folder)) == []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,21 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.runs import COMMON, FAMILIES, OWN, ROOT, as_recipe, start_script, text_file
+from tests.runs import (
+    COMMON,
+    FAMILIES,
+    OWN,
+    ROOT,
+    as_recipe,
+    differences,
+    everything,
+    shared_run,
+    start_script,
+    text_file,
+)
 
 
+ACCUMULATION = ["--gradient_accumulation_steps", "3"]
 LOAD_WITHOUT_HFGEN = """
 import json, sys
 from transformers import AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer
@@ -35,12 +48,13 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module", autouse=True)
 def started(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[subprocess.Popen, Path]]:
-    """The scripts as a user starts them: with python, and with a launcher that gets no flags."""
+    """The scripts as a user starts them: with python, and with a launcher, here with a flag that scripts have, too."""
     flags = [*COMMON, "--max_train_steps", "1", "--output_dir", "run"]
-    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    without_accumulation = [*flags[:2], *flags[4:]]
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *ACCUMULATION]
     commands = {
         "python": [sys.executable, ROOT / "training" / "train_vae.py", *OWN["vae"], *flags],
-        "launch": [*launch, ROOT / "training" / "train_autoencoder.py", *OWN["autoencoder"], *flags],
+        "launch": [*launch, ROOT / "training" / "train_autoencoder.py", *OWN["autoencoder"], *without_accumulation],
     }
     env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     processes = {}
@@ -98,3 +112,27 @@ def test_accelerate_launch_leaves_no_core_idle(started: dict[str, tuple[subproce
     assert process.wait(120) == 0, (folder / "log").read_text()
     hardware = json.loads((folder / "run" / "results.json").read_text())["hardware"]
     assert hardware.startswith(f"{len(os.sched_getaffinity(0))} threads")
+
+
+def test_gradient_accumulation_of_the_launcher_counts_and_survives_a_resume(
+    started: dict[str, tuple[subprocess.Popen, Path]],
+) -> None:
+    process, folder = started["launch"]
+    assert process.wait(120) == 0, (folder / "log").read_text()
+    results = json.loads((folder / "run" / "results.json").read_text())
+    assert results["arguments"]["gradient_accumulation_steps"] == 3 and results["examples_seen"] == 3 * 4
+    words = shlex.split(results["command"])
+    assert words[:5] == ["accelerate", "launch", *ACCUMULATION, "training/train_autoencoder.py"]
+    argv = [*words[5:-1], str(folder / "run"), "--max_train_steps", "2"]
+    environment = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "3"}
+    resumed = start_script("autoencoder", argv, environment=environment).wait()
+    assert resumed.code == 0 and "Resuming after step 1" in resumed.output, resumed.output
+
+
+def test_gradient_accumulation_of_the_launcher_equals_the_flag_to_the_bit(tmp_path: Path) -> None:
+    """accelerate reads the same variable, and would divide the loss once more."""
+    assert COMMON[2:4] == ["--gradient_accumulation_steps", "2"]
+    argv = [*COMMON[:2], *COMMON[4:], *OWN["vae"], "--output_dir", str(tmp_path)]
+    run = start_script("vae", argv, environment={"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "2"}).wait()
+    assert run.code == 0, run.output
+    assert differences(everything(shared_run("vae").folder), everything(tmp_path)) == []

@@ -1,8 +1,8 @@
 """Recipe and command line: parsed and checked as a whole, before any work starts.
 
 `train_X.py [recipe.yaml] [--flag value ...]`: a recipe is a command line written as YAML, a mapping of flag names to
-values. Flags override it, and one that names another dataset drops what the recipe says of its own. Every field of
-the model's config is a flag, too.
+values. Flags override it, and it overrides the settings of the launcher. A flag that names another dataset drops what
+the recipe says of its own. Every field of the model's config is a flag, too.
 """
 
 from __future__ import annotations
@@ -65,10 +65,11 @@ def parse(
         description=script.description, formatter_class=_HelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     parser.set_defaults(**script.defaults)
-    words: list[str] = []
-    problems: list[str] = []
+    # argparse takes the last of several values.
+    words, problems = _sort_out([f"--{name}={value}" for name, value in launcher.settings().items()], parser)
     if argv and not argv[0].startswith("-"):
-        words, problems = _recipe_words(argv.pop(0), parser)
+        good, bad = _recipe_words(argv.pop(0), parser)
+        words, problems = words + good, problems + bad
     good, bad = _sort_out(argv, parser)
     if any(word.partition("=")[0].replace("-", "_") == "__dataset_name" for word in good):
         of_recipe = tuple(f"--{name}=" for name in OF_ONE_DATASET)
@@ -112,6 +113,10 @@ class _Parser(HfArgumentParser):
         plain = copy.copy(field)
         plain.metadata = MappingProxyType({key: value for key, value in field.metadata.items() if key != "meaning"})
         HfArgumentParser._parse_dataclass_field(parser, plain)
+
+    def print_help(self, file: Any = None) -> None:
+        if launcher.rank() == 0:  # and not once for each process
+            super().print_help(file)
 
     def error(self, message: str) -> typing.NoReturn:
         # "argument --a_b/--a-b: invalid int value: 'x'"
@@ -228,15 +233,17 @@ def _repeating_command(argv: list[str]) -> str:
     if "HFGEN_COMMAND" in os.environ:
         return f"{os.environ['HFGEN_COMMAND']} {shlex.join(argv)}"
     script, package = Path(sys.argv[0]), (__package__ or "").rpartition(".")[0]
-    name = [f"training/{script.name}" if script.parent.name == "training" else script.name]
+    start = [f"training/{script.name}" if script.parent.name == "training" else script.name]
     if package != "training":  # installed: the file is no place to start from
-        name = ["-m", f"{package}.{script.stem}"]
+        start = ["-m", f"{package}.{script.stem}"]
     launch = ["accelerate", "launch"]
     # On several machines, the addresses and ranks are the launcher's business.
     if launcher.world_size() > 1 and launcher.machines() <= 1:
         launch = ["env", "ACCELERATE_USE_CPU=true", *launch] if launcher.on_cpu() else launch
         launch += ["--multi_gpu", "--num_processes", str(launcher.world_size())]
-    return shlex.join([*launch, *name, *argv])
+    for name, value in launcher.settings().items():
+        launch += [f"--{name}", value]
+    return shlex.join([*launch, *start, *argv])
 
 
 def _field_names(cls: Any) -> set[str]:

@@ -1,6 +1,7 @@
-"""What the launcher says through environment variables, and the cores it leaves. No other file reads these variables.
+"""What the launcher says in environment variables and on its command line, and the cores it leaves.
 
-`accelerate launch`, `torchrun` and SLURM scripts all describe a run's processes in the environment.
+No other file reads these variables. `accelerate launch`, `torchrun` and SLURM scripts all describe a run's processes
+in the environment.
 """
 
 from __future__ import annotations
@@ -8,9 +9,13 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Literal
 
 import psutil
+
+
+# What `accelerate launch` looks like on a command line.
+ACCELERATE = ("accelerate", "accelerate.exe", "accelerate.commands.accelerate_cli")
+ACCELERATE_LAUNCH = ("accelerate-launch", "accelerate-launch.exe", "accelerate.commands.launch")
 
 
 def rank() -> int:
@@ -60,6 +65,38 @@ def seconds_since_start() -> float:
     return time.time() - (process if parent is None else parent).create_time()
 
 
+def settings() -> dict[str, str]:
+    """Settings of the launcher for which scripts have flags, by name, as far as it was given any."""
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    found = {
+        # "no" is also what the launcher says if nobody has asked for anything.
+        "mixed_precision": _flag_of_launcher("mixed_precision") or (precision if precision != "no" else None),
+        # accelerate sets the variable for DeepSpeed alone, and otherwise ignores its own flag.
+        "gradient_accumulation_steps": os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
+        or _flag_of_launcher("gradient_accumulation_steps"),
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def _flag_of_launcher(name: str) -> str | None:
+    """The value of a flag on the command line of `accelerate launch`, if that is what started this process."""
+    try:
+        words = psutil.Process(os.getppid()).cmdline() if is_launched() else []
+    except psutil.Error:
+        return None
+    for position, word in enumerate(words):
+        is_command = word == "launch" and Path(words[position - 1]).name in ACCELERATE
+        if is_command or Path(word).name in ACCELERATE_LAUNCH:
+            given = words[position + 1 :]
+            if not any(part.partition("=")[0].replace("-", "_") == f"__{name}" for part in given):
+                return None
+            from accelerate.commands.launch import launch_command_parser  # imports torch, which takes a second
+
+            value = getattr(launch_command_parser().parse_known_args(given)[0], name)
+            return None if value is None else str(value)
+    return None
+
+
 def on_cpu() -> bool:
     """True if the run must not use a GPU."""
     return _is_true("ACCELERATE_USE_CPU")
@@ -68,27 +105,6 @@ def on_cpu() -> bool:
 def defaulted_to_one_thread() -> bool:
     """True if `accelerate launch` set OMP_NUM_THREADS to 1, its default, which would leave most cores idle."""
     return is_launched() and os.environ.get("OMP_NUM_THREADS") == "1"
-
-
-def mixed_precision() -> Literal["no", "bf16", "fp16"] | None:
-    """The precision that the launcher was asked for; None if it says nothing, or says what no script can do (fp8).
-
-    `accelerate launch` always sets the variable, to "no" by default. Only its command line tells the two apart.
-    """
-    value = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if value in ("bf16", "fp16"):
-        return value  # type: ignore[return-value]
-    return "no" if any(word.startswith("--mixed_precision") for word in _words_of_the_launcher()) else None
-
-
-def _words_of_the_launcher() -> list[str]:
-    """The command line of `accelerate launch`, up to the script, which has flags of its own."""
-    try:
-        words = psutil.Process().parent().cmdline() if is_launched() else []
-    except (psutil.Error, AttributeError):
-        return []
-    scripts = [index for index, word in enumerate(words) if Path(word).stem.startswith("train_") or ".train_" in word]
-    return words[: scripts[0]] if scripts else []
 
 
 def asks_for_fsdp() -> bool:

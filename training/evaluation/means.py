@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -68,6 +70,7 @@ class ItemMeans:
             self._sums[name] = self._sums[name] + part if name in self._sums else part
 
     def compute(self, processes: Processes) -> dict[str, float]:
-        """Returns the averages over all processes. Collective call."""
+        """Returns the averages over all processes, NaN over no items. Collective call."""
         totals = processes.sum(torch.stack(list(self._sums.values())))
-        return {name: total / count for name, (total, count) in zip(self._sums, totals.tolist())}
+        pairs = dict(zip(self._sums, totals.tolist()))
+        return {name: total / count if count else math.nan for name, (total, count) in pairs.items()}

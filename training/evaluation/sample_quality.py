@@ -17,9 +17,15 @@ from hfgen.metrics import frechet_distance, precision_recall_density_coverage
 from ..data.batches import GlobalBatch
 from ..data.feeds import TensorFeed
 from ..data.images import ImageData
+from ..objective import Metrics
 
 
 FEATURES = 64
+NEIGHBORS = 5
+# Metric -> number of images that it takes, real and generated.
+IMAGES_NEEDED = {
+    "classifier_fid": 2, **dict.fromkeys(("precision", "recall", "density", "coverage"), NEIGHBORS + 1)
+}  # fmt: skip
 
 
 class Classifier(nn.Module):
@@ -42,12 +48,19 @@ class Classifier(nn.Module):
         return self.head(F.relu(self.features(pixel_values)))
 
 
-def train_classifier(
-    data: ImageData, device: torch.device, steps: int = 600, batch_size: int = 128
-) -> Classifier | None:
-    """Trains a classifier of the dataset's own classes; returns None if it has none or is not held in memory."""
-    if not data.label_names or not isinstance(data.train, TensorFeed):
-        return None
+def train_classifier(data: ImageData, device: torch.device, steps: int = 600, batch_size: int = 128) -> Classifier:
+    """Trains a classifier of the dataset's own classes.
+
+    Raises:
+        ValueError: there are no two classes to tell apart, or the images are not held in memory.
+    """
+    if len(data.label_names) < 2:
+        raise ValueError(
+            "images are compared in the features of a classifier of the dataset's own classes, of which there must be "
+            f"at least 2, got {len(data.label_names)}"
+        )
+    if not isinstance(data.train, TensorFeed):
+        raise ValueError("images are compared by a classifier that is trained on images in memory, and these are not")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         classifier = Classifier(data.num_channels, data.image_size, len(data.label_names)).to(device)
@@ -65,9 +78,8 @@ def train_classifier(
     return classifier.eval()
 
 
-@torch.no_grad()
-def sample_quality(model: GANModel, data: ImageData, num_samples: int) -> dict[str, float]:
-    """Compares generated images with the evaluation split.
+def sample_quality(model: GANModel, data: ImageData, num_samples: int) -> Metrics:
+    """Compares generated images with the evaluation split. What cannot be measured is missing, with its reason.
 
     Args:
         model: generates the images.
@@ -77,13 +89,19 @@ def sample_quality(model: GANModel, data: ImageData, num_samples: int) -> dict[s
     Returns:
         classifier_fid, precision, recall, density, coverage, and classifier_accuracy, the classifier's own on real
         images; for a conditional model also label_accuracy, the share of generated images that it takes for what they
-        were meant to be. Empty if the dataset has no classes to train the classifier on.
+        were meant to be.
     """
+    try:
+        classifier = train_classifier(data, next(model.parameters()).device)
+        return _compare(classifier, model, data, num_samples)
+    except Exception as error:
+        accuracies = ["classifier_accuracy", *(["label_accuracy"] if model.config.num_labels else [])]
+        return Metrics.failed([*IMAGES_NEEDED, *accuracies], error)
+
+
+@torch.no_grad()
+def _compare(classifier: Classifier, model: GANModel, data: ImageData, num_samples: int) -> Metrics:
     device = next(model.parameters()).device
-    with torch.enable_grad():
-        classifier = train_classifier(data, device)
-    if classifier is None:
-        return {}
     generator = torch.Generator().manual_seed(1)
     real_features, real_right = [], 0
     for batch in data.eval_batches(500, device):
@@ -101,16 +119,22 @@ def sample_quality(model: GANModel, data: ImageData, num_samples: int) -> dict[s
         if labels is not None:
             fake_right += int((classifier.head(F.relu(features)).argmax(1) == labels).sum())
         fake_features.append(features)
-    fake = torch.cat(fake_features)
-    neighbors = precision_recall_density_coverage(real, fake)
-    metrics = {
-        "classifier_fid": frechet_distance(real, fake),
-        "precision": neighbors.precision,
-        "recall": neighbors.recall,
-        "density": neighbors.density,
-        "coverage": neighbors.coverage,
-        "classifier_accuracy": real_right / len(real),
-    }
+    metrics = _compare_features(real, torch.cat(fake_features))
+    metrics.values["classifier_accuracy"] = real_right / len(real)
     if model.config.num_labels:
-        metrics["label_accuracy"] = fake_right / count
+        metrics.values["label_accuracy"] = fake_right / count
+    return metrics
+
+
+def _compare_features(real: Tensor, fake: Tensor) -> Metrics:
+    count, metrics = len(fake), Metrics()  # never more fakes than reals
+    metrics.missing = {
+        name: f"it takes at least {needed} real and {needed} generated images, got {len(real)} and {count}"
+        for name, needed in IMAGES_NEEDED.items()
+        if count < needed
+    }
+    if "classifier_fid" not in metrics.missing:
+        metrics.values["classifier_fid"] = frechet_distance(real, fake)
+    if "coverage" not in metrics.missing:
+        metrics.values |= vars(precision_recall_density_coverage(real, fake, NEIGHBORS))
     return metrics

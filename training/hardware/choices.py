@@ -113,9 +113,7 @@ class _Chooser:
 
     def mixed_precision(self) -> tuple[Precision, str]:
         if self.run.mixed_precision != "auto":
-            return self.run.mixed_precision, "--mixed_precision"
-        if (from_launcher := launcher.mixed_precision()) is not None:
-            return from_launcher, "the launcher's --mixed_precision"
+            return self.run.mixed_precision, "--mixed_precision"  # of the command, the recipe or the launcher
         if self.on_cpu:
             share = self._time_of_pass("bf16") / self._time_of_pass("fp32")
             return "bf16" if share <= CLEARLY_FASTER else "no", _measured("bf16", share, "fp32")

@@ -7,7 +7,7 @@ import warnings
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -40,6 +40,8 @@ def build_accelerator(run: RunArguments, choices: Choices) -> Accelerator:
         log_with="all" if "all" in trackers else trackers or None,
         project_config=ProjectConfiguration(run.output_dir, logging_dir=os.path.join(run.output_dir, "logs")),
         kwargs_handlers=[ddp],
+        # Steps accumulate by themselves. From the environment, accelerate would divide every loss once more.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
     )
 
 

@@ -48,7 +48,8 @@ class MetricsLog:
             file.write(json.dumps(json_numbers(values)) + "\n")
         for tracker in self.accelerator.trackers:
             try:
-                tracker.log({k: v for k, v in values.items() if k != "step"}, step=int(values["step"]))
+                known = {k: v for k, v in values.items() if k != "step" and v is not None}
+                tracker.log(known, step=int(values["step"]))
             except Exception as error:
                 if tracker.name not in self._silent:
                     logger.warning("The tracker %s failed, and the run continues without it: %s", tracker.name, error)

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
 
 
+logger = logging.getLogger(__name__)
+
+
 def plot_losses(metrics: Path, target: Path, primary_metric: str) -> None:
-    """Plots the training losses and the primary metric of the evaluations over the steps.
+    """Plots the training losses and the primary metric of the evaluations over the steps. A failure is a warning.
 
     Args:
         metrics: metrics.jsonl.
         target: the PNG to write; its folder is created.
         primary_metric: name of an evaluation metric.
     """
+    try:
+        _plot(metrics, target, primary_metric)
+    except Exception as error:
+        logger.warning("The losses were not plotted: %s: %s", type(error).__name__, error)
+
+
+def _plot(metrics: Path, target: Path, primary_metric: str) -> None:
     import matplotlib
 
     matplotlib.use("Agg")

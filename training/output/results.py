@@ -14,14 +14,14 @@ from ..config.flags import Arguments, as_recipe, recipe_of
 from ..data.batches import GlobalBatch
 from ..hardware.choices import Choices
 from ..hardware.probe import instruction_limits, processor_name
+from ..objective import Metrics
 from ..progress import Progress
-from .metrics_log import json_numbers
 
 
 def describe_run(
     model: PreTrainedModel,
     dataset: dict[str, Any],
-    metrics: dict[str, float],
+    metrics: Metrics,
     progress: Progress,
     global_batch: GlobalBatch,
     arguments: Arguments,
@@ -33,7 +33,7 @@ def describe_run(
     Args:
         model: the published one.
         dataset: its name, revision and split.
-        metrics: of the last evaluation.
+        metrics: of the last evaluation; one that is missing is null, and has its reason beside it.
         progress: at the end of the training, or so far.
         global_batch: gives the number of examples per step.
         arguments: of the run.
@@ -44,7 +44,8 @@ def describe_run(
     return {
         "model_type": model.config.model_type,
         **dataset,
-        "metrics": json_numbers(metrics),
+        "metrics": metrics.by_name(),
+        "metrics_missing": metrics.missing,
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "steps": progress.step,
         "skipped_steps": progress.skipped_steps,

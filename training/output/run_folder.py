@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import shutil
+import socket
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from transformers import PreTrainedModel
 
@@ -16,6 +20,14 @@ from ..config.flags import Arguments, recipe_of
 from ..durable_files import flush, write_json
 
 
+try:
+    import fcntl
+except ImportError:  # Windows, where two runs in one folder are not kept apart
+    fcntl = None  # type: ignore[assignment]
+
+
+logger = logging.getLogger(__name__)
+LOCK = ".lock"
 # Everything that a run leaves; nothing else is ever deleted.
 FOLDERS_OF_A_RUN = ("checkpoints", "samples", "plots", "logs", ".staging", ".push")
 FILES_OF_A_RUN = (
@@ -40,6 +52,12 @@ def read_results(output_dir: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def is_measured(output_dir: Path, step: int) -> bool:
+    """True if the folder holds the results of the model after this step, and no metric is missing."""
+    results = read_results(output_dir)
+    return results.get("steps") == step and not results.get("metrics_missing")
+
+
 def check_output_dir(output_dir: Path, overwrite: bool, has_checkpoints: bool) -> None:
     """Refuses a folder that is not empty and not a run that can be resumed or overwritten.
 
@@ -54,11 +72,11 @@ def check_output_dir(output_dir: Path, overwrite: bool, has_checkpoints: bool) -
     taken = next((path for path in (output_dir, *output_dir.parents) if path.exists() and not path.is_dir()), None)
     if taken is not None:
         raise ValueError(f"--output_dir must be a folder, got {output_dir}, and {taken} is a file. Give another name.")
-    if not output_dir.is_dir() or not any(output_dir.iterdir()):
+    if not _content(output_dir):
         return
     is_run = (output_dir / "checkpoints").is_dir() or (output_dir / "metrics.jsonl").is_file()
     if not is_run:
-        found = ", ".join(sorted(path.name for path in output_dir.iterdir())[:5])
+        found = ", ".join(_content(output_dir)[:5])
         raise ValueError(
             f"--output_dir must be empty or hold a run of hfgen, got {output_dir}, which holds {found}. Give another "
             "folder, or empty this one."
@@ -71,8 +89,104 @@ def check_output_dir(output_dir: Path, overwrite: bool, has_checkpoints: bool) -
         )
 
 
-def prepare_output_dir(output_dir: Path, overwrite: bool) -> None:
-    """Creates the folder. With `overwrite`, deletes what an earlier run left, and nothing else."""
+class FolderLock:
+    """Keeps other runs out of an output folder. It is released when this object is gone.
+
+    The kernel holds it for this process. It ends with the process, in whatever way that ends, and workers that outlive
+    the process do not inherit it, as they would inherit a lock of flock.
+
+    Args:
+        output_dir: to be locked by `acquire`, which only the main process of a run may call.
+
+    Attributes:
+        is_acquired: whether `acquire` was called and raised no error. Some file systems have no locks.
+    """
+
+    def __init__(self, output_dir: Path):
+        self.output_dir, self.is_acquired = output_dir, False
+
+    def acquire(self) -> None:
+        """Locks the folder, which must exist, unless this object has already done so.
+
+        Raises:
+            ValueError: another run holds the lock.
+        """
+        if self.is_acquired:
+            return
+        file = _lock(self.output_dir)
+        if file is not None:
+            weakref.finalize(self, _release, self.output_dir / LOCK, file)
+        self.is_acquired = True
+
+
+def _lock(output_dir: Path) -> TextIO | None:
+    """Returns the locked file, or None if there are no locks; raises ValueError if another process holds it."""
+    path = output_dir / LOCK
+    while fcntl is not None:
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - to close it is to give up the lock
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                logger.warning("%s cannot be locked, so a second run in it would not be refused: %s", path, error)
+                _release(path, file)
+                return None
+            file.seek(0)
+            raise ValueError(
+                f"--output_dir {output_dir} is in use by another run ({file.read() or 'just started'}). Wait for its "
+                f"end, stop it, or give another folder. If its machine has died, delete {path}."
+            ) from None
+        if _is_at(path, file):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            return file
+    return None
+
+
+def _is_at(path: Path, file: TextIO) -> bool:
+    """False if the last holder of the lock has deleted the file after it was opened here."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _release(path: Path, file: TextIO) -> None:
+    with suppress(OSError):  # a folder that can no longer be written to, or is gone
+        path.unlink()
+    file.close()
+
+
+def _content(output_dir: Path) -> list[str]:
+    """The sorted names in the folder, which may be missing. A lock is no content: a killed run leaves it behind."""
+    return sorted({path.name for path in output_dir.iterdir()} - {LOCK}) if output_dir.is_dir() else []
+
+
+def lock_if_in_use(output_dir: Path, lock: FolderLock) -> None:
+    """Locks a folder that holds a run. Another one is left as it is until the run is known to be possible.
+
+    Raises:
+        ValueError: another run holds the lock.
+    """
+    if _content(output_dir):
+        lock.acquire()
+
+
+def prepare_output_dir(output_dir: Path, overwrite: bool, lock: FolderLock) -> None:
+    """Creates and locks the folder. With `overwrite`, deletes what an earlier run left, and nothing else.
+
+    Raises:
+        ValueError: another run has begun in the folder.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if not lock.is_acquired:
+        lock.acquire()
+        if _content(output_dir):
+            raise ValueError(
+                f"--output_dir {output_dir} was empty when this run started, and now holds another run. Give another "
+                "folder, or run the same command again."
+            )
     if overwrite and output_dir.is_dir():
         for name in FOLDERS_OF_A_RUN:
             shutil.rmtree(output_dir / name, ignore_errors=True)

@@ -40,8 +40,8 @@ def collect(run: Path, model_cards: Path) -> Path:
     slower = (target / AVX2_RESULTS).read_bytes() if (target / AVX2_RESULTS).is_file() else None
     shutil.rmtree(target, ignore_errors=True)
     (target / "samples").mkdir(parents=True)
-    newest = max((run / "samples").iterdir(), key=lambda path: path.name)
-    shutil.copy(newest, target / "samples" / newest.name)
+    for newest in sorted((run / "samples").glob("step-*"))[-1:]:
+        shutil.copy(newest, target / "samples" / newest.name)
     if (run / "plots").is_dir():
         shutil.copytree(run / "plots", target / "plots")
     for name in ("README.md", "results.json"):
@@ -71,10 +71,11 @@ def results_table(model_cards: Path) -> str:
 def _measured(results: dict[str, Any]) -> str:
     """The headline metrics of a run, and how long it trained."""
     metrics = results["metrics"]
+    headline = read_family(results["model_type"]).headline_metrics
     shown = ", ".join(
-        f"{label} **{metrics[key]:{form}}**" if i == 0 else f"{label} {metrics[key]:{form}}"
-        for i, (key, label, form) in enumerate(read_family(results["model_type"]).headline_metrics)
-        if key in metrics
+        f"{label} **{metrics[key]:{form}}**" if key == headline[0][0] else f"{label} {metrics[key]:{form}}"
+        for key, label, form in headline
+        if metrics.get(key) is not None
     )
     return f"{shown}; {results['seconds_trained']:.0f} s, {results['steps']:,} steps"
 

@@ -67,6 +67,38 @@ def test_flag_overrides_recipe_and_recipe_overrides_script(recipe: Any) -> None:
     assert arguments.run.output_dir == "from-recipe"
 
 
+def test_recipe_overrides_launcher_and_launcher_overrides_script(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+
+    def found(*argv: str) -> tuple[str, int]:
+        defaults = {"gradient_accumulation_steps": 2, "mixed_precision": "fp16"}
+        arguments = parse(VAEConfig, "Trains.", defaults, None, [*argv, "--output_dir", "out"]).run
+        return arguments.mixed_precision, arguments.gradient_accumulation_steps
+
+    path = recipe("gradient_accumulation_steps: 3\nmixed_precision: no\n")
+    assert found() == ("bf16", 4)
+    assert found(path) == ("no", 3)
+    assert found(path, "--gradient_accumulation_steps", "1", "--mixed_precision", "auto") == ("auto", 1)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # what accelerate says if nobody has asked for anything
+    assert found() == ("fp16", 4)
+
+
+def test_impossible_setting_of_the_launcher_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "auto")
+    text = refusal("--output_dir", "out")
+    assert "--gradient_accumulation_steps: invalid int value: 'auto'" in text
+    assert "--mixed_precision: invalid choice: 'fp8'" in text
+
+
+def test_command_repeats_the_settings_of_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["training/train_vae.py"])
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    expected = "accelerate launch --gradient_accumulation_steps 4 training/train_vae.py --output_dir out"
+    assert run().command == expected
+
+
 def test_yaml_values_become_what_their_flags_hold(recipe: Any) -> None:
     arguments = run(recipe(
         "learning_rate: 1e-3\nnum_train_epochs: 3\nhidden_channels: 8\nimage_size: 16\nreport_to: none\nbeta: 1\n"
@@ -132,6 +164,16 @@ def test_a_flag_that_names_another_dataset_drops_what_the_recipe_says_of_its_own
     data = run(path, *name, "--dataset_revision", "g").data
     assert (data.dataset_name, data.dataset_path, data.dataset_config_name) == ("digits", None, None)
     assert (data.dataset_sha256, data.dataset_revision, data.train_split) == (None, "g", "f")
+
+
+@pytest.mark.parametrize(("rank", "count"), [("0", 1), ("1", 0)])
+def test_help_is_shown_by_one_process(
+    rank: str, count: int, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(SystemExit) as caught:
+        run("--help")
+    assert caught.value.code == 0 and capsys.readouterr().out.count("usage: ") == count
 
 
 def test_all_problems_are_reported_at_once_before_any_work(recipe: Any) -> None:

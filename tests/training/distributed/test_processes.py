@@ -9,8 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +35,7 @@ from tests.runs import (
     start,
     text_file,
     train,
+    wait_until,
 )
 from training import loop
 from training.checkpoint import storage
@@ -239,10 +238,3 @@ def test_signal_to_the_launcher_alone_stops_the_training(tmp_path: Path) -> None
     wait_until(lambda: "Stopped after step" in (tmp_path / "log").read_text())
     assert "--output_dir" in resume_command((tmp_path / "log").read_text())
     assert list((tmp_path / "run" / "checkpoints").glob("step-*"))
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,7 +49,7 @@ def quality(data: ImageData) -> dict[str, dict[str, float]]:
     classifier = train_classifier(data, torch.device("cpu"))  # the same for all four
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "train_classifier", lambda *_: classifier)
-        return {kind: sample_quality(sampler, data, 10_000) for kind, sampler in samplers.items()}
+        return {kind: sample_quality(sampler, data, 10_000).values for kind, sampler in samplers.items()}
 
 
 def test_real_images_of_the_training_split_score_best(quality: dict[str, dict[str, float]]) -> None:
@@ -79,11 +80,50 @@ def test_the_classifier_is_the_same_for_every_run_on_a_dataset(data: ImageData) 
     first = train_classifier(data, torch.device("cpu"), steps=5)
     torch.manual_seed(2)
     second = train_classifier(data, torch.device("cpu"), steps=5)
-    assert first is not None and second is not None
     for a, b in zip(first.parameters(), second.parameters()):
         assert torch.equal(a, b)
 
 
-def test_a_dataset_without_classes_has_no_classifier(data: ImageData) -> None:
-    unnamed = ImageData(**{**vars(data), "label_names": []})
-    assert sample_quality(Sampler(data, "real"), unnamed, 100) == {}  # type: ignore[arg-type]
+EVERY_METRIC = {"classifier_fid", "precision", "recall", "density", "coverage", "classifier_accuracy",
+                "label_accuracy"}  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [[], ["zero"]])
+def test_a_dataset_without_two_classes_has_no_classifier_and_says_so(names: list[str], data: ImageData) -> None:
+    unnamed = ImageData(**{**vars(data), "label_names": names})
+    metrics = sample_quality(Sampler(data, "real"), unnamed, 100)  # type: ignore[arg-type]
+    assert not metrics.values and set(metrics.missing) == EVERY_METRIC
+    (reason,) = set(metrics.missing.values())
+    assert f"at least 2, got {len(names)}" in reason
+
+
+@pytest.mark.parametrize(
+    ("examples", "samples", "missing"),
+    [(1, 100, {"classifier_fid", "precision", "recall", "density", "coverage"}),
+     (5, 100, {"precision", "recall", "density", "coverage"}),
+     (100, 5, {"precision", "recall", "density", "coverage"}),
+     (6, 6, set())],
+)  # fmt: skip
+def test_what_takes_more_images_than_there_are_is_missing_and_the_rest_measured(
+    examples: int, samples: int, missing: set[str], data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert data.eval_labels is not None
+    few = ImageData(
+        **{**vars(data), "eval_pixels": data.eval_pixels[:examples], "eval_labels": data.eval_labels[:examples]}
+    )
+    monkeypatch.setattr(module, "train_classifier", partial(train_classifier, steps=1))
+    metrics = sample_quality(Sampler(data, "real"), few, samples)  # type: ignore[arg-type]
+    assert set(metrics.missing) == missing and set(metrics.values) == EVERY_METRIC - missing
+    assert all(f"got {examples} and {min(examples, samples)}" in reason for reason in metrics.missing.values())
+
+
+def test_an_error_costs_the_metrics_and_is_their_reason(data: ImageData) -> None:
+    class Broken(Sampler):
+        def sample(self, n: int, labels: Tensor, generator: torch.Generator) -> Tensor:
+            raise RuntimeError("no images today.")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "train_classifier", partial(train_classifier, steps=1))
+        metrics = sample_quality(Broken(data, "real"), data, 100)  # type: ignore[arg-type]
+    assert not metrics.values
+    assert metrics.missing == dict.fromkeys(EVERY_METRIC, "RuntimeError: no images today")

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from typing import Any
-
 import pytest
 import torch
 from transformers import PreTrainedModel
 
 from hfgen import GPTConfig, GPTForCausalLM, VAEConfig, VAEModel
-from tests.runs import ROOT
 from training.config.flags import RunArguments
-from training.distributed import launcher
 from training.hardware import choices
 from training.hardware.choices import choose
 from training.hardware.probe import Attention
@@ -80,14 +73,11 @@ def test_a_processor_that_is_slow_in_bf16(monkeypatch: pytest.MonkeyPatch) -> No
     assert text.attn_implementation == "sdpa" and images.channels_last is True
 
 
-def test_flag_comes_before_launcher_and_launcher_before_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flag_comes_before_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     measured(monkeypatch, FAST_BF16)
-    monkeypatch.setattr(launcher, "mixed_precision", lambda: "no")
-    by_launcher = choose(RunArguments(), gpt())
-    assert by_launcher.mixed_precision == "no" and "launcher" in by_launcher.reasons["mixed_precision"]
-    assert by_launcher.muon_precision == "fp32"
-    by_flag = choose(RunArguments(mixed_precision="bf16"), gpt())
-    assert by_flag.mixed_precision == "bf16" and by_flag.reasons["mixed_precision"] == "--mixed_precision"
+    by_flag = choose(RunArguments(mixed_precision="no"), gpt())
+    assert by_flag.mixed_precision == "no" and by_flag.reasons["mixed_precision"] == "--mixed_precision"
+    assert by_flag.muon_precision == "fp32" and by_flag.attn_implementation == "sdpa"
 
 
 def test_nothing_is_measured_if_flags_say_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,19 +109,3 @@ def test_omp_num_threads_of_the_user_is_kept(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
     chosen = choose(RunArguments(), vae())
     assert chosen.cpu_threads == torch.get_num_threads() and chosen.reasons["cpu_threads"] == "OMP_NUM_THREADS"
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [([], "None"), (["--mixed_precision", "no"], "no"), (["--mixed_precision=no"], "no"),
-     (["--mixed_precision", "bf16"], "bf16")],
-)  # fmt: skip
-def test_what_the_launcher_was_asked_for_is_told_from_its_default(
-    flags: list[str], expected: str, tmp_path: Any
-) -> None:
-    script = tmp_path / "train_nothing.py"
-    script.write_text("from training.distributed import launcher\nprint('chose', launcher.mixed_precision())\n")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", *flags, str(script), "--mixed_precision"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
-    assert f"chose {expected}" in done.stdout, done.stderr

@@ -73,6 +73,25 @@ def test_results_of_a_slower_processor_are_kept_beside_those_of_the_card(tmp_pat
     assert [cell.strip()[:19] for cell in row.split("|")[3:5]] == ["test MSE **0.2500**", "test MSE **0.5000**"]
 
 
+def test_a_metric_that_was_not_measured_is_not_in_the_table(tmp_path: Path) -> None:
+    (tmp_path / "gan-mine").mkdir()
+    results = {
+        "model_type": "hfgen_gan", "dataset": "digits", "split": "test", "num_parameters": 10**6, "steps": 3,
+        "seconds_trained": 1.0, "metrics": {"classifier_fid": None, "coverage": 0.5, "label_accuracy": None},
+    }  # fmt: skip
+    (tmp_path / "gan-mine" / "results.json").write_text(json.dumps(results), encoding="utf-8")
+
+    assert "1.0 M parameters | digits (test) | coverage 0.50; 1 s, 3 steps |" in results_table(tmp_path)
+
+
+def test_collect_copes_with_a_run_without_samples(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "results.json").write_text(json.dumps({"metrics": {}}), encoding="utf-8")
+
+    assert (collect(run, tmp_path / "cards") / "results.json").is_file()
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "training" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_is_understood_by_its_script(path: Path) -> None:
     (architecture,) = (entry for entry in MODELS.values() if path.stem.startswith(f"{entry.family}-"))
