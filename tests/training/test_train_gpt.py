@@ -9,7 +9,8 @@ import pytest
 
 from hfgen import GPTConfig, GPTForCausalLM
 from training.config.parser import parse
-from training.train_gpt import DEFAULTS, GPTArguments, GPTObjective
+from training.config.scripts import SCRIPTS
+from training.train_gpt import GPTObjective
 
 
 TINY = "--hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2 --max_position_embeddings 8 --sample_length 50"
@@ -25,7 +26,7 @@ def objective_for(texts: list[str], home: Path, *flags: str) -> GPTObjective:
         name.mkdir()
         (name / "train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     argv = [*TINY.split(), "--dataset_name", str(name), "--output_dir", str(home / "run"), *flags]
-    return GPTObjective(parse(GPTConfig, "", DEFAULTS, GPTArguments, argv))
+    return GPTObjective(parse(SCRIPTS["gpt"], argv, GPTConfig))
 
 
 def test_a_single_text_starts_after_a_newline_and_documents_after_another(tmp_path: Path) -> None:

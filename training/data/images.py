@@ -162,7 +162,7 @@ def _decode_all(dataset: Any, decoder: ImageDecoder) -> tuple[Tensor, Tensor | N
 
 
 class DecodedPixels:
-    """The pixels of a split that does not fit in memory: a slice is decoded when it is asked for."""
+    """The pixels of a split that does not fit in memory: rows are decoded when they are asked for."""
 
     def __init__(self, dataset: Any, decoder: ImageDecoder):
         self.dataset, self.decoder = dataset, decoder
@@ -170,9 +170,10 @@ class DecodedPixels:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, rows: slice) -> Tensor:
-        """uint8 (rows, channels, height, width)."""
-        return self.decoder(self.dataset[rows], range(*rows.indices(len(self))))["pixels"]
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """The rows with these indices, uint8 (rows, channels, height, width)."""
+        positions = rows.tolist()
+        return self.decoder(self.dataset[positions], positions)["pixels"]
 
 
 @dataclass

@@ -73,7 +73,7 @@ def test_recipe_overrides_launcher_and_launcher_overrides_script(recipe: Any, mo
 
     def found(*argv: str) -> tuple[str, int]:
         defaults = {"gradient_accumulation_steps": 2, "mixed_precision": "fp16"}
-        arguments = parse(VAEConfig, "Trains.", defaults, None, [*argv, "--output_dir", "out"]).run
+        arguments = parse(Script("vae", "Trains.", defaults), [*argv, "--output_dir", "out"]).run
         return arguments.mixed_precision, arguments.gradient_accumulation_steps
 
     path = recipe("gradient_accumulation_steps: 3\nmixed_precision: no\n")
