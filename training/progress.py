@@ -102,8 +102,8 @@ def have_time_for_samples(run: RunArguments, progress: Progress, seconds: float)
     """
     if run.sample_steps is not None or run.eval_steps is not None or run.max_train_seconds is None:
         return True
-    # Half a second for the first ones, then as many as all before.
-    spent = max(0.25, progress.other_seconds.get("samples", 0.0))
+    # A second for the first ones, and as much again as all before for any others.
+    spent = max(0.5, progress.other_seconds.get("samples", 0.0))
     return 2 * spent <= SHARE_OF_EVALUATION * seconds
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import signal
@@ -27,6 +28,7 @@ from tests.runs import (
     train,
 )
 from tests.training.kill_test import kill_at_every_file_operation, kill_at_random
+from training.hardware import choices
 from training.progress import Pace
 from training.step import PhaseTrainer
 
@@ -59,6 +61,32 @@ def stop_and_resume(family: str, folder: Path, flags: Sequence[object], processe
     finished = train(family, folder / "run", *flags, processes=processes)
     assert finished.code == 0 and whole.wait().code == 0, finished.output
     return differences(everything(folder / "whole"), everything(folder / "run"))
+
+
+PRECISIONS = {"fast": {"fp32": 4.0, "bf16": 2.0}, "slow": {"fp32": 2.0, "bf16": 4.0}}
+
+
+def processor(bf16: str) -> None:
+    """Makes this machine one that is fast or slow in bf16."""
+    kernels = ("product", "batched", "attention sdpa", "attention eager")
+    found = {
+        " ".join([name.split()[0], precision, *name.split()[1:]]): value
+        for name in kernels
+        for precision, value in PRECISIONS[bf16].items()
+    }
+    choices.speeds = lambda attention: found
+
+
+def test_resumed_run_keeps_what_the_machine_was_fast_at(tmp_path: Path) -> None:
+    fast, slow = (functools.partial(processor, name) for name in ("fast", "slow"))
+    auto = ["--mixed_precision", "auto", "--attn_implementation", "auto", "--optimizer", "muon"]
+    whole = train("gpt", tmp_path / "whole", *auto, fault=Fault(patch=fast))
+    stopped = train("gpt", tmp_path / "run", *auto, fault=Fault(signal.SIGTERM, at_step=6, patch=fast))
+    finished = train("gpt", tmp_path / "run", *auto, fault=Fault(patch=slow))
+    assert whole.code == stopped.code == finished.code == 0, finished.output
+    assert not differences(everything(tmp_path / "whole"), everything(tmp_path / "run"))
+    chosen = json.loads((tmp_path / "run" / "results.json").read_text())["choices"]
+    assert (chosen["mixed_precision"], chosen["muon_precision"]) == ("bf16", "bf16")
 
 
 SETTINGS: dict[str, tuple[str, list[object], int]] = {
