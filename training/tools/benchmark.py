@@ -36,7 +36,8 @@ def run(recipe: str, output_dir: Path, flags: list[str], environment: dict[str, 
     """
     family = recipe.partition("-")[0]
     shutil.rmtree(output_dir, ignore_errors=True)
-    words = ["train", family, recipe, "--output_dir", str(output_dir), "--disable_tqdm", *flags]
+    # Relative, because results and cards hold the command.
+    words = ["train", family, recipe, "--output_dir", os.path.relpath(output_dir, ROOT), "--disable_tqdm", *flags]
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "hfgen", *words], cwd=ROOT, env={**os.environ, **environment})
     seconds = time.perf_counter() - started
