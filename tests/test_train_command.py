@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -96,6 +97,37 @@ def test_mistakes_are_reported_before_anything_starts(
     assert main(["train", "vae", *words, "--output_dir", "out"]) == 1
     errors = capsys.readouterr().err
     assert text in errors and "usage" not in errors
+
+
+@pytest.mark.parametrize("words", [["train", "gpt", "--lerning_rate", "1"], ["train", "gpt", "--help"], ["--help"]])
+def test_flags_and_help_do_not_wait_for_torch(words: list[str]) -> None:
+    program = (
+        "import sys\nsys.argv = ['hfgen']\nfrom hfgen.cli import main\n"
+        f"try:\n    status = main({words})\nexcept SystemExit as stop:\n    status = stop.code\n"
+        "print('status', status, sorted({'torch', 'accelerate', 'datasets'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.stdout.endswith(f"status {1 if '--lerning_rate' in words else 0} []\n"), done.stderr
+    assert ("did you mean learning_rate?" in done.stderr) == ("--lerning_rate" in words)
+
+
+def test_a_script_reports_a_wrong_flag_before_it_imports_torch() -> None:
+    command = [sys.executable, "-X", "importtime", "training/train_vae.py", "--nonsense", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 1 and "unknown argument --nonsense" in done.stderr
+    assert not re.search(r"\| +torch$", done.stderr, flags=re.MULTILINE)
+
+
+def test_hfgen_registers_its_classes_in_every_program_but_its_own_command(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "__init__.py").write_text("import hfgen")  # while sys.argv[0] is "-m"
+    (tmp_path / "mine" / "__main__.py").write_text(
+        "import transformers\nprint(transformers.AutoConfig.for_model('hfgen_vae').model_type)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, "-m", "mine"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120)
+    assert done.stdout == "hfgen_vae\n", done.stderr
 
 
 def test_without_accelerate_the_extra_is_named(

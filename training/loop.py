@@ -141,7 +141,8 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
     feed = objective.data.train.batches(progress.step, global_batch, accelerator.device, feed_state)
     clock, pace = Clock(progress.seconds, progress.other_seconds), Pace()
     clock.others["start"] = clock.others.get("start", 0.0) + launcher.seconds_since_start()
-    cores = CoreWatch(choices.cpu_threads, fixed=length.max_seconds is None or run.cpu_threads is not None)
+    may_change = length.max_seconds is not None and not choices.threads_were_given
+    cores = CoreWatch(choices.cpu_threads if accelerator.device.type == "cpu" else 1, fixed=not may_change)
     pace.mark(clock.seconds, progress.step, fraction)
     hidden = run.disable_tqdm or not processes.is_main
     with StopRequest(processes) as stop:

@@ -59,9 +59,10 @@ def is_launched() -> bool:
 
 
 def seconds_since_start() -> float:
-    """Seconds since the command was started: the launcher's process, or this one if there is no launcher."""
+    """Seconds since the command was started: the launcher's process, or this one if there is no launcher or it has
+    restarted its processes."""
     process = psutil.Process()
-    parent = process.parent() if is_launched() else None
+    parent = process.parent() if is_launched() and not restarts() else None
     return time.time() - (process if parent is None else parent).create_time()
 
 

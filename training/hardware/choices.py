@@ -22,6 +22,7 @@ from .probe import Attention, speeds
 Precision: TypeAlias = Literal["no", "bf16", "fp16"]
 
 MEASURED = "measured"
+THREADS_GIVEN = FLAG_OF_THREADS, VARIABLE_OF_THREADS = "--cpu_threads", "OMP_NUM_THREADS"
 USUAL = "the usual one on a GPU"
 # A kernel is preferred to the usual one only if it takes at most this share of its time.
 CLEARLY_FASTER = 0.9
@@ -50,6 +51,11 @@ class Choices:
     @property
     def muon_dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.muon_precision == "bf16" else torch.float32
+
+    @property
+    def threads_were_given(self) -> bool:
+        """True if a flag or OMP_NUM_THREADS says how many threads to use."""
+        return self.reasons["cpu_threads"] in THREADS_GIVEN
 
     def to_json(self) -> dict[str, Any]:
         """Returns what results.json and a checkpoint hold."""
@@ -150,13 +156,12 @@ class _Chooser:
 
     def cpu_threads(self) -> tuple[int, str]:
         if self.run.cpu_threads is not None:
-            return self.run.cpu_threads, "--cpu_threads"
-        if "OMP_NUM_THREADS" in os.environ and not launcher.defaulted_to_one_thread():
-            return torch.get_num_threads(), "OMP_NUM_THREADS"
+            return self.run.cpu_threads, FLAG_OF_THREADS
+        if VARIABLE_OF_THREADS in os.environ and not launcher.defaulted_to_one_thread():
+            return torch.get_num_threads(), VARIABLE_OF_THREADS
         processes = launcher.local_processes()
-        return max(
-            1, launcher.available_cores() // processes
-        ), f"the cores of {processes} process{'es'[: 2 * (processes > 1)]}"
+        divided = f", divided by {processes} processes" if processes > 1 else ""
+        return max(1, launcher.available_cores() // processes), f"the cores of the machine{divided}"
 
     def _time_of_pass(self, name: str) -> float:
         """Milliseconds of a layer: its 12 width^2 weights are three products of this size."""
