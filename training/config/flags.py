@@ -205,7 +205,7 @@ class RunArguments:
         "auto", "Attention kernel; auto selects the faster one of sdpa and eager for the model's size.",
         on_resume="warn")
     channels_last: bool | None = switch(
-        None, "Whether to store images in the channels-last memory format. Default: true if that is faster here.",
+        None, "Whether to store images in the channels-last memory format. Default: true, unless that is slower here.",
         on_resume="warn")
     torch_compile: bool = flag(
         False, "Compile the model with torch.compile. It takes 10 to 60 seconds at the start and pays off in long "

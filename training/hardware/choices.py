@@ -151,8 +151,8 @@ class _Chooser:
             return self.run.channels_last, "--channels_last"
         if not self.on_cpu:
             return True, USUAL
-        share = self._convolution("channels_last", precision) / self._convolution("contiguous", precision)
-        return share <= CLEARLY_FASTER, _measured("channels_last", share, "contiguous")
+        share = self._convolution("contiguous", precision) / self._convolution("channels_last", precision)
+        return share > CLEARLY_FASTER, _measured("contiguous", share, "channels_last")
 
     def cpu_threads(self) -> tuple[int, str]:
         if self.run.cpu_threads is not None:

@@ -73,6 +73,14 @@ def test_a_processor_that_is_slow_in_bf16(monkeypatch: pytest.MonkeyPatch) -> No
     assert text.attn_implementation == "sdpa" and images.channels_last is True
 
 
+def test_usual_kernel_is_kept_unless_the_other_one_is_clearly_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    nearly = {**SLOW_BF16, "convolution fp32 channels_last": 3.2, "convolution fp32 contiguous": 3.0,
+              "attention fp32 sdpa": 1.0, "attention fp32 eager": 0.95}  # fmt: skip
+    measured(monkeypatch, nearly)
+    assert choose(RunArguments(), vae()).channels_last is True
+    assert choose(RunArguments(), gpt()).attn_implementation == "sdpa"
+
+
 def test_flag_comes_before_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     measured(monkeypatch, FAST_BF16)
     by_flag = choose(RunArguments(mixed_precision="no"), gpt())
