@@ -213,8 +213,8 @@ def _launch(arguments: Namespace) -> int:
 
 
 def _run_one_process(arguments: Namespace) -> None:
-    """In place of accelerate's function of the same task, which starts Python anew and imports everything again, and
-    dies of a signal without waiting for the training."""
+    """Replaces accelerate's `simple_launcher`, which starts a second Python that repeats all imports, and which a
+    signal kills before the training has stopped."""
     import torch
     from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 

@@ -172,9 +172,7 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
                     bar.show(progress.step, fraction, means, pace)
 
                 # Evaluation and samples, off the clock
-                progress.due = due_actions(run, progress.step, previous, fraction) if fraction < 1 else []
-                if "samples" in progress.due and not processes.on_main(have_time_for_samples, run, progress, seconds):
-                    progress.due.remove("samples")
+                progress.due = what_is_due(state, context, previous, fraction, seconds) if fraction < 1 else []
                 stopped = stopped or not evaluate_and_sample(state, context)
 
                 # Checkpoint, off the clock
@@ -231,6 +229,22 @@ def take_step(state: TrainState, context: Context, feed: Iterator[Batch], lr_fac
     if state.ema is not None:
         state.ema.update(progress.step)
     progress.compute_seconds += time.perf_counter() - started
+
+
+def what_is_due(state: TrainState, context: Context, previous: float, fraction: float, seconds: float) -> list[str]:
+    """Returns "evaluation" and "samples" if they are due after this step. Collective call.
+
+    Args:
+        state, context: of the run.
+        previous, fraction: progress before and after the step, in [0, 1].
+        seconds: of training.
+    """
+    run, progress = context.arguments.run, state.progress
+    due = due_actions(run, progress.step, previous, fraction)
+    # The main process decides, because the processes measured different times for the samples before.
+    if "samples" in due and not context.processes.on_main(have_time_for_samples, run, progress, seconds):
+        due.remove("samples")
+    return due
 
 
 def evaluate_and_sample(state: TrainState, context: Context, at_end: bool = False) -> bool:

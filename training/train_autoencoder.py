@@ -19,7 +19,7 @@ from .config.scripts import SCRIPTS
 
 
 if __name__ == "__main__":
-    parse(SCRIPTS["autoencoder"])  # a wrong flag is told before the imports, which take seconds
+    parse(SCRIPTS["autoencoder"])  # reports wrong flags before the imports below, which take seconds
 
 
 import torch

@@ -22,7 +22,7 @@ from .config.scripts import SCRIPTS, GANArguments
 
 
 if __name__ == "__main__":
-    parse(SCRIPTS["gan"])  # a wrong flag is told before the imports, which take seconds
+    parse(SCRIPTS["gan"])  # reports wrong flags before the imports below, which take seconds
 
 
 import torch

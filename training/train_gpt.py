@@ -19,7 +19,7 @@ from .config.scripts import SCRIPTS, GPTArguments
 
 
 if __name__ == "__main__":
-    parse(SCRIPTS["gpt"])  # a wrong flag is told before the imports, which take seconds
+    parse(SCRIPTS["gpt"])  # reports wrong flags before the imports below, which take seconds
 
 import math
 from typing import Any

@@ -19,7 +19,7 @@ from .config.scripts import SCRIPTS
 
 
 if __name__ == "__main__":
-    parse(SCRIPTS["vae"])  # a wrong flag is told before the imports, which take seconds
+    parse(SCRIPTS["vae"])  # reports wrong flags before the imports below, which take seconds
 
 
 import torch

@@ -1,6 +1,7 @@
 """What each training script adds to the flags: other defaults, and flags of its own.
 
-It is not in the scripts, because they import torch and transformers, and a wrong flag is told before that.
+This is kept apart from the scripts themselves so that wrong flags are reported before torch and transformers are
+imported, which takes seconds.
 """
 
 from __future__ import annotations

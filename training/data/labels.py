@@ -18,7 +18,7 @@ from .sources import one_line
 logger = logging.getLogger(__name__)
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 NO_CLASS = -1
-SURELY_CLASSES = 100  # so many different values are classes even if hardly any occurs twice
+SURELY_CLASSES = 100  # up to this many distinct values are classes, even if few of them occur more than once
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""Local data as people have it: a file of any usual kind, or a folder of such, found and told apart.
+"""Finds the files of local datasets, and which kind of data they hold: a single file or a folder of any usual kind.
 
-`datasets` has rules of its own for local paths: it follows no links, takes `[`, `*` and `?` for patterns, and leaves
-out in silence what it does not expect. So files are found here, and it is told exactly which ones to read.
+`datasets` has its own rules for local paths: it does not follow symbolic links, treats `[`, `*` and `?` as patterns,
+and silently skips files that it does not expect. So hfgen lists the files itself, and names each one to `datasets`.
 """
 
 from __future__ import annotations

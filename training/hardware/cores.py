@@ -72,15 +72,10 @@ class CoreWatch:
             torch.set_num_threads(wanted)
 
     def _seconds_used(self) -> float:
-        """Seconds in which the cores were busy with anything but this process, since the machine started."""
-        total = sum(sum(getattr(core, kind, 0.0) for kind in ("user", "nice", "system", "irq", "softirq", "steal"))
-                    for core in self._cores())  # fmt: skip
+        """Seconds that anything but this process has used on the cores that it may use, since the machine started."""
+        cores = psutil.cpu_times(percpu=True)
+        if hasattr(self._process, "cpu_affinity"):  # not on macOS
+            cores = [cores[index] for index in self._process.cpu_affinity() if index < len(cores)]
+        kinds = ("user", "nice", "system", "irq", "softirq", "steal")
         own = self._process.cpu_times()
-        return total - own.user - own.system
-
-    @staticmethod
-    def _cores() -> list[object]:
-        """The times of the cores that this process may use."""
-        every = psutil.cpu_times(percpu=True)
-        allowed = psutil.Process().cpu_affinity() if hasattr(psutil.Process, "cpu_affinity") else range(len(every))
-        return [every[index] for index in allowed if index < len(every)]
+        return sum(getattr(core, kind, 0.0) for core in cores for kind in kinds) - own.user - own.system

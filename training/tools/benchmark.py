@@ -4,8 +4,9 @@
     python -m training.tools.benchmark --avx2                   # as on a processor without AVX-512 and bf16
     python -m training.tools.benchmark gpt-tiny-shakespeare --max_train_seconds 17
 
-The models are left in runs/, or in runs-avx2/, for `python -m training.tools.collect`. The figures are added to
-benchmark.json beside this file, with the machine's description.
+The models are left in runs/, or in runs-avx2/, for `python -m training.tools.collect`. The figures go to
+benchmark.json beside this file, with the machine's description, and replace those of an earlier run of the same
+command.
 """
 
 from __future__ import annotations
@@ -79,8 +80,11 @@ def main() -> None:
     new = []
     try:
         for recipe in args.recipes:
-            new.append(run(recipe, folder / recipe, flags, environment))
-            FIGURES.write_text(json.dumps([*figures, *new], indent=1) + "\n", encoding="utf-8")
+            figure = run(recipe, folder / recipe, flags, environment)
+            new.append(figure)
+            command = ("recipe", "flags", "instructions")
+            figures = [old for old in figures if any(old[name] != figure[name] for name in command)] + [figure]
+            FIGURES.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     except ValueError as error:
         sys.exit(str(error))
     print(table(new))
