@@ -73,7 +73,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
     learning rate.
 
     Args:
-        matrices: optimized by Muon; sharded or not.
+        matrices: optimized by Muon; sharded or not. Weights of convolutions are read as matrices.
         others: parameter groups of AdamW.
         lr: the learning rate of both.
         weight_decay: decoupled, of the matrices.
@@ -121,13 +121,19 @@ class MuonWithAdamW(torch.optim.Optimizer):
             by_shape.setdefault(parameter.shape, []).append(index)
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         for shape, indices in by_shape.items():
-            whole = [_whole(updates[index]).to(self.dtype) for index in indices]
-            orthogonal = orthogonalize(torch.stack(whole)).float()
-            rate = 0.2 * math.sqrt(max(shape)) * group["lr"]  # the root mean square of AdamW's updates is about 0.2
+            whole = torch.stack([as_matrix(_whole(updates[index])).to(self.dtype) for index in indices])
+            orthogonal = orthogonalize(whole).float().unflatten(2, shape[1:])
+            # The root mean square of AdamW's updates is about 0.2.
+            rate = 0.2 * math.sqrt(max(whole.shape[1:])) * group["lr"]
             chosen = [parameters[index] for index in indices]
             torch._foreach_add_(
                 chosen, [laid_out_like(update, p) for update, p in zip(orthogonal, chosen)], alpha=-rate
             )
+
+
+def as_matrix(weight: Tensor) -> Tensor:
+    """A weight as a matrix: that of a convolution has a row for each entry of its first dimension."""
+    return weight.flatten(1)
 
 
 def _whole(tensor: Tensor) -> Tensor:

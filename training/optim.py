@@ -10,7 +10,11 @@ from transformers import PreTrainedModel, get_scheduler
 
 from .config.flags import RunArguments
 from .distributed.fsdp import named_tensors
-from .muon import MuonWithAdamW
+from .muon import MuonWithAdamW, as_matrix
+
+
+# A convolution is left to AdamW if its weight, as a matrix, has fewer rows or columns.
+MIN_CONVOLUTION = 32
 
 
 def build_optimizer(
@@ -19,12 +23,12 @@ def build_optimizer(
     """Builds the optimizer of a module's parameters that require a gradient; Muon multiplies in `muon_dtype`.
 
     Biases, gains of normalizations and embeddings are not decayed. Muon takes the weights of linear layers, except the
-    one that ends in logits over a vocabulary.
+    one that ends in logits over a vocabulary, and those of convolutions between features.
     """
     betas = (run.adam_beta1, run.adam_beta2)
     parameters = [p for p in module.parameters() if p.requires_grad]
     embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
-    matrices = _hidden_matrices(module) if run.optimizer == "muon" else []
+    matrices = _hidden_weights(module) if run.optimizer == "muon" else []
     chosen = {id(p) for p in matrices}
     decayed = [p for p in parameters if p.ndim >= 2 and id(p) not in embeddings | chosen]
     plain = [p for p in parameters if p.ndim < 2 or id(p) in embeddings]
@@ -35,11 +39,17 @@ def build_optimizer(
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
 
-def _hidden_matrices(module: nn.Module) -> list[Tensor]:
+def _hidden_weights(module: nn.Module) -> list[Tensor]:
     models = [m for m in module.modules() if isinstance(m, PreTrainedModel)]
     to_logits = {id(output.weight) for model in models if (output := model.get_output_embeddings()) is not None}
-    linears = [m for m in module.modules() if isinstance(m, nn.Linear) and id(m.weight) not in to_logits]
-    return [linear.weight for linear in linears if linear.weight.requires_grad]
+    layers = [m for m in module.modules() if isinstance(m, nn.Linear) and id(m.weight) not in to_logits]
+    layers += [m for m in module.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)) and _is_hidden(m)]
+    return [layer.weight for layer in layers if layer.weight.requires_grad]
+
+
+def _is_hidden(convolution: nn.Conv2d | nn.ConvTranspose2d) -> bool:
+    """False for the layers at both ends of a network, which have few channels on one side, and for grouped ones."""
+    return convolution.groups == 1 and min(as_matrix(convolution.weight).shape) >= MIN_CONVOLUTION
 
 
 def learning_rate_schedule(name: str, warmup_ratio: float) -> Callable[[float], float]:

@@ -93,6 +93,15 @@ def test_muon_takes_hidden_matrices_and_neither_embeddings_nor_head(name: str) -
     assert len(first) == 2 * 6
 
 
+def test_muon_takes_convolutions_between_features_and_not_those_at_the_ends() -> None:
+    module = nn.Sequential(
+        nn.Conv2d(1, 64, 5), nn.Conv2d(64, 32, 3), nn.Conv2d(32, 32, 3, groups=32), nn.ConvTranspose2d(32, 8, 2),
+        nn.Conv2d(8, 4, 3),
+    )  # fmt: skip
+    first, *_ = groups_by_name(optimizer_of(module, RunArguments(optimizer="muon")), module)
+    assert first == {"1.weight", "3.weight"}
+
+
 def test_frozen_parameters_are_left_out() -> None:
     module = models()["vae"]
     module.encoder.requires_grad_(False)
