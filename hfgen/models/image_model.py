@@ -7,7 +7,7 @@ copies this file beside it, into a saved folder and to the Hub, because the mode
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -77,8 +77,28 @@ class LabeledConfig(PreTrainedConfig):
         return {**super().to_diff_dict(), "id2label": self.id2label, "label2id": self.label2id}
 
 
-def size_problems(config: Any) -> list[str]:
-    """What is wrong with the sizes of a config whose `hidden_channels` are stages that each halve the image."""
+class StagedConfig(PreTrainedConfig):
+    """A config whose `hidden_channels` are the stages of an encoder, each of which halves height and width."""
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per cell of the last stage's feature map, along one side."""
+        return 2 ** len(self.hidden_channels)
+
+    @property
+    def feature_size(self) -> tuple[int, int]:
+        """Height and width of the last stage's feature map."""
+        height, width = self.image_size
+        return height // self.downsampling, width // self.downsampling
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one image's latents, without the batch."""
+        return (self.latent_dim,) if self.latent_type == "vector" else (self.latent_dim, *self.feature_size)
+
+
+def staged_problems(config: Any, *positive: str, **choices: Collection[str]) -> list[str]:
+    """What is wrong with a [`StagedConfig`]: its sizes, further fields that must be positive, and those of choices."""
     problems = []
     if len(config.image_size) != 2 or min(config.image_size) < 1:
         problems.append(f"image_size must be one or two positive numbers (height, width), got {config.image_size}")
@@ -90,13 +110,13 @@ def size_problems(config: Any) -> list[str]:
         )
     if not config.hidden_channels or min(config.hidden_channels) < 1:
         problems.append(f"hidden_channels must be a non-empty list of positive numbers, got {config.hidden_channels}")
-    for name in ("num_channels", "hidden_size", "latent_dim"):
+    for name in ("num_channels", "hidden_size", "latent_dim", *positive):
         if getattr(config, name) < 1:
             problems.append(f"{name} must be at least 1, got {getattr(config, name)}")
-    return problems
+    return problems + choice_problems(config, **choices)
 
 
-def choice_problems(config: Any, **choices: tuple[str, ...]) -> list[str]:
+def choice_problems(config: Any, **choices: Collection[str]) -> list[str]:
     """Which fields of a config are none of their choices, and hidden_act, if there is one, no known activation."""
     problems = [
         f"{name} must be one of {', '.join(known)}, got {getattr(config, name)!r}"
@@ -229,6 +249,12 @@ def append_labels(hidden_states: Tensor, labels: Tensor | None, num_labels: int)
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Sums, exponentials and images are too coarse in the 16-bit types that networks may run in."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """That of the first floating-point parameter: a layer whose weight is quantized has none."""
+    found = (parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
+    return next(found, torch.float32)
 
 
 def randn(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:

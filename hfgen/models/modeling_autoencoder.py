@@ -24,10 +24,10 @@ from .image_model import (
     Channels,
     ImageModel,
     ImageSize,
+    StagedConfig,
     at_least_float32,
-    choice_problems,
     evaluates_without_labels,
-    size_problems,
+    staged_problems,
     takes_plain_values,
 )
 
@@ -35,7 +35,6 @@ from .image_model import (
 # isort: split
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput, can_return_tuple
 
@@ -46,7 +45,7 @@ RECONSTRUCTION_LOSSES = ("mse", "l1")
 
 @takes_plain_values
 @strict
-class AutoencoderConfig(PreTrainedConfig):
+class AutoencoderConfig(StagedConfig):
     """Shape and objective of an [`AutoencoderModel`].
 
     Args:
@@ -85,29 +84,13 @@ class AutoencoderConfig(PreTrainedConfig):
             self.hidden_channels = [32, 64]
         super().__post_init__(**kwargs)
 
-    @property
-    def downsampling(self) -> int:
-        """Pixels per cell of the last stage's feature map, along one side."""
-        return 2 ** len(self.hidden_channels)
-
-    @property
-    def feature_size(self) -> tuple[int, int]:
-        """Height and width of the last stage's feature map."""
-        height, width = self.image_size
-        return height // self.downsampling, width // self.downsampling
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """Shape of one image's latents, without the batch."""
-        return (self.latent_dim,) if self.latent_type == "vector" else (self.latent_dim, *self.feature_size)
-
     def validate_architecture(self):
         """Raises a ValueError that lists all problems at once."""
-        problems = size_problems(self)
+        choices = {"latent_type": LATENT_TYPES, "reconstruction_loss": RECONSTRUCTION_LOSSES}
+        problems = staged_problems(self, **choices)
         for name in ("noise_std", "sparsity_weight"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 problems.append(f"{name} must be a finite number of at least 0, got {getattr(self, name)}")
-        problems += choice_problems(self, latent_type=LATENT_TYPES, reconstruction_loss=RECONSTRUCTION_LOSSES)
         if problems:
             raise ValueError("AutoencoderConfig: " + "; ".join(problems) + ".")
 

@@ -24,6 +24,7 @@ from .image_model import (
     append_labels,
     at_least_float32,
     choice_problems,
+    dtype_of,
     randn,
     takes_plain_values,
 )
@@ -213,7 +214,7 @@ class GANDiscriminator(nn.Module):
             self.label_norm = _norm_of(self.label_embedding)
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> Tensor:
-        hidden_states = (2 * pixel_values - 1).to(_dtype_of(self))
+        hidden_states = (2 * pixel_values - 1).to(dtype_of(self))
         for block in self.blocks:
             hidden_states = block(hidden_states)
         hidden_states = hidden_states.flatten(1)
@@ -242,7 +243,7 @@ class GANGenerator(nn.Module):
         self.to_pixels = nn.ConvTranspose2d(channels[-1], config.num_channels, kernel_size=4, stride=2, padding=1)
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        latents = append_labels(latents.to(_dtype_of(self)), labels, self.num_labels)
+        latents = append_labels(latents.to(dtype_of(self)), labels, self.num_labels)
         hidden_states = self.from_latents(latents).unflatten(1, self.feature_shape)
         for norm, conv in zip(self.norms, [*self.convs, self.to_pixels]):
             hidden_states = conv(F.relu(norm(hidden_states)))
@@ -407,11 +408,6 @@ def _norm_of(layer: nn.Module) -> nn.Module:
     norm = SpectralNorm(len(layer.weight))
     layer.norm = (norm,)
     return norm
-
-
-def _dtype_of(module: nn.Module) -> torch.dtype:
-    """That of the first floating-point parameter: a layer whose weight is quantized has none."""
-    return next(parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
 
 
 # With these, save_pretrained and push_to_hub copy this file, and those that it imports from, next to the weights, even
