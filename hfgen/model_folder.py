@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from transformers.dynamic_module_utils import get_relative_imports
 
 from .models import MODELS
 
@@ -90,6 +91,25 @@ def explain_missing_weights(where: str, names: list[str]) -> str:
     return f"{where} holds no weights: it must have {WEIGHTS}, or {INDEX} and the files it lists."
 
 
+def code_files(file: Path) -> list[Path]:
+    """A model's file and those beside it that it imports from, directly or not. Some may be missing.
+
+    transformers copies them together, and needs all of them to load a model.
+    """
+    files = [file]
+    for path in files:  # which grows
+        files += [other for other in _imported_beside(path) if other not in files]
+    return files
+
+
+def _imported_beside(path: Path) -> list[Path]:
+    try:
+        names = get_relative_imports(path)
+    except (OSError, UnicodeDecodeError):  # missing or damaged
+        return []
+    return [path.with_name(f"{name}.py") for name in sorted(names) if name.isidentifier()]
+
+
 def step_of(path: Path) -> int:
     """The step in the name of a checkpoint or sample: 500 for step-000500 and step-000500.png; -1 without one."""
     digits = path.stem.removeprefix("step-")
@@ -129,14 +149,18 @@ def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _check_code(folder: Path, config: dict[str, Any]) -> None:
-    """Checks that the code files config.json names are there."""
+    """Checks that the code files config.json names are there, and those that they import from."""
     auto_map = config.get("auto_map") or {}
     for name, reference in auto_map.items() if isinstance(auto_map, dict) else ():
-        module = str(reference).partition(".")[0]
-        if "--" not in str(reference) and not (folder / f"{module}.py").is_file():
+        if "--" in str(reference):
+            continue
+        file = folder / f"{str(reference).partition('.')[0]}.py"
+        missing = next((path for path in code_files(file) if not path.is_file()), None)
+        if missing is not None:
+            names = f"config.json (auto_map, {name}) names it as" if missing == file else f"{file.name} needs it for"
             raise LoadError(
-                f"{folder / module}.py is missing, although config.json (auto_map, {name}) names it as the model's "
-                "code. Save the model again with hfgen's own class, whose save_pretrained writes it."
+                f"{missing} is missing, although {names} the model's code. Save the model again with hfgen's own "
+                "class, whose save_pretrained writes it."
             )
 
 

@@ -255,7 +255,8 @@ def check_pull_is_a_checked_copy(place: Place) -> None:
     push_folder(place.folder, place.repo, checkpoints="last")
     home = place.folder.parent
     folder = pull(place.repo, home / "new", revision=pushed.commit)
-    assert {path.name for path in folder.iterdir()} >= {"config.json", "model.safetensors", "modeling_vae.py"}
+    expected = {"config.json", "model.safetensors", "modeling_vae.py", "image_model.py"}
+    assert {path.name for path in folder.iterdir()} >= expected
     assert not (folder / ".cache").exists() and not (folder / "last-checkpoint").exists()
     newest = pull(place.repo, home / "newest")
     assert (newest / "model.safetensors").read_bytes() == (place.folder / "model.safetensors").read_bytes()
@@ -291,6 +292,7 @@ def check_unsafe_and_damaged_repositories_are_refused(place: Place) -> None:
         "newer_type": ({"config.json": {**config, "model_type": "hfgen_vae_2"}}, "does not know"),
         "bad_value": ({"config.json": {**config, "latent_dim": -1}}, "latent_dim"),
         "no_code": ({"modeling_vae.py": None}, "modeling_vae.py is missing"),
+        "no_shared_code": ({"image_model.py": None}, "image_model.py is missing, although modeling_vae.py needs it"),
     }
     for name, (changes, text) in operations.items():
         repo = f"{place.repo}-{name}"

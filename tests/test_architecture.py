@@ -1,7 +1,8 @@
 """The rules of the house, read from the source: what may import what, and no pickle anywhere.
 
-A model file travels to the Hub alone, so it needs nothing but torch and transformers. Imports run one way: models <-
-the rest of hfgen <- training, and within training down the `RANKS`. Imports in functions count like any others.
+A model file travels to the Hub with the files beside it that it imports from, so they need nothing but torch and
+transformers. Imports run one way: models <- the rest of hfgen <- training, and within training down the `RANKS`.
+Imports in functions count like any others.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from transformers.dynamic_module_utils import get_imports, get_relative_imports
+from transformers.dynamic_module_utils import get_imports, get_relative_import_files, get_relative_imports
 
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL_FILES = sorted((ROOT / "hfgen" / "models").glob("modeling_*.py"))
+SHARED_FILES = sorted({*(ROOT / "hfgen" / "models").glob("*.py")} - {*MODEL_FILES, ROOT / "hfgen/models/__init__.py"})
 SOURCES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for package in ("hfgen", "training", "tests")
@@ -142,10 +144,15 @@ RULES = [
     Rule("hfgen imports neither training nor tests",
          lambda line: line.is_in("hfgen") and line.package in ("training", "tests", "setup"),
          ("hfgen/hub.py", "def f():\n    from training.loop import train"), ("hfgen/hub.py", "import torch")),
-    Rule("models import nothing of hfgen",
+    Rule("of hfgen, models import only from files beside them",
          lambda line: line.is_in("hfgen.models") and line.is_of("hfgen")
-         and not (line.file.endswith("__init__.py") and line.is_of("hfgen.models")),
+         and not (line.is_of("hfgen.models") and line.is_relative and line.name),
          ("hfgen/models/modeling_gan.py", "from ..metrics import x"),
+         ("hfgen/models/modeling_gan.py", "from .image_model import ImageModel")),
+    Rule("no file of models imports a model",
+         lambda line: line.is_in("hfgen.models") and not line.file.endswith("__init__.py")
+         and line.module.startswith("hfgen.models.modeling_"),
+         ("hfgen/models/image_model.py", "from .modeling_gan import GANModel"),
          ("hfgen/models/__init__.py", "from .modeling_gan import GANModel")),
     Rule("model_folder and cards do not import hub",
          lambda line: line.is_in("hfgen.model_folder", "hfgen.cards") and line.is_of("hfgen.hub"),
@@ -345,21 +352,27 @@ def test_imports_in_functions_and_conditions_are_found() -> None:
 each_model_file = pytest.mark.parametrize("path", MODEL_FILES, ids=[path.stem for path in MODEL_FILES])
 
 
-def test_each_architecture_has_one_file() -> None:
+def test_each_architecture_has_a_file_and_the_others_are_shared() -> None:
     assert {path.stem.removeprefix("modeling_") for path in MODEL_FILES} >= {"autoencoder", "gan", "gpt", "vae"}
-    assert {*(ROOT / "hfgen" / "models").glob("*.py")} == {*MODEL_FILES, ROOT / "hfgen" / "models" / "__init__.py"}
+    imported = {path: set(get_relative_imports(path)) for path in MODEL_FILES}
+    assert {path.stem for path in SHARED_FILES} == set().union(*imported.values())
 
 
-@each_model_file
-def test_model_file_needs_only_torch_and_transformers(path: Path) -> None:
-    packages = {line.package for line in imports(path.name, path.read_text(encoding="utf-8"))}
+@pytest.mark.parametrize("path", [*MODEL_FILES, *SHARED_FILES], ids=lambda path: path.stem)
+def test_what_travels_needs_only_torch_and_transformers(path: Path) -> None:
+    file = path.relative_to(ROOT).as_posix()
+    packages = {line.package for line in imports(file, path.read_text(encoding="utf-8")) if not line.is_relative}
     assert packages - set(sys.stdlib_module_names) <= MODEL_REQUIREMENTS
+    assert set(get_imports(path)) - set(sys.stdlib_module_names) <= MODEL_REQUIREMENTS
     # With postponed annotations, the types of a config's fields are strings, and remote loading breaks.
     assert "__future__" not in packages
 
 
 @each_model_file
-def test_transformers_copies_a_model_file_without_any_other(path: Path) -> None:
-    """By transformers' own parser, which also takes a line of a docstring that looks like an import."""
-    assert get_relative_imports(path) == []
-    assert set(get_imports(path)) - set(sys.stdlib_module_names) <= MODEL_REQUIREMENTS
+def test_a_model_file_imports_each_file_that_it_needs_by_itself(path: Path) -> None:
+    """diffusers copies the files that the model's file imports from, and not those that they import from in turn.
+
+    By transformers' own parser, which also takes a line of a docstring that looks like an import.
+    """
+    needed = {Path(file) for file in get_relative_import_files(path)}
+    assert {path.with_name(f"{name}.py") for name in get_relative_imports(path)} == needed <= set(SHARED_FILES)

@@ -17,12 +17,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers.dynamic_module_utils import get_relative_imports
 
 import hfgen
 from hfgen.image_processing import build_image_processor
 
 
 ROOT = Path(__file__).resolve().parents[1]
+MODEL_FILES = ROOT / "hfgen" / "models"
 HEAVY = ("accelerate", "datasets", "diffusers", "matplotlib", "pandas", "pyarrow", "sklearn", "torchvision")
 
 
@@ -83,6 +85,10 @@ def all_outputs(model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, 
     return {name: value.contiguous() for name, value in outputs.items() if torch.is_tensor(value)}
 
 
+def code_of(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.glob("*.py")}
+
+
 @pytest.fixture(scope="module")
 def families() -> dict[str, Family]:
     return build_families()
@@ -139,11 +145,12 @@ def test_a_folder_names_its_classes_and_holds_their_code(
     family: str, families: dict[str, Family], folders: Path
 ) -> None:
     config = json.loads((folders / family / "config.json").read_text())
-    file = f"modeling_{family}.py"
 
     assert config["auto_map"] == families[family].auto_map
-    assert (folders / family / file).read_text() == (ROOT / "hfgen" / "models" / file).read_text()
-    assert [path.name for path in (folders / family).glob("*.py")] == [file]
+    own, file = code_of(MODEL_FILES), f"modeling_{family}.py"
+    names = {file, *(f"{name}.py" for name in get_relative_imports(MODEL_FILES / file))}
+    assert code_of(folders / family) == {name: own[name] for name in names}
+    assert ("image_model.py" in names) == (family != "gpt")
 
 
 def test_public_names_are_there() -> None:
@@ -282,7 +289,7 @@ def test_saving_again_gives_the_same_folder(family: str, saved: str, loaded: Loa
 
     assert {path.name for path in again.iterdir()} == {path.name for path in first.iterdir()}
     assert json.loads((again / "config.json").read_text()) == json.loads((first / "config.json").read_text())
-    assert (again / f"modeling_{family}.py").read_text() == (first / f"modeling_{family}.py").read_text()
+    assert code_of(again) == code_of(first)
     weights, weights_again = (load_file(folder / "model.safetensors") for folder in (first, again))
     assert weights.keys() == weights_again.keys()
     assert all(torch.equal(weights[name], weights_again[name]) for name in weights)
@@ -303,6 +310,77 @@ def test_without_hfgen_the_pipeline_extracts_the_features_of_a_color_file(
     encoded: Any = families[family].model.encode(pixels.permute(2, 0, 1)[None] / 255)  # type: ignore[operator]
     expected = encoded if family == "autoencoder" else encoded.latent_dist.mean
     torch.testing.assert_close(torch.tensor(features), expected.detach())
+
+
+LOAD_EACH = f"""{BLOCK_HFGEN}
+from transformers import AutoModel
+
+report = []
+for folder, change in json.loads(sys.argv[1]):
+    shared = Path(folder) / "image_model.py"
+    shared.write_text(shared.read_text() + change)
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    model.save_pretrained(Path(sys.argv[0]).parent / f"saved-{{len(report)}}")
+    (base,) = (cls for cls in type(model).__mro__ if cls.__name__ == "ImageModel")
+    report.append(sys.modules[base.__module__].MARK)
+print("REPORT" + json.dumps(report))
+"""
+
+
+def test_without_hfgen_each_folder_is_loaded_with_its_own_shared_code(folders: Path, tmp_path: Path) -> None:
+    """Two folders of one name, and the first again after a change, in one interpreter."""
+    first, second = (shutil.copytree(folders / "vae", tmp_path / parent / "vae") for parent in ("first", "second"))
+    steps = [(str(first), "MARK = 1\n"), (str(second), "MARK = 2\n"), (str(first), "MARK = 3\n")]
+
+    assert run_without_hfgen(tmp_path / "home", LOAD_EACH, steps) == [1, 2, 3]
+
+    for number, marks in enumerate(("MARK = 1\n", "MARK = 2\n", "MARK = 1\nMARK = 3\n")):
+        saved = code_of(tmp_path / "home" / f"saved-{number}")
+        assert saved == code_of(folders / "vae") | {"image_model.py": saved["image_model.py"]}
+        assert saved["image_model.py"] == code_of(folders / "vae")["image_model.py"] + marks
+
+
+PIPELINE = """
+from diffusers import DiffusionPipeline
+
+
+class DecodingPipeline(DiffusionPipeline):
+    def __init__(self, vae):
+        super().__init__()
+        self.register_modules(vae=vae)
+
+    def __call__(self, latents):
+        return self.vae.decode(latents).sample
+"""
+LOAD_WITH_DIFFUSERS = f"""{BLOCK_HFGEN}
+import diffusers
+import torch
+
+folder, latents = Path(json.loads(sys.argv[1])), torch.linspace(-1, 1, 6).view(2, 3)
+model = diffusers.AutoModel.from_pretrained(folder / "vae", trust_remote_code=True)
+pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+with torch.no_grad():
+    images = [model.decode(latents).sample, pipeline(latents)]
+print("REPORT" + json.dumps([[type(model).__module__, type(pipeline.vae).__module__], [x.tolist() for x in images]]))
+"""
+
+
+def test_without_hfgen_diffusers_loads_the_vae_alone_and_in_a_pipeline(
+    families: dict[str, Family], folders: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("diffusers")
+    repository = tmp_path / "repository"
+    shutil.copytree(folders / "vae", repository / "vae")
+    (repository / "pipeline.py").write_text(PIPELINE)
+    index = {"_class_name": ["pipeline", "DecodingPipeline"], "vae": ["modeling_vae", "VAEModel"]}
+    (repository / "model_index.json").write_text(json.dumps(index))
+
+    modules, images = run_without_hfgen(tmp_path / "home", LOAD_WITH_DIFFUSERS, str(repository))
+
+    assert not any(module.startswith("hfgen") for module in modules)
+    expected = families["vae"].model.decode(torch.linspace(-1, 1, 6).view(2, 3)).sample  # type: ignore[operator]
+    for found in images:
+        torch.testing.assert_close(torch.tensor(found), expected.detach())
 
 
 # --------------------------------------------------------------------------------------------------- cost of import

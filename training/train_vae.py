@@ -69,12 +69,14 @@ class VAEObjective:
         first = next(self.data.eval_batches(256, torch.device("cpu")))["pixel_values"]
         is_binary = bool(((first == 0) | (first == 1)).all())
         likelihood = self.model.config.likelihood
-        self.has_bits = likelihood == "discretized_logistic" or (likelihood == "bernoulli" and is_binary)
+        is_of_levels = likelihood in ("discretized_logistic", "logistic_mixture")
+        self.has_bits = is_of_levels or (likelihood == "bernoulli" and is_binary)
 
     def evaluate(self, model: VAEModel, batch: Batch, rng: BatchRNG) -> dict[str, Tensor]:
         """Returns both terms of the bound for every image, in nats."""
         pixels, labels = batch["pixel_values"], self._labels(model, batch)
         reconstruction, kl = model.evidence_terms(pixels, labels, noise=rng.normal(*model.config.latent_shape))
+        kl = kl.sum(1)  # over the levels of latents, of which this model has one
         return {"elbo": -reconstruction - kl, "reconstruction_loss": reconstruction, "kl_loss": kl}
 
     def evaluate_at_end(self, model: VAEModel, batch: Batch, rng: BatchRNG) -> dict[str, Tensor]:

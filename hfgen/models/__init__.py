@@ -1,6 +1,7 @@
-"""One self-contained file per architecture, config and network together, and `MODELS`, the one list of them.
+"""One file per architecture, config and network together, and `MODELS`, the one list of them.
 
-Importing this registers them with transformers' Auto classes.
+What several architectures share is in files beside theirs, which travel to the Hub with them. Importing this package
+registers the architectures with transformers' Auto classes.
 """
 
 from dataclasses import dataclass, field

@@ -9,75 +9,43 @@ does the opposite:
 
     n_out = (n_in - 1) stride - 2 padding + kernel + output_padding
 
-This file needs only torch and transformers: it is what travels to the Hub.
+What this model shares with other models of images is in image_model.py, which travels to the Hub beside this file.
 """
 
-import inspect
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-import transformers
+
+# First, because it says what to do where transformers is too old for the imports below.
+from .image_model import (
+    Channels,
+    ImageModel,
+    ImageSize,
+    StagedConfig,
+    at_least_float32,
+    evaluates_without_labels,
+    staged_problems,
+    takes_plain_values,
+)
 
 
-# Without this, an older transformers would complain about some name that is imported below.
-if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 18):
-    raise ImportError(
-        f"This model needs transformers 5.18 or newer, found {transformers.__version__}. "
-        'Run: pip install --upgrade "transformers>=5.18,<6"'
-    )
-
+# isort: split
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.utils import ModelOutput, can_return_tuple, is_tracing
+from transformers.utils import ModelOutput, can_return_tuple
 
 
 LATENT_TYPES = ("vector", "spatial")
 RECONSTRUCTION_LOSSES = ("mse", "l1")
 
-if TYPE_CHECKING:
-    ImageSize = Any  # may be one number or None on input, and is always a list afterwards
-    Channels = Any
-else:
-    ImageSize = int | list[int]
-    Channels = list[int] | None
 
-ConfigClass = TypeVar("ConfigClass", bound=type)
-
-
-def _takes_plain_values(config_class: ConfigClass) -> ConfigClass:
-    """Lets fields be set to tuples and to numbers of numpy and torch, and image_size to one number; what is kept are
-    Python's numbers and lists, as in JSON. Above `strict`, which looks at a value before the class's own methods do,
-    and not in __post_init__, because from_pretrained(..., image_size=32) sets the field later."""
-    owner: Any = config_class
-    fields, set_checked = owner.__annotations__, owner.__setattr__
-
-    def __setattr__(self: Any, name: str, value: Any) -> None:
-        if name in fields:
-            value = _plain(value)
-        if name == "image_size" and isinstance(value, int):
-            value = [value, value]
-        set_checked(self, name, value)
-
-    owner.__setattr__ = __setattr__
-    return config_class
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
-@_takes_plain_values
+@takes_plain_values
 @strict
-class AutoencoderConfig(PreTrainedConfig):
+class AutoencoderConfig(StagedConfig):
     """Shape and objective of an [`AutoencoderModel`].
 
     Args:
@@ -116,52 +84,13 @@ class AutoencoderConfig(PreTrainedConfig):
             self.hidden_channels = [32, 64]
         super().__post_init__(**kwargs)
 
-    @property
-    def downsampling(self) -> int:
-        """Pixels per cell of the last stage's feature map, along one side."""
-        return 2 ** len(self.hidden_channels)
-
-    @property
-    def feature_size(self) -> tuple[int, int]:
-        """Height and width of the last stage's feature map."""
-        height, width = self.image_size
-        return height // self.downsampling, width // self.downsampling
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """Shape of one image's latents, without the batch."""
-        return (self.latent_dim,) if self.latent_type == "vector" else (self.latent_dim, *self.feature_size)
-
     def validate_architecture(self):
         """Raises a ValueError that lists all problems at once."""
-        problems = []
-        if len(self.image_size) != 2 or min(self.image_size) < 1:
-            problems.append(f"image_size must be one or two positive numbers (height, width), got {self.image_size}")
-        elif any(side % self.downsampling for side in self.image_size):
-            problems.append(
-                f"image_size {self.image_size} must be divisible by {self.downsampling}, as each of the "
-                f"{len(self.hidden_channels)} stages in hidden_channels halves it; "
-                "resize the images or use fewer stages"
-            )
-        if not self.hidden_channels or min(self.hidden_channels) < 1:
-            problems.append(
-                f"hidden_channels must be a non-empty list of positive numbers, got {self.hidden_channels}"
-            )
-        for name in ("num_channels", "hidden_size", "latent_dim"):
-            if getattr(self, name) < 1:
-                problems.append(f"{name} must be at least 1, got {getattr(self, name)}")
+        choices = {"latent_type": LATENT_TYPES, "reconstruction_loss": RECONSTRUCTION_LOSSES}
+        problems = staged_problems(self, **choices)
         for name in ("noise_std", "sparsity_weight"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 problems.append(f"{name} must be a finite number of at least 0, got {getattr(self, name)}")
-        if self.latent_type not in LATENT_TYPES:
-            problems.append(f"latent_type must be one of {', '.join(LATENT_TYPES)}, got {self.latent_type!r}")
-        if self.reconstruction_loss not in RECONSTRUCTION_LOSSES:
-            problems.append(
-                f"reconstruction_loss must be one of {', '.join(RECONSTRUCTION_LOSSES)}, "
-                f"got {self.reconstruction_loss!r}"
-            )
-        if self.hidden_act not in ACT2FN:
-            problems.append(f"hidden_act must be the name of an activation in transformers, got {self.hidden_act!r}")
         if problems:
             raise ValueError("AutoencoderConfig: " + "; ".join(problems) + ".")
 
@@ -244,26 +173,7 @@ class AutoencoderDecoder(nn.Module):
         return hidden_states
 
 
-def _evaluates_without_labels(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes transformers' Trainer evaluate the loss of batches without labels, too.
-
-    It skips that loss if the signature of the class's `forward` names labels, and drops the data's column of labels if
-    that of the model's does not. So the function's signature leaves them out, and has them where Python makes the
-    method's signature of it, by `replace`.
-    """
-    whole = inspect.signature(forward)
-    parameters = list(whole.parameters.values())
-
-    class FunctionSignature(inspect.Signature):
-        def replace(self, **changes: Any) -> inspect.Signature:  # type: ignore[override]
-            return whole.replace(parameters=parameters[1:])
-
-    named = [parameter for parameter in parameters if parameter.name != "labels"]
-    forward.__signature__ = FunctionSignature(named)  # type: ignore[attr-defined]
-    return forward
-
-
-class AutoencoderModel(PreTrainedModel):
+class AutoencoderModel(ImageModel):
     """Convolutional Auto-Encoder for images in [0, 1]: a compressor, an embedding and an anomaly detector.
 
     >>> model = AutoencoderModel(AutoencoderConfig(image_size=28, latent_dim=32))
@@ -275,21 +185,14 @@ class AutoencoderModel(PreTrainedModel):
     base_model_prefix = "autoencoder"
     main_input_name = "pixel_values"
     input_modalities = "image"
-    _range_is_checked = False
 
     def __init__(self, config: AutoencoderConfig):
-        config.validate()  # again: fields may have been changed since it was created
         super().__init__(config)
         self.encoder = AutoencoderEncoder(config)
         self.decoder = AutoencoderDecoder(config)
         self.post_init()
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
-        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
-            _init_he(module)
-
-    @_evaluates_without_labels
+    @evaluates_without_labels
     @can_return_tuple
     def forward(
         self,
@@ -310,8 +213,8 @@ class AutoencoderModel(PreTrainedModel):
         Raises:
             ValueError: the images do not fit the configuration, or the first ones are far from [0, 1].
         """
-        inputs = pixel_values = self._check_images(pixel_values)
-        self._check_range(pixel_values)
+        inputs = pixel_values = self.check_images(pixel_values)
+        self.check_range(pixel_values)
         if self.training and self.config.noise_std > 0:
             noise = torch.randn_like(pixel_values) if noise is None else noise
             inputs = pixel_values + self.config.noise_std * noise
@@ -323,7 +226,7 @@ class AutoencoderModel(PreTrainedModel):
     def encode(self, pixel_values: Tensor) -> Tensor:
         """Latents (batch, *config.latent_shape) of images (batch, channels, height, width) in [0, 1]; a gray model
         takes color too."""
-        return self.encoder((2 * self._check_images(pixel_values) - 1).to(self.dtype))
+        return self.encoder((2 * self.check_images(pixel_values) - 1).to(self.dtype))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images (batch, channels, height, width) in [0, 1] of latents (batch, *config.latent_shape)."""
@@ -338,75 +241,24 @@ class AutoencoderModel(PreTrainedModel):
     @torch.no_grad()
     def anomaly_score(self, pixel_values: Tensor) -> Tensor:
         """Mean squared reconstruction error, (batch,): images unlike the training data score higher."""
-        pixel_values = self._check_images(pixel_values)
+        pixel_values = self.check_images(pixel_values)
         return (self.decode(self.encode(pixel_values)) - pixel_values).square().flatten(1).mean(1)
 
     def _loss(self, pixel_values: Tensor, latents: Tensor, reconstruction: Tensor) -> Tensor:
         measure = F.mse_loss if self.config.reconstruction_loss == "mse" else F.l1_loss
         loss = measure(reconstruction, pixel_values.to(reconstruction.dtype))
         if self.config.sparsity_weight > 0:
-            loss = loss + self.config.sparsity_weight * _at_least_float32(latents).abs().mean()
+            loss = loss + self.config.sparsity_weight * at_least_float32(latents).abs().mean()
         return loss
 
-    def _check_images(self, pixel_values: Tensor) -> Tensor:
-        """The images, which must fit the configuration. For a gray model, color becomes gray: transformers' pipelines
-        read every file as RGB."""
-        is_float, is_color = pixel_values.is_floating_point(), pixel_values.ndim == 4 and pixel_values.shape[1] == 3
-        if self.config.num_channels == 1 and is_float and is_color:
-            red, green, blue = pixel_values.split(1, dim=1)
-            # The luma of ITU-R BT.601, as in Pillow; in differences, which leave gray what it is to the bit.
-            pixel_values = green + 0.299 * (red - green) + 0.114 * (blue - green)
-        expected = (self.config.num_channels, *self.config.image_size)
-        if pixel_values.shape[1:] != expected or not is_float:
-            raise ValueError(
-                f"pixel_values must be floats in [0, 1] of shape (batch, {', '.join(map(str, expected))}), got "
-                f"{pixel_values.dtype} of shape {tuple(pixel_values.shape)}. Use this "
-                "model's image processor, which resizes and converts images."
-            )
-        return pixel_values
-
-    def _check_range(self, pixel_values: Tensor) -> None:
-        """Looks at the first batch alone, as reading a number waits for the device, and never while tracing."""
-        if torch.compiler.is_compiling() or self._range_is_checked or is_tracing(pixel_values):
-            return
-        pixels = pixel_values.detach()
-        try:
-            # The mean leaves room for noise and for the overshoot of resampling; other ranges are beyond it.
-            is_far = bool((pixels - pixels.clamp(0, 1)).abs().mean() > 0.1)
-        except RuntimeError:  # on the meta device and in torch.func.vmap, where a tensor has no values
-            return
-        if is_far:
-            raise ValueError(
-                f"pixel_values must be in [0, 1], got values from {pixels.min():.4g} to {pixels.max():.4g}. Use this "
-                "model's image processor, which does not normalize, or rescale the images."
-            )
-        self._range_is_checked = True
-
     def _images(self, decoded: Tensor) -> Tensor:
-        images = (_at_least_float32(decoded) + 1) / 2
+        images = (at_least_float32(decoded) + 1) / 2
         # The loss needs the unclamped output, as a clamped pixel has no gradient; callers get [0, 1].
         return images if self.training else images.clamp(0, 1)
 
 
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    """Sums, exponentials and images are too coarse in the 16-bit types that networks may run in."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _init_he(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-    """He et al. 2015: keeps the variance of activations through layers with rectifiers; biases 0."""
-    weight = layer.weight
-    fan_in: float = weight[0].numel()
-    if isinstance(layer, nn.ConvTranspose2d):
-        # Each output pixel of a transposed convolution is reached by kernel / stride cells along each side.
-        fan_in = weight.shape[0] * weight[0, 0].numel() / math.prod(layer.stride)
-    init.normal_(weight, std=math.sqrt(2.0 / fan_in))
-    if layer.bias is not None:
-        init.zeros_(layer.bias)
-
-
-# With these, save_pretrained and push_to_hub copy this file next to the weights, even if it was itself loaded from the
-# Hub.
+# With these, save_pretrained and push_to_hub copy this file, and those that it imports from, next to the weights, even
+# if it was itself loaded from the Hub.
 AutoencoderConfig.register_for_auto_class("AutoConfig")
 AutoencoderModel.register_for_auto_class("AutoModel")
 

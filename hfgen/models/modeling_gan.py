@@ -5,73 +5,44 @@ Two networks play a game: the generator turns random latents into images, and th
 real ones. Each learns from the other; once the discriminator is right only half of the time, the game has converged.
 
 A saved [`GANModel`] holds the moving average of the generator's weights, which draws better images than the last
-step's, and the discriminator, so that training can continue. This file needs only torch and transformers: it is what
-travels to the Hub.
+step's, and the discriminator, so that training can continue. What this model shares with other models of images is in
+image_model.py, which travels to the Hub beside this file.
 """
 
 import math
-from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-import transformers
+
+# First, because it says what to do where transformers is too old for the imports below.
+from .image_model import (
+    Channels,
+    ImageModel,
+    ImageSize,
+    LabeledConfig,
+    Labels,
+    append_labels,
+    at_least_float32,
+    choice_problems,
+    dtype_of,
+    randn,
+    takes_plain_values,
+)
 
 
-# Without this, an older transformers would complain about some name that is imported below.
-if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 18):
-    raise ImportError(
-        f"This model needs transformers 5.18 or newer, found {transformers.__version__}. "
-        'Run: pip install --upgrade "transformers>=5.18,<6"'
-    )
-
+# isort: split
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import is_tracing
 
 
 LOSS_TYPES = ("non_saturating", "hinge", "wasserstein")
 DISCRIMINATOR_NORMS = ("spectral", "batch", "none")
 
-if TYPE_CHECKING:
-    ImageSize = Any  # may be one number or None on input, and is always a list afterwards
-    Channels = Any
-else:
-    ImageSize = int | list[int]
-    Channels = list[int] | None
 
-Labels = Any  # of classes: numbers or names, one for each image in a tensor, array or list, or one for all images
-ConfigClass = TypeVar("ConfigClass", bound=type)
-
-
-def _takes_plain_values(config_class: ConfigClass) -> ConfigClass:
-    """Lets fields be set to tuples and to numbers of numpy and torch, and image_size to one number; what is kept are
-    Python's numbers and lists, as in JSON. Above `strict`, which looks at a value before the class's own methods do,
-    and not in __post_init__, because from_pretrained(..., image_size=32) sets the field later."""
-    owner: Any = config_class
-    fields, set_checked = owner.__annotations__, owner.__setattr__
-
-    def __setattr__(self: Any, name: str, value: Any) -> None:
-        if name in fields:
-            value = _plain(value)
-        if name == "image_size" and isinstance(value, int):
-            value = [value, value]
-        set_checked(self, name, value)
-
-    owner.__setattr__ = __setattr__
-    return config_class
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
-@_takes_plain_values
+@takes_plain_values
 @strict
-class GANConfig(PreTrainedConfig):
+class GANConfig(LabeledConfig):
     """Shape and objective of a [`GANModel`].
 
     Args:
@@ -109,13 +80,7 @@ class GANConfig(PreTrainedConfig):
             self.generator_channels = [128, 64]
         if self.discriminator_channels is None:
             self.discriminator_channels = self.generator_channels[::-1]
-        if self.id2label is None:
-            kwargs.setdefault("num_labels", 0)
         super().__post_init__(**kwargs)
-
-    def to_diff_dict(self) -> dict[str, Any]:
-        """Writes the labels even if there are two, which transformers takes as the default and omits."""
-        return {**super().to_diff_dict(), "id2label": self.id2label, "label2id": self.label2id}
 
     def feature_size(self, stages: int) -> tuple[int, int]:
         """Height and width of the smallest feature map of a network with this many stages."""
@@ -144,12 +109,7 @@ class GANConfig(PreTrainedConfig):
             problems.append(
                 f"gradient_penalty_weight must be a finite number of at least 0, got {self.gradient_penalty_weight}"
             )
-        if self.loss_type not in LOSS_TYPES:
-            problems.append(f"loss_type must be one of {', '.join(LOSS_TYPES)}, got {self.loss_type!r}")
-        if self.discriminator_norm not in DISCRIMINATOR_NORMS:
-            problems.append(
-                f"discriminator_norm must be one of {', '.join(DISCRIMINATOR_NORMS)}, got {self.discriminator_norm!r}"
-            )
+        problems += choice_problems(self, loss_type=LOSS_TYPES, discriminator_norm=DISCRIMINATOR_NORMS)
         if self.loss_type == "wasserstein" and self.discriminator_norm == "batch":
             problems.append(
                 'loss_type "wasserstein" penalizes the gradient of each image by itself, and discriminator_norm '
@@ -177,7 +137,7 @@ class SpectralNorm(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         # In float32, even under autocast and in a 16-bit model: an error in sigma scales the whole layer.
         with torch.autocast("cpu" if weight.is_meta else weight.device.type, enabled=False):
-            matrix = _at_least_float32(weight).flatten(1)
+            matrix = at_least_float32(weight).flatten(1)
             with torch.no_grad():
                 right = F.normalize(matrix.T @ self.left.to(matrix.dtype), dim=0)
                 left = F.normalize(matrix @ right, dim=0)
@@ -254,7 +214,7 @@ class GANDiscriminator(nn.Module):
             self.label_norm = _norm_of(self.label_embedding)
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> Tensor:
-        hidden_states = (2 * pixel_values - 1).to(_dtype_of(self))
+        hidden_states = (2 * pixel_values - 1).to(dtype_of(self))
         for block in self.blocks:
             hidden_states = block(hidden_states)
         hidden_states = hidden_states.flatten(1)
@@ -262,7 +222,7 @@ class GANDiscriminator(nn.Module):
         if labels is not None:
             embeddings = self.label_embedding(labels.to(logits.device, torch.long))
             logits = logits + (embeddings * hidden_states).sum(1)
-        return _at_least_float32(logits)
+        return at_least_float32(logits)
 
 
 class GANGenerator(nn.Module):
@@ -283,17 +243,14 @@ class GANGenerator(nn.Module):
         self.to_pixels = nn.ConvTranspose2d(channels[-1], config.num_channels, kernel_size=4, stride=2, padding=1)
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        latents = latents.to(_dtype_of(self))
-        if labels is not None:
-            one_hot = F.one_hot(labels.to(latents.device, torch.long), self.num_labels)
-            latents = torch.cat([latents, one_hot.to(latents.dtype)], dim=1)
+        latents = append_labels(latents.to(dtype_of(self)), labels, self.num_labels)
         hidden_states = self.from_latents(latents).unflatten(1, self.feature_shape)
         for norm, conv in zip(self.norms, [*self.convs, self.to_pixels]):
             hidden_states = conv(F.relu(norm(hidden_states)))
-        return (_at_least_float32(hidden_states).tanh() + 1) / 2
+        return (at_least_float32(hidden_states).tanh() + 1) / 2
 
 
-class GANModel(PreTrainedModel):
+class GANModel(ImageModel):
     """Generative Adversarial Network for images in [0, 1].
 
     >>> model = GANModel(GANConfig(image_size=28, num_labels=10))
@@ -306,7 +263,6 @@ class GANModel(PreTrainedModel):
     main_input_name = "latents"
 
     def __init__(self, config: GANConfig):
-        config.validate()  # again: fields may have been changed since it was created
         super().__init__(config)
         self.generator = GANGenerator(config)
         self.discriminator = GANDiscriminator(config)
@@ -343,15 +299,15 @@ class GANModel(PreTrainedModel):
                 f"latents must have the shape (batch, {self.config.latent_dim}), got {tuple(latents.shape)}. Draw "
                 "them from the standard normal distribution."
             )
-        return self.generator(latents, self._class_indices(labels, latents.shape[0]))
+        return self.generator(latents, self.class_indices(labels, latents.shape[0]))
 
     def discriminate(self, pixel_values: Tensor, labels: Labels = None) -> Tensor:
         """Logits (batch,) of images (batch, channels, height, width) in [0, 1]; above 0, an image looks real.
 
         With the Wasserstein loss they are scores, and only differences between scores are meaningful.
         """
-        pixel_values = self._check_images(pixel_values)
-        return self.discriminator(pixel_values, self._class_indices(labels, pixel_values.shape[0]))
+        pixel_values = self.check_images(pixel_values)
+        return self.discriminator(pixel_values, self.class_indices(labels, pixel_values.shape[0]))
 
     @torch.no_grad()
     def sample(
@@ -373,44 +329,10 @@ class GANModel(PreTrainedModel):
         Returns:
             (n, channels, height, width) in [0, 1].
         """
-        source = generator.device if generator is not None else self.device
-        latents = truncation * torch.randn(n, self.config.latent_dim, generator=generator, device=source)
+        latents = truncation * randn((n, self.config.latent_dim), generator, self.device)
         if labels is None and self.config.num_labels:
             labels = torch.arange(n) % self.config.num_labels
-        return self(latents.to(self.device), labels)
-
-    def _class_indices(self, labels: Labels, batch: int) -> Tensor | None:
-        if (labels is not None) != bool(self.config.num_labels):
-            raise ValueError(
-                f"labels must be {'given' if self.config.num_labels else 'None'}, got {type(labels).__name__}. It is "
-                + (f"conditional on {self.config.num_labels} classes." if self.config.num_labels else "unconditional.")
-            )
-        if labels is None:
-            return None
-        indices = _to_class_indices(labels, self.config.id2label)
-        indices = indices.expand(batch) if indices.ndim == 0 else indices
-        if tuple(indices.shape) != (batch,):
-            raise ValueError(
-                f"labels must have the shape ({batch},), got {tuple(indices.shape)}. Give one class per image."
-            )
-        return indices
-
-    def _check_images(self, pixel_values: Tensor) -> Tensor:
-        """The images, which must fit the configuration. For a gray model, color becomes gray: transformers' pipelines
-        read every file as RGB."""
-        is_float, is_color = pixel_values.is_floating_point(), pixel_values.ndim == 4 and pixel_values.shape[1] == 3
-        if self.config.num_channels == 1 and is_float and is_color:
-            red, green, blue = pixel_values.split(1, dim=1)
-            # The luma of ITU-R BT.601, as in Pillow; in differences, which leave gray what it is to the bit.
-            pixel_values = green + 0.299 * (red - green) + 0.114 * (blue - green)
-        expected = (self.config.num_channels, *self.config.image_size)
-        if pixel_values.shape[1:] != expected or not is_float:
-            raise ValueError(
-                f"pixel_values must be floats in [0, 1] of shape (batch, {', '.join(map(str, expected))}), got "
-                f"{pixel_values.dtype} of shape {tuple(pixel_values.shape)}. Use this "
-                "model's image processor, which resizes and converts images."
-            )
-        return pixel_values
+        return self(latents, labels)
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, loss_type: str) -> Tensor:
@@ -462,7 +384,7 @@ def gradient_penalty(
         labels: (batch,) class indices, or None.
         mix: (batch,) uniform random numbers: 0 takes the real image, 1 the generated one.
     """
-    real, fake = _at_least_float32(real.detach()), _at_least_float32(fake.detach())
+    real, fake = at_least_float32(real.detach()), at_least_float32(fake.detach())
     images = torch.lerp(real, fake, mix.to(real.dtype).view(-1, 1, 1, 1)).requires_grad_()
     # Second derivatives in 16 bits are mostly noise.
     with torch.autocast(images.device.type, enabled=False):
@@ -488,36 +410,8 @@ def _norm_of(layer: nn.Module) -> nn.Module:
     return norm
 
 
-def _dtype_of(module: nn.Module) -> torch.dtype:
-    """That of the first floating-point parameter: a layer whose weight is quantized has none."""
-    return next(parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
-
-
-def _to_class_indices(labels: Labels, names: Any) -> Tensor:
-    if isinstance(labels, Tensor) and (labels.device.type != "cpu" or labels.ndim > 1 or is_tracing(labels)):
-        return labels  # to read its numbers would wait for the device
-    values = _plain(labels)
-    is_one = isinstance(values, str) or not hasattr(values, "__iter__")
-    values = [values] if is_one else list(values)
-    known = {name: index for index, name in names.items()} | {index: index for index in names}
-    wrong = dict.fromkeys(repr(value) for value in values if isinstance(value, list) or value not in known)
-    if wrong:
-        classes = [f"{index} ({name})" for index, name in names.items()]
-        raise ValueError(
-            f"labels must be classes of the model, by number or name, got {', '.join(list(wrong)[:5])}. The "
-            f"classes are {', '.join(classes[:20])}{f' and {len(classes) - 20} more' if len(classes) > 20 else ''}."
-        )
-    indices = torch.tensor([known[value] for value in values], dtype=torch.long)
-    return indices[0] if is_one else indices
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    """Sums, exponentials and images are too coarse in the 16-bit types that networks may run in."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-# With these, save_pretrained and push_to_hub copy this file next to the weights, even if it was itself loaded from the
-# Hub.
+# With these, save_pretrained and push_to_hub copy this file, and those that it imports from, next to the weights, even
+# if it was itself loaded from the Hub.
 GANConfig.register_for_auto_class("AutoConfig")
 GANModel.register_for_auto_class("AutoModel")
 

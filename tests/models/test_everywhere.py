@@ -14,12 +14,14 @@ from hfgen import MODELS
 
 IMAGES = {"image_size": 8, "hidden_channels": [4, 6], "hidden_size": 16, "latent_dim": 3}
 GAN = {"image_size": 8, "generator_channels": [6, 4], "latent_dim": 5, "num_labels": 3}
+PRIOR = {"prior": "realnvp", "num_prior_couplings": 2, "prior_hidden_size": 8}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "autoencoder vector": ("hfgen_autoencoder", IMAGES),
     "autoencoder spatial": ("hfgen_autoencoder", {**IMAGES, "latent_type": "spatial"}),
     "vae vector": ("hfgen_vae", {**IMAGES, "num_labels": 3, "num_residual_blocks": 1}),
     "vae spatial": ("hfgen_vae", {**IMAGES, "latent_type": "spatial", "likelihood": "gaussian"}),
     "vae logistic": ("hfgen_vae", {**IMAGES, "likelihood": "discretized_logistic"}),
+    "vae learned prior": ("hfgen_vae", {**IMAGES, "likelihood": "logistic_mixture", "num_labels": 3, **PRIOR}),
     "gan spectral": ("hfgen_gan", GAN),
     "gan batch": ("hfgen_gan", {**GAN, "discriminator_norm": "batch", "loss_type": "non_saturating"}),
     "gan none": ("hfgen_gan", {**GAN, "discriminator_norm": "none", "num_labels": 0}),

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, MultivariateNormal, Normal, kl_divergence
 
-from hfgen.models import modeling_vae
+from hfgen.models import likelihoods, modeling_vae
+from hfgen.models.latents import slerp
 from hfgen.models.modeling_vae import (
     DiagonalGaussianDistribution,
     ResidualBlock,
@@ -21,7 +22,7 @@ from hfgen.models.modeling_vae import (
 
 
 LATENT_TYPES = pytest.mark.parametrize("latent_type", ["vector", "spatial"])
-LIKELIHOODS = pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "discretized_logistic"])
+LIKELIHOODS = pytest.mark.parametrize("likelihood", likelihoods.LIKELIHOODS)
 
 
 def tiny_model(**fields: object) -> VAEModel:
@@ -257,7 +258,7 @@ def test_evidence_terms_are_the_two_losses_of_every_image() -> None:
 
     reconstruction_loss, kl_loss = model.evidence_terms(images, labels, noise=noise)
 
-    assert reconstruction_loss.shape == kl_loss.shape == (4,)
+    assert reconstruction_loss.shape == (4,) and kl_loss.shape == (4, 1)
     output = model(images, labels, noise=noise)
     torch.testing.assert_close(reconstruction_loss.mean(), output.reconstruction_loss)
     torch.testing.assert_close(kl_loss.mean(), output.kl_loss)
@@ -340,6 +341,47 @@ def test_likelihood_is_exact_with_a_single_sample_of_the_true_posterior(num_samp
     estimate = linear_gaussian_model(is_posterior_exact=True).log_likelihood(images, num_samples)
 
     torch.testing.assert_close(estimate, exact_log_likelihood(images))
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 10, 1000])
+def test_importance_weights_of_the_true_posterior_are_all_the_exact_likelihood(chunk_size: int) -> None:
+    model, images = linear_gaussian_model(is_posterior_exact=True), linear_gaussian_images(4)
+
+    weights = model.log_importance_weights(images, 7, generator=seeded(), chunk_size=chunk_size)
+
+    assert weights.shape == (7, 4)
+    torch.testing.assert_close(weights, exact_log_likelihood(images).expand(7, 4))
+
+
+def test_likelihood_is_the_mean_of_the_importance_weights() -> None:
+    model = tiny_model(num_labels=2)
+    images, labels = random_images(model, 3), torch.tensor([0, 1, 1])
+
+    weights = model.log_importance_weights(images, 50, labels, seeded(), chunk_size=30)
+
+    likelihoods = model.log_likelihood(images, 50, labels, seeded(), chunk_size=30)
+    torch.testing.assert_close(likelihoods, weights.exp().mean(0).log(), rtol=1e-4, atol=1e-4)
+    assert weights.std(0).min() > 0 and not likelihoods.requires_grad
+
+
+def test_images_are_encoded_once_and_decoded_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sizes = tiny_model(), {"encoder": [], "decoder": []}
+    for name, seen in sizes.items():
+        network = getattr(model, name)
+        forward = network.forward
+        monkeypatch.setattr(network, "forward", lambda x, y, f=forward, s=seen: (s.append(len(x)), f(x, y))[1])
+
+    model.log_importance_weights(random_images(model, 3), 10, chunk_size=10)
+
+    assert sizes == {"encoder": [3], "decoder": [12, 12, 6]}
+
+
+def test_importance_weights_have_gradients_in_both_networks() -> None:
+    model = tiny_model()
+
+    (model.log_importance_weights(random_images(model), 5).logsumexp(0) - math.log(5)).mean().neg().backward()
+
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
 def test_likelihood_tightens_from_below_towards_the_exact_value() -> None:
@@ -493,18 +535,18 @@ def test_slerp_turns_evenly_and_keeps_the_length() -> None:
     for t in (0.0, 0.25, 0.5, 1.0):
         angle, length = t * math.pi / 2, 2 + 2 * t
         expected = torch.tensor([[length * math.cos(angle), length * math.sin(angle), 0.0]])
-        torch.testing.assert_close(modeling_vae._slerp(start, end, t), expected)
+        torch.testing.assert_close(slerp(start, end, t), expected)
 
     a, b = torch.randn(2, 8, 2, 3, 3, generator=seeded())
     a, b = (x / x.flatten(1).norm(dim=1).view(-1, 1, 1, 1) for x in (a, b))
-    torch.testing.assert_close(modeling_vae._slerp(a, b, 0.3).flatten(1).norm(dim=1), torch.ones(8))
+    torch.testing.assert_close(slerp(a, b, 0.3).flatten(1).norm(dim=1), torch.ones(8))
 
 
 @pytest.mark.parametrize("end", [[1.0, 0.0], [-1.0, 0.0], [3.0, 1e-6]])
 def test_slerp_is_a_straight_line_where_no_arc_is_defined(end: list[float]) -> None:
     start, stop = torch.tensor([[1.0, 0.0]]), torch.tensor([end])
 
-    torch.testing.assert_close(modeling_vae._slerp(start, stop, 0.25), torch.lerp(start, stop, 0.25))
+    torch.testing.assert_close(slerp(start, stop, 0.25), torch.lerp(start, stop, 0.25))
 
 
 def test_four_images_are_memorized() -> None:
@@ -602,6 +644,117 @@ def test_labels_and_generators_on_the_cpu_serve_a_model_on_another_device() -> N
     assert model.interpolate(images, images, 3, labels).device.type == "meta"
 
 
+# ------------------------------------------------------------------------------------------------- the learned prior
+
+
+def model_with_learned_prior(**fields: object) -> VAEModel:
+    return tiny_model(prior="realnvp", num_prior_couplings=3, prior_hidden_size=8, **fields)
+
+
+def test_kl_of_a_learned_prior_is_log_q_minus_log_p_at_the_sampled_latents() -> None:
+    model = model_with_learned_prior(num_labels=2, beta=0.5)
+    images, labels, noise = random_images(model, 4), torch.tensor([0, 1, 1, 0]), random_noise(model, 4)
+
+    output = model(images, labels, noise=noise)
+
+    posterior = as_normal(model.encode(images, labels).latent_dist)
+    log_q, log_p = posterior.log_prob(output.latents).sum(1), model.prior.log_prob(output.latents, labels)
+    torch.testing.assert_close(output.kl_loss, (log_q - log_p).mean())
+    torch.testing.assert_close(output.loss, output.reconstruction_loss + 0.5 * output.kl_loss)
+    torch.testing.assert_close(model.evidence_terms(images, labels, noise=noise)[1], (log_q - log_p)[:, None])
+
+
+def test_likelihood_under_a_learned_prior_is_that_of_numerical_integration() -> None:
+    """log of the integral of p(x|z) p(z) over a grid of the two latents."""
+    model = model_with_learned_prior(latent_dim=2).double()
+    images = random_images(model, 3).double()
+    axis = torch.linspace(-12, 12, 241).double()
+    grid = torch.cartesian_prod(axis, axis)
+    with torch.no_grad():
+        log_joint = torch.stack([
+            model.likelihood.log_prob(model.decoder(grid, None), image.expand(len(grid), -1, -1, -1))
+            for image in images
+        ]) + model.prior.log_prob(grid)  # fmt: skip
+    exact = log_joint.logsumexp(1) + 2 * math.log(axis[1] - axis[0])
+
+    weights = model.log_importance_weights(images, 20_000, generator=seeded(), chunk_size=8192).detach()
+
+    standard_error = (weights - exact).exp().std(0) / 20_000**0.5
+    assert (standard_error < 0.05).all()
+    assert ((weights - exact).exp().mean(0) - 1).abs().lt(4 * standard_error).all()
+
+
+def test_temperature_scales_the_noise_that_the_learned_prior_turns_into_latents() -> None:
+    model = model_with_learned_prior()
+    noise = torch.randn(4, 3, generator=seeded(7))
+
+    latents = model.prior.sample(0.5 * noise)
+
+    assert torch.equal(model.sample(4, temperature=0.5, generator=seeded(7)), model.decode(latents).sample)
+    assert not torch.allclose(latents, 0.5 * noise)
+
+
+def test_interpolation_follows_the_great_circle_of_the_noise() -> None:
+    model = model_with_learned_prior(num_labels=2)
+    a, b, labels = random_images(model, 1), random_images(model, 1, seed=5), torch.tensor([1])
+
+    path = model.interpolate(a, b, 3, labels)[0]
+
+    ends = [model.encode(images, labels).latent_dist.mode() for images in (a, b)]
+    for image, end in ((path[0], ends[0]), (path[2], ends[1])):
+        torch.testing.assert_close(image, model.decode(end, labels).sample[0])
+    middle = slerp(*(model.prior.to_noise(end, labels)[0] for end in ends), 0.5)
+    torch.testing.assert_close(path[1], model.decode(model.prior.sample(middle, labels), labels).sample[0])
+
+
+def test_a_fresh_learned_prior_is_the_normal_one(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = VAEModel(VAEConfig(prior="realnvp")).eval()
+    images, noise = random_images(model), random_noise(model)
+
+    kl = model.evidence_terms(images, noise=noise)[1]
+
+    posterior = model.encode(images).latent_dist
+    latents = posterior.sample(noise=noise)
+    torch.testing.assert_close(kl[:, 0], posterior.log_prob(latents) - Normal(0.0, 1.0).log_prob(latents).sum(1))
+    model.save_pretrained(tmp_path)
+    forget(tmp_path, "prior.couplings.0.to_shift_and_scale.weight")
+    assert torch.equal(VAEModel.from_pretrained(tmp_path).evidence_terms(images, noise=noise)[1], kl)
+
+
+@pytest.mark.parametrize("fields", [{"latent_type": "spatial"}, {"latent_dim": 1}])
+def test_a_learned_prior_needs_a_vector_of_two_or_more(fields: dict[str, object]) -> None:
+    with pytest.raises(StrictDataclassError) as error:
+        VAEConfig(prior="realnvp", **fields)
+
+    assert 'prior "realnvp" needs latent_type "vector" and latent_dim of at least 2' in str(error.value)
+
+
+def test_a_learned_prior_learns_and_is_saved(tmp_path: Path) -> None:
+    model = model_with_learned_prior(num_labels=2).train()
+    images, labels, noise = random_images(model, 8), torch.arange(8) % 2, random_noise(model, 8)
+
+    model(images, labels, noise).loss.backward()
+    model.eval().save_pretrained(tmp_path)
+
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+    assert torch.equal(
+        VAEModel.from_pretrained(tmp_path)(images, labels, noise).loss, model(images, labels, noise).loss
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_learned_prior_works_in_any_precision(dtype: torch.dtype) -> None:
+    model = model_with_learned_prior()
+    images, noise = random_images(model), random_noise(model)
+    expected = model(images, noise=noise).loss
+
+    found = model.to(dtype)(images, noise=noise).loss
+
+    assert found.dtype == torch.promote_types(dtype, torch.float32)
+    torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0)
+
+
 # ------------------------------------------------------------------------------------------------------------ errors
 
 
@@ -624,6 +777,10 @@ def test_all_problems_of_a_config_are_reported_at_once() -> None:
             latent_dim=0,
             latent_type="round",
             likelihood="poisson",
+            num_mixtures=0,
+            prior="uniform",
+            num_prior_couplings=0,
+            prior_hidden_size=0,
             beta=-1.0,
             hidden_act="relo",
         )
@@ -636,7 +793,11 @@ def test_all_problems_of_a_config_are_reported_at_once() -> None:
         "hidden_size must be at least 1, got 0",
         "latent_dim must be at least 1, got 0",
         "latent_type must be one of vector, spatial, got 'round'",
-        "likelihood must be one of bernoulli, gaussian, discretized_logistic, got 'poisson'",
+        "likelihood must be one of bernoulli, gaussian, discretized_logistic, logistic_mixture, got 'poisson'",
+        "num_mixtures must be at least 1, got 0",
+        "prior must be one of normal, realnvp, got 'uniform'",
+        "num_prior_couplings must be at least 1, got 0",
+        "prior_hidden_size must be at least 1, got 0",
         "beta must be a finite number of at least 0, got -1.0",
         "hidden_act must be the name of an activation in transformers, got 'relo'",
     ):

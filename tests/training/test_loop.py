@@ -16,6 +16,8 @@ import torch
 from accelerate.tracking import TensorBoardTracker
 from PIL import Image
 
+import hfgen
+from hfgen.model_folder import code_files
 from tests.runs import (
     FAMILIES,
     Fault,
@@ -46,8 +48,9 @@ def test_folder_holds_what_the_design_promises(family: str, finished: dict[str, 
     names = {path.name for path in folder.iterdir()} - {"README.md"}
     own = {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
     expected = own if family == "gpt" else {"preprocessor_config.json"}
-    assert names == expected | {"config.json", "model.safetensors", f"modeling_{family}.py", "results.json",
-                                "metrics.jsonl", "samples", "plots", "checkpoints", "logs"}  # fmt: skip
+    code = {path.name for path in code_files(Path(hfgen.models.__file__).with_name(f"modeling_{family}.py"))}
+    assert names == expected | code | {"config.json", "model.safetensors", "results.json", "metrics.jsonl", "samples",
+                                       "plots", "checkpoints", "logs"}  # fmt: skip
     assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == ["step-000008", "step-000012"]
     assert {path.suffix for path in folder.glob("checkpoints/*/*")} == {".json", ".safetensors"}
     assert list((folder / "logs").rglob("events.out.tfevents.*"))

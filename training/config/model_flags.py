@@ -21,10 +21,11 @@ from .flags import FROM_DATA, flag, switch
 
 def model_arguments_class(family: str) -> type:
     """Returns a dataclass with the config's own fields, all optional, explained by the config's docstring."""
-    tree = ast.parse(_model_file(family).read_text(encoding="utf-8"))
+    path = _model_file(family)
+    tree = _parse(path)
     (config,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name.endswith("Config"))
     helps = _argument_helps(cleandoc(ast.get_docstring(config, clean=False) or ""))
-    names = _type_aliases(tree)
+    names = _type_aliases(tree, path.parent)
     fields: list[tuple[str, Any, Any]] = []
     for node in config.body:
         if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
@@ -48,9 +49,17 @@ def _model_file(family: str) -> Path:
     return Path(package.origin).parent / "models" / f"modeling_{family}.py"
 
 
-def _type_aliases(tree: ast.Module) -> dict[str, Any]:
-    """The types that the file names itself, as they are at runtime: in the `else` of `if TYPE_CHECKING`."""
+def _parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _type_aliases(tree: ast.Module, folder: Path) -> dict[str, Any]:
+    """The types that the file or one that it imports from defines, as they are at runtime: in the `else` of
+    `if TYPE_CHECKING`."""
     names: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            names |= _type_aliases(_parse(folder / f"{node.module}.py"), folder)
     for branch in (node for node in tree.body if isinstance(node, ast.If)):
         for node in branch.orelse:
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):

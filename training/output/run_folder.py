@@ -16,6 +16,8 @@ from typing import Any, TextIO
 
 from transformers import PreTrainedModel
 
+from hfgen.model_folder import code_files
+
 from ..config.flags import Arguments, recipe_of
 from ..durable_files import flush, write_json
 
@@ -32,7 +34,7 @@ LOCK = ".lock"
 FOLDERS_OF_A_RUN = ("checkpoints", "samples", "plots", "logs", ".staging", ".push")
 FILES_OF_A_RUN = (
     "metrics.jsonl", ".metrics.jsonl", "results.json", ".results.json", "README.md", "config.json",
-    "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors", "modeling_*.py",
+    "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors",
     "generation_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json",
 )  # fmt: skip
@@ -190,8 +192,9 @@ def prepare_output_dir(output_dir: Path, overwrite: bool, lock: FolderLock) -> N
     if overwrite and output_dir.is_dir():
         for name in FOLDERS_OF_A_RUN:
             shutil.rmtree(output_dir / name, ignore_errors=True)
-        for path in [path for pattern in FILES_OF_A_RUN for path in output_dir.glob(pattern)]:
-            path.unlink()
+        found = {path for pattern in FILES_OF_A_RUN for path in output_dir.glob(pattern)}
+        for path in found | {path for file in output_dir.glob("modeling_*.py") for path in code_files(file)}:
+            path.unlink(missing_ok=True)
     (output_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
     # A checkpoint is as safe from a power cut as the names of the folders that lead to it.
     with suppress(OSError):

@@ -1,0 +1,284 @@
+"""What the models of images share: the images and labels that they take, how their configs are read, and how their
+weights start.
+
+Each model is a file of its own, modeling_X.py, which holds its config, its networks and its objective. transformers
+copies this file beside it, into a saved folder and to the Hub, because the model's file imports from it.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+import transformers
+
+
+# Without this, an older transformers would complain about some name that is imported below.
+if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 18):
+    raise ImportError(
+        f"This model needs transformers 5.18 or newer, found {transformers.__version__}. "
+        'Run: pip install --upgrade "transformers>=5.18,<6"'
+    )
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.utils import is_tracing
+
+
+if TYPE_CHECKING:
+    ImageSize = Any  # may be one number or None on input, and is always a list afterwards
+    Channels = Any
+else:
+    ImageSize = int | list[int]
+    Channels = list[int] | None
+
+Labels = Any  # of classes: numbers or names, one for each image in a tensor, array or list, or one for all images
+ConfigClass = TypeVar("ConfigClass", bound=type)
+
+
+def takes_plain_values(config_class: ConfigClass) -> ConfigClass:
+    """Lets fields be set to tuples and to numbers of numpy and torch, and image_size to one number; what is kept are
+    Python's numbers and lists, as in JSON. Above `strict`, which looks at a value before the class's own methods do,
+    and not in __post_init__, because from_pretrained(..., image_size=32) sets the field later."""
+    owner: Any = config_class
+    fields, set_checked = owner.__annotations__, owner.__setattr__
+
+    def __setattr__(self: Any, name: str, value: Any) -> None:
+        if name in fields:
+            value = _plain(value)
+        if name == "image_size" and isinstance(value, int):
+            value = [value, value]
+        set_checked(self, name, value)
+
+    owner.__setattr__ = __setattr__
+    return config_class
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+class LabeledConfig(PreTrainedConfig):
+    """A config without classes unless they are given: `num_labels` is 0 by default, and not transformers' 2."""
+
+    def __post_init__(self, **kwargs):
+        if self.id2label is None:
+            kwargs.setdefault("num_labels", 0)
+        super().__post_init__(**kwargs)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Writes the labels even if there are two, which transformers takes as the default and omits."""
+        return {**super().to_diff_dict(), "id2label": self.id2label, "label2id": self.label2id}
+
+
+class StagedConfig(PreTrainedConfig):
+    """A config whose `hidden_channels` are the stages of an encoder, each of which halves height and width."""
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per cell of the last stage's feature map, along one side."""
+        return 2 ** len(self.hidden_channels)
+
+    @property
+    def feature_size(self) -> tuple[int, int]:
+        """Height and width of the last stage's feature map."""
+        height, width = self.image_size
+        return height // self.downsampling, width // self.downsampling
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one image's latents, without the batch."""
+        return (self.latent_dim,) if self.latent_type == "vector" else (self.latent_dim, *self.feature_size)
+
+
+def staged_problems(config: Any, *positive: str, **choices: Collection[str]) -> list[str]:
+    """What is wrong with a [`StagedConfig`]: its sizes, further fields that must be positive, and those of choices."""
+    problems = []
+    if len(config.image_size) != 2 or min(config.image_size) < 1:
+        problems.append(f"image_size must be one or two positive numbers (height, width), got {config.image_size}")
+    elif any(side % config.downsampling for side in config.image_size):
+        problems.append(
+            f"image_size {config.image_size} must be divisible by {config.downsampling}, as each of the "
+            f"{len(config.hidden_channels)} stages in hidden_channels halves it; "
+            "resize the images or use fewer stages"
+        )
+    if not config.hidden_channels or min(config.hidden_channels) < 1:
+        problems.append(f"hidden_channels must be a non-empty list of positive numbers, got {config.hidden_channels}")
+    for name in ("num_channels", "hidden_size", "latent_dim", *positive):
+        if getattr(config, name) < 1:
+            problems.append(f"{name} must be at least 1, got {getattr(config, name)}")
+    return problems + choice_problems(config, **choices)
+
+
+def choice_problems(config: Any, **choices: Collection[str]) -> list[str]:
+    """Which fields of a config are none of their choices, and hidden_act, if there is one, no known activation."""
+    problems = [
+        f"{name} must be one of {', '.join(known)}, got {getattr(config, name)!r}"
+        for name, known in choices.items()
+        if getattr(config, name) not in known
+    ]
+    if getattr(config, "hidden_act", "relu") not in ACT2FN:
+        problems.append(f"hidden_act must be the name of an activation in transformers, got {config.hidden_act!r}")
+    return problems
+
+
+def evaluates_without_labels(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes transformers' Trainer evaluate the loss of batches without labels, too.
+
+    It skips that loss if the signature of the class's `forward` names labels, and drops the data's column of labels if
+    that of the model's does not. So the function's signature leaves them out, and has them where Python makes the
+    method's signature of it, by `replace`.
+    """
+    whole = inspect.signature(forward)
+    parameters = list(whole.parameters.values())
+
+    class FunctionSignature(inspect.Signature):
+        def replace(self, **changes: Any) -> inspect.Signature:  # type: ignore[override]
+            return whole.replace(parameters=parameters[1:])
+
+    named = [parameter for parameter in parameters if parameter.name != "labels"]
+    forward.__signature__ = FunctionSignature(named)  # type: ignore[attr-defined]
+    return forward
+
+
+class ImageModel(PreTrainedModel):
+    """A model of images in [0, 1]. Its config has `image_size` and `num_channels`, and `num_labels` if it can be
+    conditional."""
+
+    _range_is_checked = False
+
+    def __init__(self, config: PreTrainedConfig):
+        config.validate()  # again: fields may have been changed since it was created
+        super().__init__(config)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            _init_with_gain(module)
+
+    def check_images(self, pixel_values: Tensor) -> Tensor:
+        """The images, if they fit the configuration; raises a ValueError if not. For a gray model, color becomes gray:
+        transformers' pipelines read every file as RGB."""
+        is_float, is_color = pixel_values.is_floating_point(), pixel_values.ndim == 4 and pixel_values.shape[1] == 3
+        if self.config.num_channels == 1 and is_float and is_color:
+            red, green, blue = pixel_values.split(1, dim=1)
+            # The luma of ITU-R BT.601, as in Pillow; in differences, which leave gray what it is to the bit.
+            pixel_values = green + 0.299 * (red - green) + 0.114 * (blue - green)
+        expected = (self.config.num_channels, *self.config.image_size)
+        if pixel_values.shape[1:] != expected or not is_float:
+            raise ValueError(
+                f"pixel_values must be floats in [0, 1] of shape (batch, {', '.join(map(str, expected))}), got "
+                f"{pixel_values.dtype} of shape {tuple(pixel_values.shape)}. Use this "
+                "model's image processor, which resizes and converts images."
+            )
+        return pixel_values
+
+    def check_range(self, pixel_values: Tensor) -> None:
+        """Raises a ValueError if images are far from [0, 1]. Looks at the first batch alone, as reading a number waits
+        for the device, and never while tracing."""
+        if torch.compiler.is_compiling() or self._range_is_checked or is_tracing(pixel_values):
+            return
+        pixels = pixel_values.detach()
+        try:
+            # The mean leaves room for noise and for the overshoot of resampling; other ranges are beyond it.
+            is_far = bool((pixels - pixels.clamp(0, 1)).abs().mean() > 0.1)
+        except RuntimeError:  # on the meta device and in torch.func.vmap, where a tensor has no values
+            return
+        if is_far:
+            raise ValueError(
+                f"pixel_values must be in [0, 1], got values from {pixels.min():.4g} to {pixels.max():.4g}. Use this "
+                "model's image processor, which does not normalize, or rescale the images."
+            )
+        self._range_is_checked = True
+
+    def class_indices(self, labels: Labels, batch: int) -> Tensor | None:
+        """Labels as class indices (batch,); None if the model is unconditional.
+
+        Raises:
+            ValueError: labels are missing, not called for, unknown, or not one per image.
+        """
+        if (labels is not None) != bool(self.config.num_labels):
+            raise ValueError(
+                f"labels must be {'given' if self.config.num_labels else 'None'}, got {type(labels).__name__}. It is "
+                + (f"conditional on {self.config.num_labels} classes." if self.config.num_labels else "unconditional.")
+            )
+        if labels is None:
+            return None
+        indices = _to_class_indices(labels, self.config.id2label)
+        indices = indices.expand(batch) if indices.ndim == 0 else indices
+        if tuple(indices.shape) != (batch,):
+            raise ValueError(
+                f"labels must have the shape ({batch},), got {tuple(indices.shape)}. Give one class per image."
+            )
+        return indices
+
+
+def _to_class_indices(labels: Labels, names: Any) -> Tensor:
+    if isinstance(labels, Tensor) and (labels.device.type != "cpu" or labels.ndim > 1 or is_tracing(labels)):
+        return labels  # to read its numbers would wait for the device
+    values = _plain(labels)
+    is_one = isinstance(values, str) or not hasattr(values, "__iter__")
+    values = [values] if is_one else list(values)
+    known = {name: index for index, name in names.items()} | {index: index for index in names}
+    wrong = dict.fromkeys(repr(value) for value in values if isinstance(value, list) or value not in known)
+    if wrong:
+        classes = [f"{index} ({name})" for index, name in names.items()]
+        raise ValueError(
+            f"labels must be classes of the model, by number or name, got {', '.join(list(wrong)[:5])}. The "
+            f"classes are {', '.join(classes[:20])}{f' and {len(classes) - 20} more' if len(classes) > 20 else ''}."
+        )
+    indices = torch.tensor([known[value] for value in values], dtype=torch.long)
+    return indices[0] if is_one else indices
+
+
+def append_labels(hidden_states: Tensor, labels: Tensor | None, num_labels: int) -> Tensor:
+    """Concatenates one-hot labels along dimension 1, at every position of a feature map."""
+    if labels is None:
+        return hidden_states
+    one_hot = F.one_hot(labels.to(hidden_states.device, torch.long), num_labels).to(hidden_states.dtype)
+    one_hot = one_hot.view(*one_hot.shape, *[1] * (hidden_states.ndim - 2)).expand(-1, -1, *hidden_states.shape[2:])
+    return torch.cat([hidden_states, one_hot], dim=1)
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Sums, exponentials and images are too coarse in the 16-bit types that networks may run in."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """That of the first floating-point parameter: a layer whose weight is quantized has none."""
+    found = (parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
+    return next(found, torch.float32)
+
+
+def randn(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """Standard normal numbers, drawn on the generator's device and moved to `device`."""
+    source = generator.device if generator is not None else device
+    # Not torch.randn, which takes no batch of unknown size, as in exported graphs, along with a generator.
+    return torch.empty(shape, device=source).normal_(generator=generator).to(device)
+
+
+def with_init_gain(layer: nn.Module, gain: float) -> nn.Module:
+    """Sets the scale of a layer's initial weights. Marks the layer, not the block around it, because transformers
+    calls `_init_weights` only for modules that have weights of their own."""
+    layer.init_gain = gain  # type: ignore[assignment]
+    return layer
+
+
+def _init_with_gain(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+    """He et al. 2015: keeps the variance of activations through layers with rectifiers; biases 0."""
+    gain: float = getattr(layer, "init_gain", math.sqrt(2.0))
+    weight = layer.weight
+    fan_in: float = weight[0].numel()
+    if isinstance(layer, nn.ConvTranspose2d):
+        # Each output pixel of a transposed convolution is reached by kernel / stride cells along each side.
+        fan_in = weight.shape[0] * weight[0, 0].numel() / math.prod(layer.stride)
+    init.normal_(weight, std=gain / math.sqrt(fan_in))
+    if layer.bias is not None:
+        init.zeros_(layer.bias)
