@@ -557,6 +557,25 @@ class VAEModel(PreTrainedModel):
         """
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}. More samples tighten the bound.")
+        log_weights = self.log_importance_weights(pixel_values, num_samples, labels, generator, chunk_size)
+        return log_weights.logsumexp(0) - math.log(num_samples)
+
+    def log_importance_weights(
+        self,
+        pixel_values: Tensor,
+        num_samples: int,
+        labels: Labels = None,
+        generator: torch.Generator | None = None,
+        chunk_size: int = 1024,
+    ) -> Tensor:
+        """log p(x|z) + log p(z) - log q(z|x) of samples z ~ q(z|x); the images are encoded once.
+
+        Args:
+            pixel_values, num_samples, labels, generator, chunk_size: as in `log_likelihood`.
+
+        Returns:
+            (num_samples, batch) nats.
+        """
         labels = self._class_indices(labels, pixel_values.shape[0])
         posterior = self.encode(pixel_values, labels, return_dict=True).latent_dist
         at_once = max(1, chunk_size // max(1, len(pixel_values)))
@@ -564,7 +583,7 @@ class VAEModel(PreTrainedModel):
         for start in range(0, num_samples, at_once):
             k = min(at_once, num_samples - start)
             log_weights.append(self._log_importance_weights(posterior, pixel_values, labels, k, generator))
-        return torch.cat(log_weights).logsumexp(0) - math.log(num_samples)
+        return torch.cat(log_weights)
 
     def _log_importance_weights(
         self,
