@@ -52,7 +52,8 @@ class Family:
     Attributes:
         pipeline_tag: one of the Hub's tasks.
         tags: what people search for.
-        headline_metrics: for tables of results: metric, label, format; first the one that people compare.
+        headline_metrics: for tables of results: metric, label, format; first the one that people compare. A label may
+            name a flag or a detail of the measurement in braces.
         meanings: metric -> what it says, where that differs from `METRICS`.
     """
 
@@ -326,9 +327,37 @@ def _results_section(family: Family, results: dict[str, Any]) -> str:
     rows = []
     for name, value in measured.items():
         metric = METRICS.get(name, Metric(f"`{name}`"))
-        rows.append(f"| {metric.label} | {_format_number(value)} | {family.meanings.get(name, metric.meaning)} |")
+        error = (results.get("metrics_details") or {}).get(f"{name}_standard_error")
+        number = _format_number(value) if error is None else format_with_error(value, error)
+        rows.append(f"| {metric.label} | {number} | {family.meanings.get(name, metric.meaning)} |")
     table = "\n".join(["| Metric | Value | What it says |", "|---|---:|---|", *rows])
-    return "\n\n".join([f"{where}.", table, *missing])
+    return "\n\n".join([f"{where}.", table, *_how_likelihood_was_measured(results), *missing])
+
+
+def format_with_error(value: float, error: float) -> str:
+    """A value and its standard error, such as 85.31 ± 0.03: with two decimals, or as many as the error begins with."""
+    decimals = max(2, -math.floor(math.log10(error))) if error > 0 else 2
+    return f"{value:.{decimals}f} ± {error:.{decimals}f}"
+
+
+def _how_likelihood_was_measured(results: dict[str, Any]) -> list[str]:
+    """A paragraph about the estimate of the likelihood, if there is one and results.json says how it was made."""
+    details = results.get("metrics_details") or {}
+    if "nll" not in _measured(results) or "nll_images" not in details:
+        return []
+    samples, images, others = (details[f"nll_{name}"] for name in ("samples", "images", "other_images"))
+    text = f"The negative log-likelihood is the importance-weighted bound IW-{samples} "
+    if others:
+        few = details["nll_other_samples"]
+        text += (
+            f"on all {images + others:,} images, estimated: {images:,} images that were chosen at random have "
+            f"{samples} samples each, the others have {few}, and the mean difference between IW-{samples} and "
+            f"IW-{few} on the former is added to IW-{few} on all. "
+        )
+    else:
+        text += f"on all {images:,} images, each with {samples} samples. "
+    took = _format_duration(details["nll_seconds"])
+    return [f"{text}After ± stands the standard error that comes from this sampling. The estimate took {took}."]
 
 
 def _missing_metrics(results: dict[str, Any]) -> list[str]:

@@ -77,6 +77,27 @@ def test_a_number_that_was_not_measured_is_not_in_the_card(tmp_path):
     assert not re.search(r"\d", render_card(run).partition("## Results")[2].partition("## Intended")[0])
 
 
+def test_the_likelihood_has_its_standard_error_and_how_it_was_estimated(tmp_path):
+    run = copy_run("vae", tmp_path / "run")
+    results = json.loads((run / "results.json").read_text())
+    results["metrics"]["nll"] = 85.3127
+    results["metrics_details"] = {
+        "nll_standard_error": 0.0312, "nll_samples": 1000, "nll_images": 700, "nll_other_images": 9300,
+        "nll_other_samples": 10, "nll_seconds": 28.6,
+    }  # fmt: skip
+    (run / "results.json").write_text(json.dumps(results))
+    card = " ".join(render_card(run).split())
+    assert "| Negative log-likelihood | 85.31 ± 0.03 |" in card
+    assert "IW-1000 on all 10,000 images, estimated: 700 images" in card and "The estimate took 29 s." in card
+    results["metrics_details"] |= {"nll_standard_error": 0.0042, "nll_images": 10_000, "nll_other_images": 0}
+    (run / "results.json").write_text(json.dumps(results))
+    card = " ".join(render_card(run).split())
+    assert "| 85.313 ± 0.004 |" in card and "IW-1000 on all 10,000 images, each with 1000 samples." in card
+    results["metrics"]["nll"] = None
+    (run / "results.json").write_text(json.dumps(results))
+    assert "IW-1000" not in render_card(run).partition("## Results")[2].partition("## Training")[0]
+
+
 def test_what_could_not_be_measured_is_said_with_its_reason(tmp_path):
     run = copy_run("gan", tmp_path / "run")
     results = json.loads((run / "results.json").read_text())

@@ -288,8 +288,9 @@ def measure(state: TrainState, context: Context, model: PreTrainedModel, at_end:
         progress.eval_limit = eval_limit(run, progress.step * context.global_batch.size)
     limit = None if at_end else progress.eval_limit
     return evaluate(
-        context.objective, model, run, context.accelerator.device, context.stop, at_end, limit, context.cores.look
-    )
+        context.objective, model, run, context.accelerator.device, context.stop, at_end, limit, context.cores.look,
+        context.accelerator.autocast,
+    )  # fmt: skip
 
 
 def save_checkpoint(state: TrainState, context: Context) -> None:

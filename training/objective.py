@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,15 @@ from transformers import PreTrainedModel
 
 from .data.batches import Batch, Feed
 from .data.sources import one_line
+from .distributed.processes import Processes
 from .randomness import BatchRNG
 
 
 Model = TypeVar("Model", bound=PreTrainedModel)
+Autocast: TypeAlias = Callable[[], AbstractContextManager[Any]]
+# Pieces of work that all processes do at once. Before each piece, every process yields a number, and receives the
+# largest of these numbers.
+Steps: TypeAlias = Generator[float, Any, None]
 
 
 @dataclass
@@ -46,10 +52,12 @@ class Metrics:
     Attributes:
         values: metric name -> value.
         missing: metric name -> the reason why it has no value, without a period.
+        details: numbers that say how a metric was measured. results.json and the card have them, too.
     """
 
     values: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    details: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def failed(cls, names: Iterable[str], error: Exception) -> Metrics:
@@ -60,7 +68,7 @@ class Metrics:
         return cls(missing=dict.fromkeys(names, f"{kind}{one_line(error)}".removesuffix(".")))
 
     def __or__(self, other: Metrics) -> Metrics:
-        return Metrics({**self.values, **other.values}, {**self.missing, **other.missing})
+        return Metrics(self.values | other.values, self.missing | other.missing, self.details | other.details)
 
     def by_name(self) -> dict[str, float | None]:
         """Returns metric name -> value, or None if it is missing."""
@@ -82,6 +90,18 @@ class Data(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """Returns what results.json says of the data: dataset, dataset_revision, split."""
+        ...
+
+
+class Estimator(Protocol):
+    """A metric of the finished model that is not the average of one value per example."""
+
+    def steps(self) -> Steps:
+        """Does the work of this process. Every process yields as often, and makes no collective call in between."""
+        ...
+
+    def result(self) -> Metrics:
+        """Returns the metric, the same in every process. Collective call, after the steps of all processes."""
         ...
 
 
@@ -112,8 +132,14 @@ class Objective(Protocol[Model]):
         """The same for the finished model, with what is too expensive to measure during training."""
         ...
 
+    def estimator(
+        self, model: Model, device: torch.device, processes: Processes, autocast: Autocast, /
+    ) -> Estimator | None:
+        """Returns what measures the finished model on all evaluation examples at once; None if there is nothing."""
+        ...
+
     def derive(self, means: dict[str, float]) -> dict[str, float]:
-        """Returns all metrics, given the averages: these and the ones that follow from them."""
+        """Returns all metrics, given those that were measured: these and the ones that follow from them."""
         ...
 
     def measure_samples(self, model: Model) -> Metrics:

@@ -99,6 +99,9 @@ class GPTObjective:
 
     evaluate_at_end = evaluate
 
+    def estimator(self, *_: object) -> None:
+        return None
+
     def derive(self, means: dict[str, float]) -> dict[str, float]:
         bits = means["loss"] / math.log(2) / self.data.characters_per_token
         return {**means, "perplexity": _perplexity(means["loss"]), "bits_per_char": bits}

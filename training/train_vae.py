@@ -32,8 +32,10 @@ from hfgen.metrics import bits_per_dim
 from .build_model import load_image_model
 from .config.flags import Arguments
 from .data.batches import Batch
+from .distributed.processes import Processes
+from .evaluation.likelihood import LikelihoodEstimator, round_samples
 from .loop import train
-from .objective import Metrics, Phase
+from .objective import Autocast, Metrics, Phase
 from .randomness import BatchRNG
 from .run_script import run_script
 
@@ -64,7 +66,8 @@ class VAEObjective:
     def __init__(self, arguments: Arguments):
         self.model, self.data = load_image_model(VAEModel, arguments, arguments.run.seed)
         self.phases = [Phase("model", EvidenceLowerBound(self.model))]
-        self.nll_samples: int = arguments.extra.nll_samples
+        self.nll_samples, self.nll_seconds = round_samples(arguments.extra.nll_samples), arguments.extra.nll_seconds
+        self.seed = arguments.run.seed
         # Only these are probabilities of the data: a Gaussian's density is not, and neither is a Bernoulli's of grays.
         first = next(self.data.eval_batches(256, torch.device("cpu")))["pixel_values"]
         is_binary = bool(((first == 0) | (first == 1)).all())
@@ -79,13 +82,23 @@ class VAEObjective:
         kl = kl.sum(1)  # over the levels of latents, of which this model has one
         return {"elbo": -reconstruction - kl, "reconstruction_loss": reconstruction, "kl_loss": kl}
 
-    def evaluate_at_end(self, model: VAEModel, batch: Batch, rng: BatchRNG) -> dict[str, Tensor]:
-        """Adds the importance-weighted likelihood of every image."""
-        values = self.evaluate(model, batch, rng)
-        if self.nll_samples:
-            pixels, labels = batch["pixel_values"], self._labels(model, batch)
-            values["nll"] = -model.log_likelihood(pixels, self.nll_samples, labels, rng.generator())
-        return values
+    evaluate_at_end = evaluate
+
+    def estimator(
+        self, model: VAEModel, device: torch.device, processes: Processes, autocast: Autocast
+    ) -> LikelihoodEstimator | None:
+        """Returns what estimates the importance-weighted likelihood, unless --nll_samples is 0."""
+        if not self.nll_samples:
+            return None
+
+        def read(rows: Tensor) -> tuple[Tensor, Tensor | None]:
+            batch = self.data.eval_batch(rows, device)
+            return batch["pixel_values"], self._labels(model, batch)
+
+        return LikelihoodEstimator(
+            model, read, self.data.num_eval_examples, self.nll_samples, self.nll_seconds, self.seed, processes,
+            device, autocast,
+        )  # fmt: skip
 
     def derive(self, means: dict[str, float]) -> dict[str, float]:
         if "nll" in means and self.has_bits:

@@ -19,8 +19,16 @@ class VAEArguments:
     _argument_group_name = "vae"
 
     nll_samples: int = flag(
-        100,
-        "Number of importance samples per image for the final likelihood estimate; 0 skips it.",
+        1000,
+        "K of the importance-weighted bound IW-K on the negative log-likelihood that is estimated for the finished "
+        "model, rounded up to a multiple of ten; 0 skips it.",
+        on_resume="free",
+        ge=0,
+    )
+    nll_seconds: float = flag(
+        30.0,
+        "Seconds that this estimate may take. If they are too few for K samples of every image, a random subset gets "
+        "all of them, and the results have the standard error; 0 sets no limit.",
         on_resume="free",
         ge=0,
     )

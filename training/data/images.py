@@ -360,12 +360,20 @@ class ImageData:
     eval_split: str
     revision: str | None = None
 
+    @property
+    def num_eval_examples(self) -> int:
+        return len(self.eval_pixels)
+
     def describe(self) -> dict[str, str | None]:
         """The data that was evaluated on, as results.json and the card name it."""
         return {"dataset": self.name, "dataset_revision": self.revision, "split": self.eval_split}
 
     def eval_batches(self, batch_size: int, device: torch.device, limit: int | None = None) -> Iterator[Batch]:
         """Yields every evaluation example once, or `limit` of them, evenly spread."""
-        for rows in evenly_spread(len(self.eval_pixels), limit).split(batch_size):
-            labels = None if self.eval_labels is None else self.eval_labels[rows].to(device)
-            yield image_batch(self.eval_pixels[rows].to(device), labels)
+        for rows in evenly_spread(self.num_eval_examples, limit).split(batch_size):
+            yield self.eval_batch(rows, device)
+
+    def eval_batch(self, rows: Tensor, device: torch.device) -> Batch:
+        """Returns the evaluation examples with these indices."""
+        labels = None if self.eval_labels is None else self.eval_labels[rows].to(device)
+        return image_batch(self.eval_pixels[rows].to(device), labels)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ..data.batches import Batch
 from ..data.sources import one_line
 from ..distributed.processes import Processes
 from ..distributed.signals import StopRequest
-from ..objective import Metrics, Objective
+from ..objective import Autocast, Estimator, Metrics, Objective, Steps
 from ..randomness import BatchRNG
 from .means import ItemMeans
 
@@ -36,6 +37,7 @@ def evaluate(
     at_end: bool = False,
     limit: int | None = None,
     before_batch: Callable[[], None] = lambda: None,
+    autocast: Autocast = nullcontext,
 ) -> Metrics | None:
     """Measures all metrics on the evaluation split, each example counted once whatever the number of processes.
 
@@ -51,6 +53,7 @@ def evaluate(
         at_end: whether to measure as the finished model is measured.
         limit: number of examples to measure, evenly spread over the split; None for all.
         before_batch: called before every batch.
+        autocast: the precision of training, for what is estimated from so many passes that its rounding averages out.
 
     Returns:
         the metrics, the same in every process; None if a signal interrupted the evaluation.
@@ -59,25 +62,41 @@ def evaluate(
     # Batch normalization's averages differ a little between processes, and those of the main process are saved.
     processes.copy_from_main(model.buffers())
     means = ItemMeans()
+    estimator = objective.estimator(model, device, processes, autocast) if at_end else None
     with torch.no_grad(), evaluation_mode(model):
         batches = objective.data.eval_batches(run.per_device_eval_batch_size, device, limit)
-        measured = _measure_batches(objective, model, run, device, _own_batches(batches, processes), at_end, means)
-        failure, is_left = None, True
+        own = _own_batches(batches, processes)
+        steps = _steps(_measure_batches(objective, model, run, device, own, at_end, means), estimator)
+        failure, is_left, largest = None, True, None
         while is_left:
             before_batch()
+            value = 0.0
             try:
-                is_left = next(measured, False)
+                value = steps.send(largest)
+            except StopIteration:
+                is_left = False
             except Exception as error:
                 if isinstance(model, FSDPModule):
                     raise
                 failure = Metrics.failed([objective.primary_metric], error)
-            # One collective for both: a process that failed must not leave the others waiting.
-            signaled, failed = processes.max([float(stop.requested), float(failure is not None)])
+            # One collective for all: a process that failed must not leave the others waiting.
+            signaled, failed, largest = processes.max([float(stop.requested), float(failure is not None), value])
             if failed:
                 return next(found for found in processes.gather(failure) if found is not None)
             if is_left and signaled:
                 return None
-    return _derive(objective, means.compute(processes))
+    averages = means.compute(processes)
+    if estimator is None:
+        return _derive(objective, averages)
+    estimate = estimator.result()
+    return replace(_derive(objective, averages | estimate.values), details=estimate.details)
+
+
+def _steps(measured: Steps, estimator: Estimator | None) -> Steps:
+    """The work of an evaluation in pieces: first the batches, then what is estimated from all of them."""
+    yield from measured
+    if estimator is not None:
+        yield from estimator.steps()
 
 
 def _measure_batches(
@@ -88,18 +107,18 @@ def _measure_batches(
     batches: Iterator[tuple[int, float, Batch]],
     at_end: bool,
     means: ItemMeans,
-) -> Iterator[bool]:
-    """Adds the values of this process's batches to `means`; yields True before each."""
+) -> Steps:
+    """Adds the values of this process's batches to `means`."""
     measure = objective.evaluate_at_end if at_end else objective.evaluate
     for index, weight, batch in batches:
-        yield True
+        yield 0.0
         rows = len(next(iter(batch.values())))
         rng = BatchRNG((run.seed, "evaluation", index), rows, slice(0, rows), device)
         means.add(measure(model, batch, rng), weight)
 
 
 def _derive(objective: Objective[Any], means: dict[str, float]) -> Metrics:
-    """All metrics, given the averages; those that are not finite count as missing."""
+    """All metrics, given those that were measured; those that are not finite count as missing."""
     try:
         found = objective.derive(means)
     except Exception as error:

@@ -46,6 +46,7 @@ def describe_run(
         **dataset,
         "metrics": metrics.by_name(),
         "metrics_missing": metrics.missing,
+        "metrics_details": metrics.details,
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "steps": progress.step,
         "skipped_steps": progress.skipped_steps,

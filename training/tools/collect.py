@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hfgen.cards import read_family, short_dataset_name
+from hfgen.cards import format_with_error, read_family, short_dataset_name
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,14 +70,18 @@ def results_table(model_cards: Path) -> str:
 
 def _measured(results: dict[str, Any]) -> str:
     """The headline metrics of a run, and how long it trained."""
-    metrics = results["metrics"]
+    metrics, details = results["metrics"], results.get("metrics_details", {})
+    # The flag, in older results: all images had that many samples.
+    numbers = {"nll_samples": "K", **results.get("arguments", {}), **details}
     headline = read_family(results["model_type"]).headline_metrics
-    shown = ", ".join(
-        f"{label} **{metrics[key]:{form}}**" if key == headline[0][0] else f"{label} {metrics[key]:{form}}"
-        for key, label, form in headline
-        if metrics.get(key) is not None
-    )
-    return f"{shown}; {results['seconds_trained']:.0f} s, {results['steps']:,} steps"
+    shown = []
+    for key, label, form in headline:
+        if (value := metrics.get(key)) is None:
+            continue
+        error = details.get(f"{key}_standard_error")
+        number = f"{value:{form}}" if error is None else format_with_error(value, error)
+        shown.append(f"{label.format_map(numbers)} {f'**{number}**' if key == headline[0][0] else number}")
+    return f"{', '.join(shown)}; {results['seconds_trained']:.0f} s, {results['steps']:,} steps"
 
 
 def with_table(readme: str, table: str) -> str:

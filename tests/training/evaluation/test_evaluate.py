@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hfgen import VAEModel
 from tests.runs import TWO, Fault, before_calls, metrics, train
 from training.distributed.processes import Processes
 from training.evaluation import sample_quality
@@ -68,6 +69,17 @@ def test_error_in_the_last_evaluation_of_one_process_reaches_the_results(tmp_pat
     assert results["metrics"] == {"elbo": None}
     assert results["metrics_missing"] == {"elbo": "RuntimeError: the measure is broken"}
     assert "Nothing was measured.\n\nNot measured: ELBO (RuntimeError" in (tmp_path / "README.md").read_text()
+
+
+def test_error_in_the_likelihood_of_one_process_reaches_the_results(tmp_path: Path) -> None:
+    """The other process goes on with its images, and must not wait for those of the one that failed."""
+    fault = break_calls(VAEModel, "log_importance_weights", 1)
+    fault.rank = 1
+    run = train("vae", tmp_path, *TWO, "--nll_samples", 200, fault=fault, processes=2)
+    assert run.code == 0, run.output
+    results = results_of(tmp_path)
+    assert results["metrics"] == {"elbo": None} and results["metrics_details"] == {}
+    assert results["metrics_missing"] == {"elbo": "RuntimeError: the measure is broken"}
 
 
 def test_what_is_missing_is_measured_by_the_command_with_other_flags(tmp_path: Path) -> None:

@@ -84,6 +84,23 @@ def test_a_metric_that_was_not_measured_is_not_in_the_table(tmp_path: Path) -> N
     assert "1.0 M parameters | digits (test) | coverage 0.50; 1 s, 3 steps |" in results_table(tmp_path)
 
 
+def test_the_likelihood_names_its_bound_and_has_its_error_if_there_is_one(tmp_path: Path) -> None:
+    """Older results know the number of samples from the flag, and no error."""
+    old: dict[str, Any] = {
+        "model_type": "hfgen_vae", "dataset": "digits", "split": "test", "num_parameters": 10**6, "steps": 3,
+        "seconds_trained": 1.0, "metrics": {"nll": 88.5631}, "arguments": {"nll_samples": 100},
+    }  # fmt: skip
+    details = {"nll_samples": 1000, "nll_standard_error": 0.0312}
+    for name, results in {"vae-a": old, "vae-b": {**old, "metrics_details": details}}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(results), encoding="utf-8")
+
+    rows = results_table(tmp_path).splitlines()[2:]
+
+    assert "test NLL (IW-100), nats **88.56**; 1 s" in rows[0]
+    assert "test NLL (IW-1000), nats **88.56 ± 0.03**; 1 s" in rows[1]
+
+
 def test_collect_copes_with_a_run_without_samples(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
