@@ -32,6 +32,7 @@ from hfgen.metrics import bits_per_dim
 from .build_model import load_image_model
 from .config.flags import Arguments
 from .data.batches import Batch
+from .data.binarization import binarized
 from .loop import train
 from .objective import Metrics, Phase
 from .randomness import BatchRNG
@@ -63,6 +64,8 @@ class VAEObjective:
 
     def __init__(self, arguments: Arguments):
         self.model, self.data = load_image_model(VAEModel, arguments, arguments.run.seed)
+        if arguments.extra.dynamic_binarization:
+            self.data = binarized(self.data, arguments.run.seed)
         self.phases = [Phase("model", EvidenceLowerBound(self.model))]
         self.nll_samples: int = arguments.extra.nll_samples
         # Only these are probabilities of the data: a Gaussian's density is not, and neither is a Bernoulli's of grays.
