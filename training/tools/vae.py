@@ -184,7 +184,7 @@ def run_pythae(session: Session, python: Path, seconds: float) -> Lines:
         for seed in session.seeds:
             task = {**common, "name": name, "seed": seed}
             found = run_task("training.tools.pythae_vae", task, python, session.environment)
-            runs.append({"seed": seed, "seconds": seconds, **found})
+            runs.append({"seed": seed, **found})
         yield f"pythae's {name}", runs
 
 

@@ -16,9 +16,10 @@ Runs = list[dict[str, Any]]
 def figure(runs: Runs) -> str:
     """The runs of a line in words: averages over the seeds, with their range if there are several."""
     parts = [_speed(runs) if "ratio" in runs[0] else _bits(runs) if "bits_per_dim" in runs[0] else _nll(runs)]
-    if "seconds" in runs[0] and "ratio" not in runs[0]:
-        seconds, trained = (statistics.fmean(run[name] for run in runs) for name in ("seconds", "seconds_trained"))
-        parts.append(f"{seconds:.0f} s in all, {trained:.0f} s of training")
+    if "seconds_trained" in runs[0] and "ratio" not in runs[0]:
+        in_all = [f"{statistics.fmean(run['seconds'] for run in runs):.0f} s in all"] if "seconds" in runs[0] else []
+        trained = f"{statistics.fmean(run['seconds_trained'] for run in runs):.0f} s of training"
+        parts.append(", ".join([*in_all, trained]))
     return "; ".join(parts)
 
 
