@@ -288,7 +288,8 @@ def estimate_nll(
         sampler, lambda rows: (images[rows], None), len(images), num_samples, seconds, seed, Processes(),
         torch.device("cpu"),
     )  # fmt: skip
-    steps, cost = estimator.steps(), None
+    steps = estimator.steps()
+    cost: float | None = None
     while True:
         try:
             cost = steps.send(cost)

@@ -313,7 +313,9 @@ def save(figures: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"default: {' '.join(ROWS)}")
     parser.add_argument("--avx2", action="store_true", help="use no instructions beyond AVX2, and so none for bf16")
     parser.add_argument("--seconds", type=float, help="of each training (default: what its recipe or row says)")
