@@ -32,6 +32,7 @@ from hfgen.metrics import bits_per_dim
 from .build_model import load_image_model
 from .config.flags import Arguments
 from .data.batches import Batch
+from .data.binarization import binarized
 from .distributed.processes import Processes
 from .evaluation.likelihood import LikelihoodEstimator, round_samples
 from .loop import train
@@ -65,6 +66,8 @@ class VAEObjective:
 
     def __init__(self, arguments: Arguments):
         self.model, self.data = load_image_model(VAEModel, arguments, arguments.run.seed)
+        if arguments.extra.dynamic_binarization:
+            self.data = binarized(self.data, arguments.run.seed)
         self.phases = [Phase("model", EvidenceLowerBound(self.model))]
         self.nll_samples, self.nll_seconds = round_samples(arguments.extra.nll_samples), arguments.extra.nll_seconds
         self.seed = arguments.run.seed

@@ -32,6 +32,13 @@ class VAEArguments:
         on_resume="free",
         ge=0,
     )
+    dynamic_binarization: bool = flag(
+        False,
+        "Make gray images black and white at random, a pixel of value p white with probability p, anew each time an "
+        "example is seen; the evaluation split is drawn once, the same in all runs. Likelihoods do not compare with "
+        "those on a fixed binarization.",
+        on_resume="refuse",
+    )
 
 
 @dataclass

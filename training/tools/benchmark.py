@@ -13,47 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
+from .measured_runs import AVX2, RECIPES, ROOT, run_recipe
 
-ROOT = Path(__file__).resolve().parents[2]
-RECIPES = ROOT / "training" / "recipes"
+
 FIGURES = Path(__file__).with_suffix(".json")
-# Read by oneDNN, by torch's own kernels and by MKL.
-AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
-
-
-def run(recipe: str, output_dir: Path, flags: list[str], environment: dict[str, str]) -> dict[str, Any]:
-    """Trains a recipe with `hfgen train`; returns what benchmark.json holds of it.
-
-    Raises:
-        ValueError: the command failed.
-    """
-    family = recipe.partition("-")[0]
-    shutil.rmtree(output_dir, ignore_errors=True)
-    # Relative, because results and cards hold the command.
-    words = ["train", family, recipe, "--output_dir", os.path.relpath(output_dir, ROOT), "--disable_tqdm", *flags]
-    started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "hfgen", *words], cwd=ROOT, env={**os.environ, **environment})
-    seconds = time.perf_counter() - started
-    if done.returncode:
-        raise ValueError(f"hfgen {' '.join(words)} must succeed, got exit status {done.returncode}. See above.")
-    results = json.loads((output_dir / "results.json").read_text(encoding="utf-8"))
-    kept = ("metrics", "metrics_details", "steps", "examples_seen", "num_parameters", "seconds_trained",
-            "seconds_other", "hardware", "choices", "versions")  # fmt: skip
-    return {
-        "recipe": recipe,
-        "flags": flags,
-        "instructions": environment,
-        "seconds": round(seconds, 1),
-        **{name: results[name] for name in kept},
-    }
 
 
 def table(figures: list[dict[str, Any]]) -> str:
@@ -80,7 +47,7 @@ def main() -> None:
     new = []
     try:
         for recipe in args.recipes:
-            figure = run(recipe, folder / recipe, flags, environment)
+            figure = run_recipe(recipe, folder / recipe, flags, environment)
             new.append(figure)
             command = ("recipe", "flags", "instructions")
             figures = [old for old in figures if any(old[name] != figure[name] for name in command)] + [figure]

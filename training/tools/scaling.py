@@ -25,8 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .measured_runs import ROOT, describe, run_task
 
-ROOT = Path(__file__).resolve().parents[2]
+
+MODULE = "training.tools.scaling"
 RECIPES = {"autoencoder": "autoencoder-mnist", "vae": "vae-binarized-mnist", "gan": "gan-mnist",
            "gpt": "gpt-tiny-shakespeare"}  # fmt: skip
 # Nothing but training.
@@ -102,16 +104,6 @@ def main() -> None:
         target.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     if all(part in results for part in PARTS):
         plot(results, target.with_suffix(".png"))
-
-
-def describe() -> dict[str, Any]:
-    """Returns cores, hardware and versions."""
-    import torch
-
-    from ..output.results import describe_machine
-
-    machine = describe_machine(1, torch.device("cpu"))
-    return {"cores": len(os.sched_getaffinity(0)), "hardware": machine["hardware"], "versions": machine["versions"]}
 
 
 def measure_processes(sizes: Sizes, folder: Path) -> dict[str, Any]:
@@ -283,7 +275,7 @@ def measure_data(sizes: Sizes, folder: Path) -> dict[str, Any]:
 
         def measure(variant: str, dataset: Path = dataset, steps: int = steps) -> dict[str, float]:
             first = 0 if variant == "pass" else steps - 1
-            return run_child_process({"kind": "stream", "dataset": str(dataset), "first": first, "stop": steps,
+            return run_task(MODULE, {"kind": "stream", "dataset": str(dataset), "first": first, "stop": steps,
                                       "state": f"{dataset}-state.json"})  # fmt: skip
 
         found[str(examples)] = interleave(("pass", "resume"), repeats, measure)
@@ -319,15 +311,6 @@ def write_dataset(folder: Path, examples: int, shards: int = 10) -> None:
         rows = pyarrow.DictionaryArray.from_arrays(pyarrow.array(rng.integers(1000, size=count)), texts)
         table = pyarrow.table({"text": rows.cast(pyarrow.string())})
         parquet.write_table(table, folder / "data" / f"{name}.parquet", row_group_size=10_000)
-
-
-def run_child_process(task: dict[str, Any]) -> dict[str, float]:
-    """Runs a task in a fresh process."""
-    command = [sys.executable, "-m", "training.tools.scaling", "--child", json.dumps(task)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{task} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def run_child(task: dict[str, Any]) -> dict[str, float]:
@@ -367,7 +350,7 @@ def measure_models(sizes: Sizes, folder: Path) -> dict[str, Any]:
 
     def measure(name: str) -> dict[str, float]:
         if name == "matrix product":
-            return run_child_process({"kind": "multiply", "size": sizes.matrix, "threads": threads})
+            return run_task(MODULE, {"kind": "multiply", "size": sizes.matrix, "threads": threads})
         width, layers = map(int, name.split(" x "))
         model = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": max(1, width // 64),
                  "max_position_embeddings": CONTEXT, "per_device_train_batch_size": batch}  # fmt: skip

@@ -28,6 +28,11 @@ from tests.runs import (
     train,
 )
 from tests.training.kill_test import kill_at_every_file_operation, kill_at_random
+from training.checkpoint.resume import check_same_run
+from training.checkpoint.storage import Checkpoint
+from training.config.flags import as_recipe
+from training.config.parser import parse
+from training.config.scripts import SCRIPTS
 from training.hardware import choices
 from training.progress import Pace
 from training.step import PhaseTrainer
@@ -91,6 +96,7 @@ def test_resumed_run_keeps_what_the_machine_was_fast_at(tmp_path: Path) -> None:
 
 SETTINGS: dict[str, tuple[str, list[object], int]] = {
     "vae-bf16": ("vae", ["--mixed_precision", "bf16"], 1),
+    "vae-binarized": ("vae", ["--dynamic_binarization"], 2),
     "gpt-bf16": ("gpt", ["--mixed_precision", "bf16", "--gradient_checkpointing"], 1),
     # Each process has its own dropout.
     "gpt-muon": ("gpt", ["--optimizer", "muon", "--gradient_checkpointing"], 2),
@@ -267,6 +273,18 @@ def test_checkpoint_of_another_architecture_is_refused(whole: dict[str, Path], t
     run = train("vae", tmp_path / "run", "--resume_from_checkpoint", last)
     assert run.code == 1 and "hfgen_autoencoder" in run.output and "hfgen_vae" in run.output
     assert not (tmp_path / "run").exists()
+
+
+def test_flag_that_is_newer_than_the_checkpoint_was_off() -> None:
+    def check(*flags: str) -> None:
+        arguments = parse(SCRIPTS["vae"], ["--output_dir", "run", *flags])
+        saved = {name: value for name, value in as_recipe(arguments).items() if name != "dynamic_binarization"}
+        state = {"arguments": saved, "config": {"model_type": "hfgen_vae"}, "examples_a_step": 128}
+        check_same_run(Checkpoint(Path("step-000004"), state, {}), {"model_type": "hfgen_vae"}, arguments, 128)
+
+    check()
+    with pytest.raises(ValueError, match="--dynamic_binarization: None before, True now"):
+        check("--dynamic_binarization")
 
 
 def test_changed_learning_rate_is_logged_and_used(whole: dict[str, Path], tmp_path: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from training.tools.benchmark import AVX2, run, table
+from training.tools.benchmark import table
+from training.tools.measured_runs import AVX2, run_recipe
 
 
 def test_a_recipe_is_run_and_every_second_is_accounted_for(tmp_path: Path) -> None:
     flags = ["--dataset_name", "digits", "--max_train_steps", "2", "--nll_samples", "1", "--max_eval_samples", "16"]
-    figure = run("vae-binarized-mnist", tmp_path / "vae", flags, AVX2)
+    figure = run_recipe("vae-binarized-mnist", tmp_path / "vae", flags, AVX2)
     assert figure["steps"] == 2 and "nll" in figure["metrics"]
     assert "ONEDNN_MAX_CPU_ISA=AVX2" in figure["hardware"]
     named = figure["seconds_trained"] + sum(figure["seconds_other"].values())
