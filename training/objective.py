@@ -7,8 +7,9 @@ import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
+import PIL.Image
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -19,6 +20,7 @@ from .randomness import BatchRNG
 
 
 Model = TypeVar("Model", bound=PreTrainedModel)
+Sample: TypeAlias = PIL.Image.Image | str
 
 
 @dataclass
@@ -120,8 +122,8 @@ class Objective(Protocol[Model]):
         """Returns metrics of the finished model that need all samples at once. Called on the main process."""
         ...
 
-    def draw_samples(self, model: Model, path: Path) -> None:
-        """Writes one file of samples, to `path` with the suffix of its kind."""
+    def draw_samples(self, model: Model) -> dict[str, Sample]:
+        """Returns name -> picture or text, among them "samples", the one that a card shows first."""
         ...
 
     def save_extras(self, folder: Path) -> object:

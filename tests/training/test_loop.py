@@ -72,7 +72,9 @@ def test_results_hold_metrics_data_and_time(family: str, finished: dict[str, Pat
 @pytest.mark.parametrize("family", FAMILIES)
 def test_samples_are_drawn_at_each_quarter_and_losses_plotted(family: str, finished: dict[str, Path]) -> None:
     samples = sorted((finished[family] / "samples").iterdir())
-    assert [path.stem for path in samples] == ["step-000003", "step-000006", "step-000009", "step-000012"]
+    steps = ["step-000003", "step-000006", "step-000009", "step-000012"]
+    more = ["-interpolation", "-reconstructions", "-traversal"] if family == "vae" else []
+    assert [path.stem for path in samples] == sorted(step + name for step in steps for name in ["", *more])
     if family == "gpt":
         assert all(len(path.read_text(encoding="utf-8")) > 5 for path in samples)
     else:
@@ -183,7 +185,7 @@ def break_tracker(method: str) -> None:
     setattr(TensorBoardTracker, method, fail)
 
 
-@pytest.mark.parametrize("method", ["start", "store_init_configuration", "log", "finish"])
+@pytest.mark.parametrize("method", ["start", "store_init_configuration", "log", "log_images", "finish"])
 def test_failing_tracker_never_stops_a_run(method: str, finished: dict[str, Path], tmp_path: Path) -> None:
     run = train("vae", tmp_path / "run", "--report_to", "tensorboard",
                 fault=Fault(patch=partial(break_tracker, method)))  # fmt: skip
