@@ -91,8 +91,7 @@ def explain_missing_weights(where: str, names: list[str]) -> str:
 
 
 def step_of(path: Path) -> int:
-    """The step in the name of a checkpoint or sample: 500 for step-000500 and step-000500-traversal.png; -1 without
-    one."""
+    """The step in the name of a checkpoint or sample: 500 for step-000500 and step-000500-traversal.png, else -1."""
     digits = path.stem.removeprefix("step-").partition("-")[0]
     return int(digits) if digits.isdigit() else -1
 

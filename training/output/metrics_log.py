@@ -1,4 +1,4 @@
-"""metrics.jsonl, and the experiment trackers, which receive the same values, and the samples."""
+"""metrics.jsonl, and the experiment trackers, which receive the same values and the samples."""
 
 from __future__ import annotations
 
@@ -54,8 +54,7 @@ class MetricsLog:
         self._pass_on(lambda tracker: tracker.log(known, step=int(values["step"])))
 
     def show(self, samples: dict[str, Sample], step: int) -> None:
-        """Passes samples to the trackers under their names: texts to all of them, pictures to the
-        common ones."""
+        """Passes samples to the trackers under their names: texts to all, pictures to those of [`_log_pictures`]."""
         texts = {name: sample for name, sample in samples.items() if isinstance(sample, str)}
         pictures = {name: sample for name, sample in samples.items() if not isinstance(sample, str)}
         if texts:
@@ -74,7 +73,7 @@ class MetricsLog:
 
 
 def _log_pictures(tracker: Any, pictures: dict[str, PIL.Image.Image], step: int) -> None:
-    """Logs pictures in the form that the tracker takes. Those that accelerate does not pass pictures to get none."""
+    """Logs pictures in the form that a tracker takes; trackers that are not named here get none."""
     if tracker.name == "tensorboard":
         batches = {name: np.asarray(picture.convert("RGB"))[None] for name, picture in pictures.items()}
         tracker.log_images(batches, step=step, dataformats="NHWC")
