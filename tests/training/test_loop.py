@@ -90,7 +90,7 @@ def test_tensorboard_has_the_samples_of_every_step(finished: dict[str, Path]) ->
         events = EventAccumulator(str(file)).Reload()
         shown |= {name: [event.step for event in events.Images(name)] for name in events.Tags()["images"]}
     names = ["samples", "reconstructions", "interpolation", "traversal"]
-    assert shown == dict.fromkeys(names, [3, 6, 9, 12])
+    assert shown == {name: [3, 6, 9, 12] for name in names}
 
 
 def test_every_line_of_metrics_is_written_once(finished: dict[str, Path]) -> None:
