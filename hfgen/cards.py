@@ -154,6 +154,14 @@ def short_dataset_name(dataset: str) -> str:
     return path.parent.name if path.stem in ("input", "train", "data") and path.parent.name else path.name or dataset
 
 
+def newest_samples(folder: Path) -> dict[str, Path]:
+    """The files that a run drew last: "samples" -> step-000500.png or .txt, NAME -> step-000500-NAME.png."""
+    files = sorted((folder / "samples").glob("step-*"))
+    newest = max(map(step_of, files), default=0)
+    return {path.stem.partition("step-")[2].partition("-")[2] or "samples": path
+            for path in files if step_of(path) == newest}  # fmt: skip
+
+
 def _find_template(model_type: str) -> Path:
     """The template of an architecture: in the installed package, or next to the package in a checkout."""
     if model_type not in MODELS:
@@ -246,13 +254,12 @@ def _describe_model(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _describe_samples(folder: Path) -> dict[str, Any]:
-    """The newest samples: an image to show, or a text to quote."""
-    found: dict[str, Any] = {"sample_image": None, "sample_text": None, "vocabulary": "its own vocabulary"}
-    images, texts = (sorted((folder / "samples").glob(f"step-*.{suffix}"), key=step_of) for suffix in ("png", "txt"))
-    if images:
-        found["sample_image"] = images[-1].relative_to(folder).as_posix()
-    if texts:
-        found["sample_text"] = _quoted(texts[-1].read_text(encoding="utf-8", errors="replace"))
+    """The newest samples, by name: images to show, or a text to quote."""
+    samples = newest_samples(folder)
+    images = {name: path.relative_to(folder).as_posix() for name, path in samples.items() if path.suffix == ".png"}
+    found: dict[str, Any] = {"images": images, "sample_text": None, "vocabulary": "its own vocabulary"}
+    if "samples" in samples and "samples" not in images:
+        found["sample_text"] = _quoted(samples["samples"].read_text(encoding="utf-8", errors="replace"))
     tokenizer = folder / "tokenizer.json"
     if tokenizer.is_file():
         content = read_json(tokenizer)

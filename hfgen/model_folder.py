@@ -111,8 +111,8 @@ def _imported_beside(path: Path) -> list[Path]:
 
 
 def step_of(path: Path) -> int:
-    """The step in the name of a checkpoint or sample: 500 for step-000500 and step-000500.png; -1 without one."""
-    digits = path.stem.removeprefix("step-")
+    """The step in the name of a checkpoint or sample: 500 for step-000500 and step-000500-traversal.png, else -1."""
+    digits = path.stem.removeprefix("step-").partition("-")[0]
     return int(digits) if digits.isdigit() else -1
 
 

@@ -12,6 +12,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from hfgen.cards import name_repository, render_card, write_card
+from hfgen.hub import select_files
 
 from .hub.card_metadata import check_card
 from .runs import FAMILIES, conditional_color_models, copy_run, trained_runs
@@ -119,8 +120,22 @@ def test_the_training_command_is_the_one_that_ran(family):
 def test_pictures_are_in_the_repository(family):
     for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", card_of(family)):
         assert (trained_runs() / family / name).is_file()
+        assert name in select_files(trained_runs() / family)[0]
     shown = "```text" if family == "gpt" else "samples/step-000002.png"
     assert shown in card_of(family) and "plots/loss.png" in card_of(family)
+
+
+def test_card_of_a_vae_shows_the_newest_pictures_that_are_there(tmp_path):
+    run = copy_run("vae", tmp_path / "run")
+    names = ["reconstructions", "interpolation", "traversal"]
+    for name in names:
+        assert re.search(rf"^!\[.+\]\(samples/step-000002-{name}\.png\)\n\n\*.+\*$", render_card(run), re.M | re.S)
+    (run / "samples" / "step-000002-traversal.png").unlink()
+    card = render_card(run)
+    assert "reconstructions.png" in card and "interpolation.png" in card and "traversal" not in card
+    (run / "samples" / "step-000003.png").write_bytes(b"")  # as runs left it that drew nothing else
+    card = render_card(run)
+    assert "step-000003.png" in card and "step-000002" not in card and "What the latents hold" not in card
 
 
 def test_the_code_works_where_hfgen_is_not_installed(tmp_path):

@@ -272,7 +272,8 @@ def evaluate_and_sample(state: TrainState, context: Context, at_end: bool = Fals
             context.bar.primary_metric = f"eval {objective.primary_metric} {value:.4g}"
     if whole is not None:
         with clock.paused("samples"):
-            draw_samples(objective, whole, context.output_dir / "samples" / f"step-{progress.step:06d}")
+            samples = draw_samples(objective, whole, context.output_dir / "samples", progress.step)
+            context.log.show(samples, progress.step)
     progress.due = []
     return True
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeVar
 
+import PIL.Image
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -25,6 +26,7 @@ Autocast: TypeAlias = Callable[[], AbstractContextManager[Any]]
 # Pieces of work that all processes do at once. Before each piece, every process yields a number, and receives the
 # largest of these numbers.
 Steps: TypeAlias = Generator[float, Any, None]
+Sample: TypeAlias = PIL.Image.Image | str
 
 
 @dataclass
@@ -146,8 +148,8 @@ class Objective(Protocol[Model]):
         """Returns metrics of the finished model that need all samples at once. Called on the main process."""
         ...
 
-    def draw_samples(self, model: Model, path: Path) -> None:
-        """Writes one file of samples, to `path` with the suffix of its kind."""
+    def draw_samples(self, model: Model) -> dict[str, Sample]:
+        """Returns name -> picture or text, among them "samples", the one that a card shows first."""
         ...
 
     def save_extras(self, folder: Path) -> object:

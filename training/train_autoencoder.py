@@ -26,14 +26,15 @@ import torch
 from torch import Tensor, nn
 
 from hfgen import AutoencoderConfig, AutoencoderModel
-from hfgen.image_processing import build_image_processor, image_grid
+from hfgen.image_processing import build_image_processor
 from hfgen.metrics import psnr
 
 from .build_model import load_image_model
 from .config.flags import Arguments
 from .data.batches import Batch
 from .loop import train
-from .objective import Metrics, Phase
+from .objective import Metrics, Phase, Sample
+from .output.pictures import draw_reconstructions
 from .randomness import BatchRNG
 from .run_script import run_script
 
@@ -87,11 +88,10 @@ class AutoencoderObjective:
     def measure_samples(self, model: AutoencoderModel) -> Metrics:
         return Metrics()
 
-    def draw_samples(self, model: AutoencoderModel, path: Path) -> None:
+    def draw_samples(self, model: AutoencoderModel) -> dict[str, Sample]:
         """Draws rows of originals and, below each, their reconstructions."""
         originals = self.shown.to(model.device)
-        rows = zip(originals.split(8), model.decode(model.encode(originals)).split(8))
-        image_grid(torch.cat([part for row in rows for part in row]).cpu(), columns=8).save(path.with_suffix(".png"))
+        return {"samples": draw_reconstructions(originals, model.decode(model.encode(originals)))}
 
     def save_extras(self, folder: Path) -> None:
         build_image_processor(self.data.num_channels, self.data.image_size).save_pretrained(folder)

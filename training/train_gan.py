@@ -37,7 +37,7 @@ from .config.flags import Arguments
 from .data.batches import Batch
 from .evaluation.sample_quality import sample_quality
 from .loop import train
-from .objective import Metrics, Phase
+from .objective import Metrics, Phase, Sample
 from .randomness import BatchRNG
 from .run_script import run_script
 
@@ -151,13 +151,13 @@ class GANObjective:
         """Compares generated images with real ones."""
         return sample_quality(model, self.data, self.quality_samples) if self.quality_samples else Metrics()
 
-    def draw_samples(self, model: GANModel, path: Path) -> None:
+    def draw_samples(self, model: GANModel) -> dict[str, Sample]:
         """Draws 64 images of the same latents each time, one class per column if the model is conditional."""
         count = model.config.num_labels or 0
         columns = count if 0 < count <= 16 else 8
         rows = max(1, 64 // columns) + (64 % columns > 0)
         images = model.sample(rows * columns, generator=torch.Generator().manual_seed(0))
-        image_grid(images.cpu(), columns=columns).save(path.with_suffix(".png"))
+        return {"samples": image_grid(images, columns=columns)}
 
     def save_extras(self, folder: Path) -> None:
         build_image_processor(self.data.num_channels, self.data.image_size).save_pretrained(folder)

@@ -36,7 +36,7 @@ from .config.flags import Arguments
 from .data.batches import Batch
 from .data.text import TextData, load_text
 from .loop import train
-from .objective import Metrics, Phase
+from .objective import Metrics, Phase, Sample
 from .randomness import BatchRNG
 from .run_script import run_script
 
@@ -109,11 +109,11 @@ class GPTObjective:
     def measure_samples(self, model: GPTForCausalLM) -> Metrics:
         return Metrics()
 
-    def draw_samples(self, model: GPTForCausalLM, path: Path) -> None:
+    def draw_samples(self, model: GPTForCausalLM) -> dict[str, Sample]:
         torch.manual_seed(0)
         length, temperature = self.extra.sample_length, self.extra.sample_temperature
         text = model.sample(self.data.tokenizer, "", length, min_new_tokens=length, temperature=temperature)
-        path.with_suffix(".txt").write_text(text, encoding="utf-8")
+        return {"samples": text}
 
     def save_extras(self, folder: Path) -> None:
         self.data.tokenizer.save_pretrained(folder)

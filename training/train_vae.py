@@ -36,7 +36,8 @@ from .data.binarization import binarized
 from .distributed.processes import Processes
 from .evaluation.likelihood import LikelihoodEstimator, round_samples
 from .loop import train
-from .objective import Autocast, Metrics, Phase
+from .objective import Autocast, Metrics, Phase, Sample
+from .output.pictures import draw_latents, images_needed
 from .randomness import BatchRNG
 from .run_script import run_script
 
@@ -71,9 +72,11 @@ class VAEObjective:
         self.phases = [Phase("model", EvidenceLowerBound(self.model))]
         self.nll_samples, self.nll_seconds = round_samples(arguments.extra.nll_samples), arguments.extra.nll_seconds
         self.seed = arguments.run.seed
+        count = images_needed(*self.data.image_size)
+        self.shown = next(self.data.eval_batches(count, torch.device("cpu"), limit=count))
         # Only these are probabilities of the data: a Gaussian's density is not, and neither is a Bernoulli's of grays.
-        first = next(self.data.eval_batches(256, torch.device("cpu")))["pixel_values"]
-        is_binary = bool(((first == 0) | (first == 1)).all())
+        pixels = self.shown["pixel_values"]
+        is_binary = bool(((pixels == 0) | (pixels == 1)).all())
         likelihood = self.model.config.likelihood
         is_of_levels = likelihood in ("discretized_logistic", "logistic_mixture")
         self.has_bits = is_of_levels or (likelihood == "bernoulli" and is_binary)
@@ -112,10 +115,15 @@ class VAEObjective:
     def measure_samples(self, model: VAEModel) -> Metrics:
         return Metrics()
 
-    def draw_samples(self, model: VAEModel, path: Path) -> None:
-        """Draws 64 images from the prior, from the same latents each time, so that their progress can be followed."""
+    def draw_samples(self, model: VAEModel) -> dict[str, Sample]:
+        """Draws 64 images from the prior, and what the latents hold of images of the evaluation split.
+
+        Latents and images are the same each time, so that their progress can be followed.
+        """
+        shown = {name: values.to(model.device) for name, values in self.shown.items()}
         images = model.sample(64, generator=torch.Generator().manual_seed(0))
-        image_grid(images.cpu(), columns=8).save(path.with_suffix(".png"))
+        latents = draw_latents(model, shown["pixel_values"], self._labels(model, shown))
+        return {"samples": image_grid(images, columns=8), **latents}
 
     def save_extras(self, folder: Path) -> None:
         build_image_processor(self.data.num_channels, self.data.image_size).save_pretrained(folder)

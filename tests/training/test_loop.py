@@ -15,6 +15,7 @@ import pytest
 import torch
 from accelerate.tracking import TensorBoardTracker
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import hfgen
 from hfgen.model_folder import code_files
@@ -74,14 +75,25 @@ def test_results_hold_metrics_data_and_time(family: str, finished: dict[str, Pat
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_samples_are_drawn_at_each_quarter_and_losses_plotted(family: str, finished: dict[str, Path]) -> None:
-    samples = sorted((finished[family] / "samples").iterdir())
-    assert [path.stem for path in samples] == ["step-000003", "step-000006", "step-000009", "step-000012"]
+    samples = list((finished[family] / "samples").iterdir())
+    steps = ["step-000003", "step-000006", "step-000009", "step-000012"]
+    more = ["-interpolation", "-reconstructions", "-traversal"] if family == "vae" else []
+    assert {path.stem for path in samples} == {step + name for step in steps for name in ["", *more]}
     if family == "gpt":
         assert all(len(path.read_text(encoding="utf-8")) > 5 for path in samples)
     else:
         assert all(np.asarray(Image.open(path)).std() > 1 for path in samples)
     plot = np.asarray(Image.open(finished[family] / "plots" / "loss.png").convert("L"))
     assert plot.shape[1] > plot.shape[0] and plot.std() > 5
+
+
+def test_tensorboard_has_the_samples_of_every_step(finished: dict[str, Path]) -> None:
+    shown = {}
+    for file in (finished["vae"] / "logs").rglob("events.out.tfevents.*"):
+        events = EventAccumulator(str(file)).Reload()
+        shown |= {name: [event.step for event in events.Images(name)] for name in events.Tags()["images"]}
+    names = ["samples", "reconstructions", "interpolation", "traversal"]
+    assert shown == {name: [3, 6, 9, 12] for name in names}
 
 
 def test_every_line_of_metrics_is_written_once(finished: dict[str, Path]) -> None:
@@ -186,7 +198,7 @@ def break_tracker(method: str) -> None:
     setattr(TensorBoardTracker, method, fail)
 
 
-@pytest.mark.parametrize("method", ["start", "store_init_configuration", "log", "finish"])
+@pytest.mark.parametrize("method", ["start", "store_init_configuration", "log", "log_images", "finish"])
 def test_failing_tracker_never_stops_a_run(method: str, finished: dict[str, Path], tmp_path: Path) -> None:
     run = train("vae", tmp_path / "run", "--report_to", "tensorboard",
                 fault=Fault(patch=partial(break_tracker, method)))  # fmt: skip

@@ -20,7 +20,7 @@ from ..data.batches import Batch
 from ..data.sources import one_line
 from ..distributed.processes import Processes
 from ..distributed.signals import StopRequest
-from ..objective import Autocast, Estimator, Metrics, Objective, Steps
+from ..objective import Autocast, Estimator, Metrics, Objective, Sample, Steps
 from ..randomness import BatchRNG
 from .means import ItemMeans
 
@@ -149,14 +149,34 @@ def report_missing(metrics: Metrics) -> None:
         logger.warning("Not measured: %s (%s).", names, reason)
 
 
-def draw_samples(objective: Objective[Any], model: PreTrainedModel, path: Path) -> None:
-    """Writes a file of samples without changing the random numbers of training. A failure is a warning."""
+def draw_samples(objective: Objective[Any], model: PreTrainedModel, folder: Path, step: int) -> dict[str, Sample]:
+    """Writes samples as step-N.png, or .txt for a text, and what else the objective draws as step-N-NAME.png.
+
+    The random numbers of training do not change. A failure is a warning.
+
+    Args:
+        objective: draws them.
+        model: of the objective's class, whole.
+        folder: created if it is missing.
+        step: N, written with six digits.
+
+    Returns:
+        name -> picture or text; empty after a failure.
+    """
     try:
-        path.parent.mkdir(exist_ok=True)
         with torch.no_grad(), torch.random.fork_rng(), evaluation_mode(model):
-            objective.draw_samples(model, path)
+            samples = objective.draw_samples(model)
+        folder.mkdir(exist_ok=True)
+        for name, sample in samples.items():
+            path = folder / (f"step-{step:06d}" if name == "samples" else f"step-{step:06d}-{name}")
+            if isinstance(sample, str):
+                path.with_suffix(".txt").write_text(sample, encoding="utf-8")
+            else:
+                sample.save(path.with_suffix(".png"))
     except Exception as error:
         logger.warning("No samples were drawn: %s: %s", type(error).__name__, one_line(error))
+        return {}
+    return samples
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""metrics.jsonl, and the experiment trackers, which receive the same values."""
+"""metrics.jsonl, and the experiment trackers, which receive the same values and the samples."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import json
 import logging
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
 from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from ..config.flags import Arguments, as_recipe
+from ..objective import Sample
 
 
 logger = logging.getLogger(__name__)
@@ -46,14 +50,39 @@ class MetricsLog:
             return
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(json_numbers(values)) + "\n")
+        known = {k: v for k, v in values.items() if k != "step" and v is not None}
+        self._pass_on(lambda tracker: tracker.log(known, step=int(values["step"])))
+
+    def show(self, samples: dict[str, Sample], step: int) -> None:
+        """Passes samples to the trackers under their names: texts to all, pictures to those of [`_log_pictures`]."""
+        texts = {name: sample for name, sample in samples.items() if isinstance(sample, str)}
+        pictures = {name: sample for name, sample in samples.items() if not isinstance(sample, str)}
+        if texts:
+            self._pass_on(lambda tracker: tracker.log(texts, step=step))
+        if pictures:
+            self._pass_on(lambda tracker: _log_pictures(tracker, pictures, step))
+
+    def _pass_on(self, log: Callable[[GeneralTracker], None]) -> None:
         for tracker in self.accelerator.trackers:
             try:
-                known = {k: v for k, v in values.items() if k != "step" and v is not None}
-                tracker.log(known, step=int(values["step"]))
+                log(tracker)
             except Exception as error:
                 if tracker.name not in self._silent:
                     logger.warning("The tracker %s failed, and the run continues without it: %s", tracker.name, error)
                 self._silent.add(tracker.name)
+
+
+def _log_pictures(tracker: Any, pictures: dict[str, PIL.Image.Image], step: int) -> None:
+    """Logs pictures in the form that a tracker takes; trackers that are not named here get none."""
+    if tracker.name == "tensorboard":
+        batches = {name: np.asarray(picture.convert("RGB"))[None] for name, picture in pictures.items()}
+        tracker.log_images(batches, step=step, dataformats="NHWC")
+    elif tracker.name in ("wandb", "swanlab"):
+        tracker.log_images({name: [picture] for name, picture in pictures.items()}, step=step)
+    elif tracker.name == "trackio":
+        import trackio
+
+        tracker.log({name: trackio.Image(picture) for name, picture in pictures.items()}, step=step)
 
 
 def json_numbers(values: dict[str, Any]) -> dict[str, Any]:

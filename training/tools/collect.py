@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hfgen.cards import format_with_error, read_family, short_dataset_name
+from hfgen.cards import format_with_error, newest_samples, read_family, short_dataset_name
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +40,7 @@ def collect(run: Path, model_cards: Path) -> Path:
     slower = (target / AVX2_RESULTS).read_bytes() if (target / AVX2_RESULTS).is_file() else None
     shutil.rmtree(target, ignore_errors=True)
     (target / "samples").mkdir(parents=True)
-    for newest in sorted((run / "samples").glob("step-*"))[-1:]:
+    for newest in newest_samples(run).values():
         shutil.copy(newest, target / "samples" / newest.name)
     if (run / "plots").is_dir():
         shutil.copytree(run / "plots", target / "plots")

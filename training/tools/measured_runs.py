@@ -60,8 +60,8 @@ def run_recipe(recipe: str, output_dir: Path, flags: list[str], environment: dic
     if done.returncode:
         raise ValueError(f"hfgen {' '.join(words)} must succeed, got exit status {done.returncode}. See above.")
     results = json.loads((output_dir / "results.json").read_text(encoding="utf-8"))
-    kept = ("metrics", "metrics_details", "steps", "examples_seen", "num_parameters", "seconds_trained", "seconds_other", "hardware",
-            "choices", "versions")  # fmt: skip
+    kept = ("metrics", "metrics_details", "steps", "examples_seen", "num_parameters", "seconds_trained",
+            "seconds_other", "hardware", "choices", "versions")  # fmt: skip
     return {
         "recipe": recipe,
         "flags": flags,

@@ -44,15 +44,15 @@ def test_every_test_that_the_fault_table_names_exists() -> None:
 def test_collect_takes_the_newest_samples_and_refuses_an_unfinished_run(tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "samples").mkdir(parents=True)
-    for step in ("000010", "000200"):
-        (run / "samples" / f"step-{step}.txt").write_text(step, encoding="utf-8")
+    for name in ("step-000010.png", "step-000010-traversal.png", "step-000200.png", "step-000200-traversal.png"):
+        (run / "samples" / name).touch()
     with pytest.raises(ValueError, match=r"without results\.json"):
         collect(run, tmp_path / "cards")
     (run / "results.json").write_text(json.dumps({"metrics": {}}), encoding="utf-8")
 
     target = collect(run, tmp_path / "cards")
 
-    assert [path.name for path in (target / "samples").iterdir()] == ["step-000200.txt"]
+    assert {path.name for path in (target / "samples").iterdir()} == {"step-000200.png", "step-000200-traversal.png"}
 
 
 def test_results_of_a_slower_processor_are_kept_beside_those_of_the_card(tmp_path: Path) -> None:
