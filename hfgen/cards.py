@@ -236,10 +236,8 @@ def _describe_model(config: dict[str, Any]) -> dict[str, Any]:
     height, width = config["image_size"]
     channels = config["num_channels"]
     num_labels = len(config.get("id2label") or {})
-    latent_shape = [config["latent_dim"]]
-    if config.get("latent_type") == "spatial":
-        scale = 2 ** len(config["hidden_channels"])
-        latent_shape += [height // scale, width // scale]
+    model_config = MODELS[config["model_type"]].config_class.from_dict(config)
+    latent_shape = getattr(model_config, "latent_shape", (config["latent_dim"],))
     return {
         "image_kind": f"{'grayscale' if channels == 1 else 'color'} images of {height} × {width} pixels",
         "image_numbers": f"{channels * height * width:,}",

@@ -36,7 +36,7 @@ from safetensors.torch import load_file
 
 
 ROOT = Path(__file__).resolve().parents[1]
-FAMILIES = ("autoencoder", "vae", "gan", "gpt")
+FAMILIES = ("autoencoder", "vae", "ladder_vae", "gan", "gpt")
 # 50 examples at 8 per step, so that epochs end within a step.
 COMMON = shlex.split(
     "--per_device_train_batch_size 4 --gradient_accumulation_steps 2 --max_train_samples 50 --max_eval_samples 37 "
@@ -46,6 +46,10 @@ COMMON = shlex.split(
 OWN = {
     "autoencoder": shlex.split("--hidden_channels 4 8 --latent_dim 4 --noise_std 0.1"),
     "vae": shlex.split("--hidden_channels 4 8 --hidden_size 16 --latent_dim 4 --nll_samples 2 --optimizer muon"),
+    "ladder_vae": shlex.split(
+        "--hidden_channels 4 8 --hidden_size 16 --latent_dim 4 --num_prior_couplings 2 --prior_hidden_size 8 "
+        "--nll_samples 2"
+    ),
     "gan": shlex.split("--generator_channels 8 4 --latent_dim 4 --discriminator_steps 2 --quality_samples 0"),
     "gpt": shlex.split(
         "--hidden_size 16 --num_hidden_layers 2 --num_attention_heads 2 --max_position_embeddings 8 "
@@ -419,6 +423,7 @@ _FOR_CARDS = (
 _OWN_FOR_CARDS = {
     "autoencoder": "--hidden_channels 4 8 --latent_dim 4",
     "vae": "--hidden_channels 4 8 --hidden_size 16 --latent_dim 4 --nll_samples 2",
+    "ladder_vae": "--hidden_channels 4 8 --hidden_size 16 --latent_dim 4 --nll_samples 2",
     "gan": "--generator_channels 8 4 --latent_dim 4 --quality_samples 0",
     "gpt": "--max_position_embeddings 16 --hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2 "
     "--sample_length 20",
@@ -489,12 +494,15 @@ def conditional_color_models(home: Path) -> list[Path]:
     common: dict[str, Any] = {"image_size": [8, 16], "num_channels": 3}
     vae = hfgen.VAEConfig(**common, num_labels=3, hidden_channels=[4, 4], latent_dim=2, latent_type="spatial",
                           likelihood="gaussian", beta=4.0)  # fmt: skip
+    ladder = hfgen.LadderVAEConfig(**common, num_labels=3, hidden_channels=[4, 4], latent_dim=2,
+                                   likelihood="gaussian", beta=4.0)  # fmt: skip
     gan = hfgen.GANConfig(**common, num_labels=3, latent_dim=4, generator_channels=[4, 4],
                           discriminator_channels=[4, 4], loss_type="wasserstein")  # fmt: skip
     autoencoder = hfgen.AutoencoderConfig(**common, hidden_channels=[4, 4], latent_dim=2, latent_type="spatial",
                                           noise_std=0.1, sparsity_weight=0.1)  # fmt: skip
     return [
         save_untrained(hfgen.VAEModel(vae), home / "vae-color"),
+        save_untrained(hfgen.LadderVAEModel(ladder), home / "ladder_vae-color"),
         save_untrained(hfgen.GANModel(gan), home / "gan-color"),
         save_untrained(hfgen.AutoencoderModel(autoencoder), home / "autoencoder-color"),
     ]

@@ -29,8 +29,9 @@ SOURCES = {
 }
 # Top to bottom: a file imports from its own row and from those below.
 RANKS = [
-    "run_script train_autoencoder train_gan train_gpt train_vae",
+    "run_script train_autoencoder train_gan train_gpt train_ladder_vae train_vae",
     "loop",
+    "variational",
     "checkpoint output",
     "state",
     "step evaluation",
@@ -353,7 +354,13 @@ each_model_file = pytest.mark.parametrize("path", MODEL_FILES, ids=[path.stem fo
 
 
 def test_each_architecture_has_a_file_and_the_others_are_shared() -> None:
-    assert {path.stem.removeprefix("modeling_") for path in MODEL_FILES} >= {"autoencoder", "gan", "gpt", "vae"}
+    assert {path.stem.removeprefix("modeling_") for path in MODEL_FILES} >= {
+        "autoencoder",
+        "gan",
+        "gpt",
+        "ladder_vae",
+        "vae",
+    }
     imported = {path: set(get_relative_imports(path)) for path in MODEL_FILES}
     assert {path.stem for path in SHARED_FILES} == set().union(*imported.values())
 

@@ -155,7 +155,7 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
             while fraction < 1 and not stopped:
                 # One step: every phase on the same examples
                 lr_factor = schedule(fraction)
-                take_step(state, context, feed, lr_factor)
+                take_step(state, context, feed, lr_factor, fraction)
                 cores.look()
 
                 # How far all processes are: their clocks and signals differ
@@ -214,14 +214,16 @@ def _checkpoint_to_resume(output_dir: Path, arguments: Arguments, lock: FolderLo
     return None if run.overwrite_output_dir else find_checkpoint(output_dir, run.resume_from_checkpoint)
 
 
-def take_step(state: TrainState, context: Context, feed: Iterator[Batch], lr_factor: float) -> None:
-    """Runs every phase on the next global batch."""
+def take_step(
+    state: TrainState, context: Context, feed: Iterator[Batch], lr_factor: float, fraction: float
+) -> None:  # fmt: skip
+    """Runs every phase on the next global batch; `fraction` of the run is done."""
     progress, global_batch = state.progress, context.global_batch
     torch.manual_seed(derive_seed(context.arguments.run.seed, "step", progress.step, context.processes.rank))
     micro_batches = [next(feed) for _ in range(global_batch.accumulation)]
     started = time.perf_counter()
     for phase in state.phases:
-        result = phase.step(micro_batches, global_batch, progress.step, lr_factor)
+        result = phase.step(micro_batches, global_batch, progress.step, lr_factor, fraction)
         progress.skipped_steps += result.skipped
         for values in result.values:
             state.means.add(values)

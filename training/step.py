@@ -69,7 +69,9 @@ class PhaseTrainer:
         names = {id(parameter): name for name, parameter in self.phase.loss.named_parameters()}
         return {names[id(p)]: p for group in self.bare_optimizer.param_groups for p in group["params"]}
 
-    def step(self, micro_batches: list[Batch], global_batch: GlobalBatch, step: int, lr_factor: float) -> StepResult:
+    def step(
+        self, micro_batches: list[Batch], global_batch: GlobalBatch, step: int, lr_factor: float, progress: float
+    ) -> StepResult:  # fmt: skip
         """Runs every repeat of the phase on the examples of a step.
 
         Args:
@@ -77,6 +79,7 @@ class PhaseTrainer:
             global_batch: where in it they are.
             step: number of steps done before this one.
             lr_factor: multiplies the learning rate.
+            progress: share of the run that is done, in [0, 1).
 
         Raises:
             NonFiniteError: a loss or gradient was not finite and --on_nonfinite is not skip; the weights are those
@@ -90,23 +93,23 @@ class PhaseTrainer:
             # Looked up each time: preparing a phase can replace the model's buffers.
             buffers = list(self.model.buffers()) if self.run.on_nonfinite == "skip" else []
             before = [buffer.clone() for buffer in buffers]
-            values = self.accumulate(micro_batches, rngs)
+            values = self.accumulate(micro_batches, rngs, progress)
             if self.update(lr_factor, values):
                 result.values.append(values)
             elif self.run.on_nonfinite == "stop":
-                raise NonFiniteError(self._explain(micro_batches, rngs, global_batch, step, values))
+                raise NonFiniteError(self._explain(micro_batches, rngs, global_batch, step, progress, values))
             else:
                 result.skipped += 1
                 for buffer, content in zip(buffers, before):
                     buffer.copy_(content)
         return result
 
-    def accumulate(self, micro_batches: list[Batch], rngs: list[BatchRNG]) -> dict[str, Tensor]:
+    def accumulate(self, micro_batches: list[Batch], rngs: list[BatchRNG], progress: float) -> dict[str, Tensor]:
         """Adds up the gradients of the mean loss; returns the values to log, averaged over this process's examples."""
         values: dict[str, Tensor] = {}
         for position, (batch, rng) in enumerate(zip(micro_batches, rngs)):
             with self._synchronized(position == len(micro_batches) - 1):
-                loss, parts = self.module(batch, rng)
+                loss, parts = self.module(batch, rng, progress)
                 self.accelerator.backward(_spread_nonfinite(loss) / len(micro_batches))
             for name, value in parts.items():
                 part = value.detach().float() / len(micro_batches)
@@ -161,11 +164,11 @@ class PhaseTrainer:
 
     def _explain(
         self, micro_batches: list[Batch], rngs: list[BatchRNG], global_batch: GlobalBatch, step: int,
-        values: dict[str, Tensor],
+        progress: float, values: dict[str, Tensor],
     ) -> str:  # fmt: skip
         where = "in the backward pass, with every value of the forward pass finite"
         # All micro-batches, even if the first one explains it: the processes of a sharded model must keep step.
-        places = [self._first_nonfinite(batch, rng.restarted()) for batch, rng in zip(micro_batches, rngs)]
+        places = [self._first_nonfinite(batch, rng.restarted(), progress) for batch, rng in zip(micro_batches, rngs)]
         place = next((place for place in places if place is not None), None)
         if place is not None:
             where = f"first in {place}"
@@ -179,7 +182,7 @@ class PhaseTrainer:
         )
 
     @torch.no_grad()
-    def _first_nonfinite(self, batch: Batch, rng: BatchRNG) -> str | None:
+    def _first_nonfinite(self, batch: Batch, rng: BatchRNG, progress: float) -> str | None:
         """Runs the forward pass again and names the first module whose output is not finite."""
         for name, tensor in batch.items():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
@@ -195,7 +198,7 @@ class PhaseTrainer:
 
         handles = [module.register_forward_hook(watch(name)) for name, module in self.phase.loss.named_modules()]
         try:
-            self.phase.loss(batch, rng)
+            self.phase.loss(batch, rng, progress)
         finally:
             for handle in handles:
                 handle.remove()

@@ -46,7 +46,7 @@ class ReconstructionLoss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch, rng: BatchRNG) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch, rng: BatchRNG, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         pixels = batch["pixel_values"]
         noise = rng.normal(*pixels.shape[1:]) if self.model.config.noise_std > 0 else None
         output = self.model(pixels, noise=noise)

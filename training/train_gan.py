@@ -61,7 +61,7 @@ class DiscriminatorLoss(_AdversarialLoss):
         super().__init__(model)
         self.discriminator = model.discriminator
 
-    def forward(self, batch: Batch, rng: BatchRNG) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch, rng: BatchRNG, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         config, real = self.model.config, batch["pixel_values"]
         labels = batch["labels"] if config.num_labels else None
         with torch.no_grad():
@@ -91,7 +91,7 @@ class GeneratorLoss(_AdversarialLoss):
         super().__init__(model)
         self.generator = model.generator
 
-    def forward(self, batch: Batch, rng: BatchRNG) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch, rng: BatchRNG, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         model, config = self.model, self.model.config
         labels = batch["labels"] if config.num_labels else None
         fake = self.generator(rng.normal(config.latent_dim), labels)

@@ -52,7 +52,7 @@ class NextTokenLoss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch, rng: BatchRNG) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch, rng: BatchRNG, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         # The labels are already those of the next token: shift_labels keeps the model from shifting them again.
         output = self.model(batch["input_ids"], labels=batch["labels"], shift_labels=batch["labels"], use_cache=False)
         return output.loss, {"loss": output.loss}

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from .modeling_autoencoder import AutoencoderConfig, AutoencoderModel
 from .modeling_gan import GANConfig, GANModel
 from .modeling_gpt import GPTConfig, GPTForCausalLM, GPTModel
+from .modeling_ladder_vae import LadderVAEConfig, LadderVAEModel
 from .modeling_vae import VAEConfig, VAEModel
 
 
@@ -52,6 +53,7 @@ MODELS = MappingProxyType({
     for architecture in (
         Architecture("autoencoder", "Auto-Encoder", AutoencoderConfig, AutoencoderModel),
         Architecture("vae", "Variational Auto-Encoder", VAEConfig, VAEModel, samples="images"),
+        Architecture("ladder_vae", "Ladder VAE", LadderVAEConfig, LadderVAEModel, samples="images"),
         Architecture(
             "gan", "Generative Adversarial Network", GANConfig, GANModel, samples="images", temperature="truncation"
         ),
@@ -75,6 +77,8 @@ __all__ = [
     "GPTConfig",
     "GPTForCausalLM",
     "GPTModel",
+    "LadderVAEConfig",
+    "LadderVAEModel",
     "VAEConfig",
     "VAEModel",
 ]

@@ -415,6 +415,7 @@ class VAEModel(ImageModel):
         labels: Labels = None,
         generator: torch.Generator | None = None,
         chunk_size: int = 1024,
+        noise: Tensor | None = None,
     ) -> Tensor:
         """log p(x|z_k) p(z_k) / q(z_k|x) with z_k ~ q(z|x); the mean of exp of it is an unbiased estimate of p(x).
 
@@ -426,6 +427,7 @@ class VAEModel(ImageModel):
             labels: classes of a conditional model, as in `sample`.
             generator: source of the random numbers.
             chunk_size: images decoded at once, rounded up to a whole number of batches; bounds the memory.
+            noise: standard normal numbers (num_samples, batch, *config.latent_shape); drawn here if None.
 
         Returns:
             (num_samples, batch) nats.
@@ -440,7 +442,8 @@ class VAEModel(ImageModel):
         log_weights = []
         for start in range(0, num_samples, at_once):
             k = min(at_once, num_samples - start)
-            latents = posterior.mean + posterior.std * randn((k, *posterior.mean.shape), generator, self.device)
+            drawn = randn((k, *posterior.mean.shape), generator, self.device) if noise is None else noise[start:][:k]
+            latents = posterior.sample(noise=drawn)
             repeated = None if labels is None else labels.repeat(k)
             parameters = self._decode_parameters(latents.flatten(0, 1), repeated)
             log_pixels = self._log_prob(parameters, pixel_values.repeat(k, 1, 1, 1))

@@ -27,7 +27,7 @@ class Square(nn.Module):
         self.weight = nn.Parameter(torch.ones(()))
         self.bias = nn.Parameter(torch.zeros(()))
 
-    def forward(self, batch: Batch, rng: BatchRNG) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch, rng: BatchRNG, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         loss = (self.weight.square() * batch["x"] + self.bias).mean()
         return loss, {"loss": loss}
 
@@ -50,7 +50,7 @@ def train_on(accelerator: Accelerator, inputs: list[float], on_nonfinite: str = 
     run = RunArguments(on_nonfinite=on_nonfinite, learning_rate=0.1)  # type: ignore[arg-type]
     trainer = PhaseTrainer(Phase("model", module), module, run, torch.float32, accelerator, Processes())
     batches = [[{"x": torch.tensor([value])}] for value in inputs]
-    results = [trainer.step(batch, GlobalBatch(1), step, 1.0) for step, batch in enumerate(batches)]
+    results = [trainer.step(batch, GlobalBatch(1), step, 1.0, 0.0) for step, batch in enumerate(batches)]
     assert all(math.isfinite(values["loss"]) for result in results for values in result.values)
     return module, sum(result.skipped for result in results)
 

@@ -14,9 +14,37 @@ from .flags import flag
 
 @dataclass
 class VAEArguments:
-    """The flags of train_vae.py alone."""
+    """The flags of train_vae.py and train_ladder_vae.py."""
 
     _argument_group_name = "vae"
+
+    kl_warmup_ratio: float = flag(
+        0.0,
+        "Share of the run during which the weight of the KL term grows from 0 to --beta. Evaluations have weight 1.",
+        on_resume="warn",
+        ge=0,
+        lt=1,
+    )
+    free_bits: float = flag(
+        0.0,
+        "Nats per image that each level of latents may carry for free while training: a smaller KL counts as this much.",
+        on_resume="warn",
+        ge=0,
+    )
+    importance_samples: int = flag(
+        1,
+        "Train for the importance-weighted bound with this many samples per image, which is tighter; 1 is the evidence "
+        "lower bound. --beta, --kl_warmup_ratio and --free_bits do not apply to it.",
+        on_resume="warn",
+        ge=1,
+    )
+    importance_start: float = flag(
+        0.0,
+        "Share of the run after which --importance_samples applies; before that, it is the evidence lower bound.",
+        on_resume="warn",
+        ge=0,
+        lt=1,
+    )
 
     nll_samples: int = flag(
         1000,
@@ -101,6 +129,12 @@ SCRIPTS = {
     for script in (
         Script("autoencoder", "Trains a convolutional Auto-Encoder.", {"learning_rate": 2e-3}),
         Script("vae", "Trains a Variational Auto-Encoder.", {"learning_rate": 2e-3}, VAEArguments),
+        Script(
+            "ladder_vae",
+            "Trains a Ladder VAE, with latents at several resolutions.",
+            {"learning_rate": 4e-3, "optimizer": "muon", "ema_decay": 0.995},
+            VAEArguments,
+        ),
         Script(
             "gan",
             "Trains a Generative Adversarial Network.",

@@ -1,0 +1,146 @@
+"""What variational auto-encoders are trained for: the objective that train_vae.py and train_ladder_vae.py share."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hfgen.image_processing import build_image_processor, image_grid
+from hfgen.metrics import bits_per_dim
+
+from .build_model import load_image_model
+from .config.flags import Arguments
+from .config.scripts import VAEArguments
+from .data.batches import Batch
+from .data.binarization import binarized
+from .distributed.processes import Processes
+from .evaluation.likelihood import LikelihoodEstimator, round_samples
+from .objective import Autocast, Metrics, Phase, Sample
+from .output.pictures import draw_latents, images_needed
+from .randomness import BatchRNG
+
+
+class EvidenceLowerBound(nn.Module):
+    """The negative evidence lower bound of a batch, or the importance-weighted bound, which is tighter.
+
+    The noise of the latents belongs to the examples. Both terms are computed by the model.
+
+    Args:
+        model: with the methods `evidence_terms` and `log_importance_weights` of [`hfgen.VAEModel`].
+        extra: the flags.
+    """
+
+    def __init__(self, model: Any, extra: VAEArguments):
+        super().__init__()
+        self.model, self.extra = model, extra
+
+    def forward(self, batch: Batch, rng: BatchRNG, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        pixels, labels = batch["pixel_values"], _labels(self.model, batch)
+        self.model.check_range(pixels)
+        if self.extra.importance_samples > 1 and progress >= self.extra.importance_start:
+            return self._importance_weighted(pixels, labels, rng)
+        noise = rng.normal(*self.model.config.latent_shape)
+        reconstruction, kl = self.model.evidence_terms(pixels, labels, noise)
+        reconstruction, kl = reconstruction.mean(), kl.mean(0)
+        beta = self.model.config.beta
+        if self.extra.kl_warmup_ratio:
+            beta = beta * min(1.0, progress / self.extra.kl_warmup_ratio)
+        # A level below its free bits has no gradient, so nothing pushes it to carry less.
+        loss = reconstruction + beta * kl.clamp(min=self.extra.free_bits).sum()
+        return loss, {"loss": loss, "reconstruction_loss": reconstruction, "kl_loss": kl.sum()}
+
+    def _importance_weighted(
+        self, pixels: Tensor, labels: Tensor | None, rng: BatchRNG
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The bound of Burda et al. 2015 (https://arxiv.org/abs/1509.00519); images are encoded once."""
+        count = self.extra.importance_samples
+        noise = rng.normal(count, *self.model.config.latent_shape).transpose(0, 1)
+        log_weights = self.model.log_importance_weights(pixels, count, labels, noise=noise)
+        loss = math.log(count) - log_weights.logsumexp(0).mean()
+        return loss, {"loss": loss}
+
+
+class VariationalObjective:
+    """The evidence lower bound; see [`training.objective.Objective`].
+
+    Args:
+        model_class: a VAE with the methods of [`hfgen.VAEModel`].
+        arguments: of the run.
+    """
+
+    primary_metric = "elbo"
+    ema_prefixes: tuple[str, ...] = ("",)
+
+    def __init__(self, model_class: type[PreTrainedModel], arguments: Arguments):
+        extra: VAEArguments = arguments.extra
+        self.model: Any
+        self.model, self.data = load_image_model(model_class, arguments, arguments.run.seed)
+        if extra.dynamic_binarization:
+            self.data = binarized(self.data, arguments.run.seed)
+        self.phases = [Phase("model", EvidenceLowerBound(self.model, extra))]
+        self.nll_samples, self.nll_seconds = round_samples(extra.nll_samples), extra.nll_seconds
+        self.seed = arguments.run.seed
+        count = images_needed(*self.data.image_size)
+        self.shown = next(self.data.eval_batches(count, torch.device("cpu"), limit=count))
+        # Only these are probabilities of the data: a Gaussian's density is not, and neither is a Bernoulli's of grays.
+        pixels = self.shown["pixel_values"]
+        is_binary = bool(((pixels == 0) | (pixels == 1)).all())
+        likelihood = self.model.config.likelihood
+        is_of_levels = likelihood in ("discretized_logistic", "logistic_mixture")
+        self.has_bits = is_of_levels or (likelihood == "bernoulli" and is_binary)
+
+    def evaluate(self, model: Any, batch: Batch, rng: BatchRNG) -> dict[str, Tensor]:
+        """Returns both terms of the bound for every image, in nats, and the KL of each level if there are several."""
+        noise = rng.normal(*model.config.latent_shape)
+        reconstruction, kl = model.evidence_terms(batch["pixel_values"], _labels(model, batch), noise)
+        total = kl.sum(1)
+        by_level = {f"kl_level_{level}": kl[:, level] for level in range(kl.shape[1])} if kl.shape[1] > 1 else {}
+        return {"elbo": -reconstruction - total, "reconstruction_loss": reconstruction, "kl_loss": total, **by_level}
+
+    evaluate_at_end = evaluate
+
+    def estimator(
+        self, model: Any, device: torch.device, processes: Processes, autocast: Autocast
+    ) -> LikelihoodEstimator | None:
+        """Returns what estimates the importance-weighted likelihood, unless --nll_samples is 0."""
+        if not self.nll_samples:
+            return None
+
+        def read(rows: Tensor) -> tuple[Tensor, Tensor | None]:
+            batch = self.data.eval_batch(rows, device)
+            return batch["pixel_values"], _labels(model, batch)
+
+        return LikelihoodEstimator(
+            model, read, self.data.num_eval_examples, self.nll_samples, self.nll_seconds, self.seed, processes,
+            device, autocast,
+        )  # fmt: skip
+
+    def derive(self, means: dict[str, float]) -> dict[str, float]:
+        if "nll" in means and self.has_bits:
+            height, width = self.data.image_size
+            return {**means, "bits_per_dim": bits_per_dim(means["nll"], self.data.num_channels * height * width)}
+        return means
+
+    def measure_samples(self, model: Any) -> Metrics:
+        return Metrics()
+
+    def draw_samples(self, model: Any) -> dict[str, Sample]:
+        """Draws 64 images from the prior, and what the latents hold of images of the evaluation split.
+
+        Latents and images are the same each time, so that their progress can be followed.
+        """
+        shown = {name: values.to(model.device) for name, values in self.shown.items()}
+        images = model.sample(64, generator=torch.Generator().manual_seed(0))
+        latents = draw_latents(model, shown["pixel_values"], _labels(model, shown))
+        return {"samples": image_grid(images, columns=8), **latents}
+
+    def save_extras(self, folder: Any) -> None:
+        build_image_processor(self.data.num_channels, self.data.image_size).save_pretrained(folder)
+
+
+def _labels(model: Any, batch: Batch) -> Tensor | None:
+    return batch["labels"] if model.config.num_labels else None
