@@ -157,7 +157,8 @@ def find_recipe(name_or_path: str, family: str, folder: Path) -> str:
     """
     if Path(name_or_path).is_file():
         return name_or_path
-    recipes = {path.stem: path for path in sorted(folder.glob(f"{family.replace("_", "-")}-*.yaml"))}
+    first_words = family.replace("_", "-")  # as in the names of repositories
+    recipes = {path.stem: path for path in sorted(folder.glob(f"{first_words}-*.yaml"))}
     path = recipes.get(name_or_path.removesuffix(".yaml"))
     if path is None:
         raise ValueError(

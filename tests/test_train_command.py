@@ -71,7 +71,8 @@ def test_shared_flags_are_those_that_launcher_and_scripts_have_in_common() -> No
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_architecture_has_its_script_recipe_and_template(family: str) -> None:
     home, _ = find_script(family)
-    assert (home / f"train_{family}.py").is_file() and list((home / "recipes").glob(f"{family.replace("_", "-")}-*.yaml"))
+    first_words = family.replace("_", "-")
+    assert (home / f"train_{family}.py").is_file() and list((home / "recipes").glob(f"{first_words}-*.yaml"))
     assert (ROOT / "model_cards" / f"template_{family}.md").is_file()
 
 
