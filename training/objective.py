@@ -35,9 +35,9 @@ class Phase:
 
     Attributes:
         name: unique within the objective.
-        loss: module that is called with (batch, rng, progress), where progress is the share of the run that is done, and
-            returns the loss and the values to log. Its parameters are the ones that are optimized; networks that only
-            take part are not registered in it.
+        loss: module that is called with (batch, rng, progress), where progress is the share of the run that is done,
+            and returns the loss and the values to log. Its parameters are the ones that are optimized; networks that
+            only take part are not registered in it.
         learning_rate: None for --learning_rate.
         repeats: how often the phase runs in a step, on the same examples with fresh random numbers.
     """

@@ -226,6 +226,30 @@ class ImageFeatures:
         return ImageFeatures(top, [features.repeat(times, 1, 1, 1) for features in self.levels])
 
 
+class EncoderStage(nn.Module):
+    """Halves height and width, and says something to each level of latents of this size."""
+
+    def __init__(self, in_channels: int, stage: int, config: LadderVAEConfig):
+        super().__init__()
+        self.act = ACT2FN[config.hidden_act]
+        self.is_first = stage == 0
+        channels = config.hidden_channels[stage]
+        # The first stage gets blocks of 2 x 2 pixels as channels; the others halve what comes from before.
+        size, stride, padding = (3, 1, 1) if self.is_first else (2, 2, 0)
+        self.downsample = nn.Conv2d(in_channels, channels, size, stride, padding)
+        self.blocks = _residual_blocks(config.num_residual_blocks, channels, config)
+        self.to_levels = nn.ModuleList(
+            nn.Conv2d(channels, channels, kernel_size=3, padding=1) for _ in range(config.num_levels[stage])
+        )
+
+    def forward(self, hidden_states: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Features (batch, channels, h, w), and those for each level, in the same shape."""
+        hidden_states = hidden_states if self.is_first else self.act(hidden_states)
+        hidden_states = self.blocks(self.downsample(hidden_states))
+        active = self.act(hidden_states)
+        return hidden_states, [conv(active) for conv in self.to_levels]
+
+
 class LadderEncoder(nn.Module):
     """Pixels in [-1, 1] -> [`ImageFeatures`]: one pass, whatever is drawn later."""
 
@@ -233,17 +257,9 @@ class LadderEncoder(nn.Module):
         super().__init__()
         self.act = ACT2FN[config.hidden_act]
         self.num_labels = config.num_labels or 0
-        self.downsample, self.blocks, self.to_levels = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
-        channels = 4 * config.num_channels
-        for stage, out_channels in enumerate(config.hidden_channels):
-            # The first stage gets blocks of 2 x 2 pixels as channels; the others halve what comes from before.
-            kernel = {"kernel_size": 3, "padding": 1} if stage == 0 else {"kernel_size": 2, "stride": 2}
-            self.downsample.append(nn.Conv2d(channels, out_channels, **kernel))
-            self.blocks.append(_residual_blocks(config.num_residual_blocks, out_channels, config))
-            convs = [nn.Conv2d(out_channels, out_channels, 3, padding=1) for _ in range(config.num_levels[stage])]
-            self.to_levels.append(nn.ModuleList(convs))
-            channels = out_channels
-        features = channels * math.prod(config.feature_size)
+        channels = [4 * config.num_channels, *config.hidden_channels]
+        self.stages = nn.ModuleList(EncoderStage(width, stage, config) for stage, width in enumerate(channels[:-1]))
+        features = channels[-1] * math.prod(config.feature_size)
         self.hidden = nn.Linear(features + self.num_labels, config.hidden_size)
         # Small means and log-variances: q starts close to the prior, so the first steps learn to reconstruct.
         self.to_top = with_init_gain(nn.Linear(config.hidden_size, 2 * config.latent_dim), 0.1)
@@ -251,11 +267,10 @@ class LadderEncoder(nn.Module):
     def forward(self, hidden_states: Tensor, labels: Tensor | None) -> ImageFeatures:
         hidden_states = F.pixel_unshuffle(hidden_states, 2)
         levels: list[Tensor] = []
-        for stage, (downsample, blocks) in enumerate(zip(self.downsample, self.blocks)):
-            hidden_states = blocks(downsample(self.act(hidden_states) if stage else hidden_states))
-            active = self.act(hidden_states)
-            levels = [conv(active) for conv in self.to_levels[stage]] + levels
-        hidden_states = append_labels(active.flatten(1), labels, self.num_labels)
+        for stage in self.stages:
+            hidden_states, of_stage = stage(hidden_states)
+            levels = of_stage + levels
+        hidden_states = append_labels(self.act(hidden_states).flatten(1), labels, self.num_labels)
         top = self.to_top(self.act(self.hidden(hidden_states)))
         return ImageFeatures(DiagonalGaussianDistribution(top), levels)
 
@@ -288,6 +303,30 @@ class LadderLevel(nn.Module):
         return DiagonalGaussianDistribution(self.posterior(self.act(joint)))
 
 
+class DecoderStage(nn.Module):
+    """Doubles height and width, except in the coarsest stage, and takes in the levels of latents of this size."""
+
+    def __init__(self, stage: int, config: LadderVAEConfig):
+        super().__init__()
+        self.act = ACT2FN[config.hidden_act]
+        channels = config.hidden_channels[stage]
+        self.upsample: nn.Conv2d | None = None
+        if stage < len(config.hidden_channels) - 1:
+            self.upsample = nn.Conv2d(config.hidden_channels[stage + 1], 4 * channels, kernel_size=1)
+        self.blocks = _residual_blocks(config.num_residual_blocks, channels, config)
+        self.levels = nn.ModuleList(
+            LadderLevel(channels, config.level_channels[stage], config) for _ in range(config.num_levels[stage])
+        )
+
+    def forward(self, hidden_states: Tensor, latents_of: Callable[[LadderLevel, Tensor], Tensor]) -> Tensor:
+        if self.upsample is not None:
+            hidden_states = F.pixel_shuffle(self.upsample(self.act(hidden_states)), 2)
+        hidden_states = self.blocks(hidden_states)
+        for level in self.levels:
+            hidden_states = level(hidden_states, latents_of(level, hidden_states))
+        return hidden_states
+
+
 class LadderDecoder(nn.Module):
     """z_0 and the latents of each level -> parameters of p(x|z), (batch, parameters per pixel, height, width)."""
 
@@ -295,45 +334,28 @@ class LadderDecoder(nn.Module):
         super().__init__()
         self.act = ACT2FN[config.hidden_act]
         self.num_labels = config.num_labels or 0
-        channels = config.hidden_channels[-1]
-        self.feature_shape = (channels, *config.feature_size)
+        self.feature_shape = (config.hidden_channels[-1], *config.feature_size)
         self.from_top = nn.Linear(config.latent_dim + self.num_labels, config.hidden_size)
         self.hidden = nn.Linear(config.hidden_size, math.prod(self.feature_shape))
-        self.upsample, self.blocks, self.levels = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
-        for stage in reversed(range(len(config.hidden_channels))):
-            out_channels = config.hidden_channels[stage]
-            is_coarsest = stage == len(config.hidden_channels) - 1
-            self.upsample.append(nn.Identity() if is_coarsest else nn.Conv2d(channels, 4 * out_channels, 1))
-            self.blocks.append(_residual_blocks(config.num_residual_blocks, out_channels, config))
-            levels = [
-                LadderLevel(out_channels, config.level_channels[stage], config)
-                for _ in range(config.num_levels[stage])
-            ]
-            self.levels.append(nn.ModuleList(levels))
-            channels = out_channels
+        stages = reversed(range(len(config.hidden_channels)))
+        self.stages = nn.ModuleList(DecoderStage(stage, config) for stage in stages)
         # Parameters near 0: otherwise a logistic's scales start so far apart that the first losses explode.
+        channels = config.hidden_channels[0]
         self.to_pixels = with_init_gain(nn.Conv2d(channels, 4 * parameters_per_pixel, 3, padding=1), 0.1)
 
     def forward(
-        self, top: Tensor, latents_of: Callable[[int, LadderLevel, Tensor], Tensor], labels: Tensor | None
+        self, top: Tensor, latents_of: Callable[[LadderLevel, Tensor], Tensor], labels: Tensor | None
     ) -> Tensor:
         """
         Args:
             top: z_0, (batch, latent_dim).
-            latents_of: called with the index of a level, counted from 1, the level and the features above it; returns
-                its latents.
+            latents_of: called with each level, from the coarsest down, and the features above it; returns its latents.
             labels: class indices (batch,) of a conditional model.
         """
         hidden_states = self.act(self.from_top(append_labels(top, labels, self.num_labels)))
         hidden_states = self.hidden(hidden_states).unflatten(1, self.feature_shape)
-        index = 0
-        for upsample, blocks, levels in zip(self.upsample, self.blocks, self.levels):
-            if isinstance(upsample, nn.Conv2d):
-                hidden_states = F.pixel_shuffle(upsample(self.act(hidden_states)), 2)
-            hidden_states = blocks(hidden_states)
-            for level in levels:
-                index += 1
-                hidden_states = level(hidden_states, latents_of(index, level, hidden_states))
+        for stage in self.stages:
+            hidden_states = stage(hidden_states, latents_of)
         return F.pixel_shuffle(self.to_pixels(self.act(hidden_states)), 2)
 
 
@@ -493,7 +515,7 @@ class LadderVAEModel(ImageModel):
                 f"{temperature}."
             )
         latents = randn((n, *self.config.latent_shape), generator, self.device)
-        latents = torch.cat([part * factor for part, factor in zip(self._split(latents), factors)], dim=1)
+        latents = torch.cat([part.flatten(1) * factor for part, factor in zip(self._levels(latents), factors)], dim=1)
         if labels is None and self.config.num_labels:
             labels = torch.arange(n) % self.config.num_labels
         return self.decode(latents, labels, return_dict=True).sample
@@ -525,11 +547,11 @@ class LadderVAEModel(ImageModel):
             a, b = a[None], b[None]
         labels = self.class_indices(labels, a.shape[0])
         starts, ends = (
-            self._split(self.encode(images, labels, return_dict=True).latent_dist.mode()) for images in (a, b)
+            self._levels(self.encode(images, labels, return_dict=True).latent_dist.mode()) for images in (a, b)
         )
         path = torch.stack(
             [
-                torch.cat([slerp(start, end, t) for start, end in zip(starts, ends)], dim=1)
+                torch.cat([slerp(start, end, t).flatten(1) for start, end in zip(starts, ends)], dim=1)
                 for t in torch.linspace(0, 1, steps).tolist()
             ],
             dim=1,
@@ -625,9 +647,11 @@ class LadderVAEModel(ImageModel):
     def _features(self, pixel_values: Tensor, labels: Tensor | None) -> ImageFeatures:
         return self.encoder((2 * pixel_values - 1).to(self.dtype), labels)
 
-    def _split(self, latents: Tensor) -> list[Tensor]:
-        """The latents of each level, (batch, numbers), from z_0 down."""
-        return list(latents.split([math.prod(shape) for shape in self.config.level_shapes], dim=1))
+    def _levels(self, latents: Tensor) -> list[Tensor]:
+        """The latents of each level, (batch, *shape), from z_0 down."""
+        shapes = self.config.level_shapes
+        parts = latents.split([math.prod(shape) for shape in shapes], dim=1)
+        return [part.unflatten(1, shape) for part, shape in zip(parts, shapes)]
 
     def _infer(
         self, features: ImageFeatures, labels: Tensor | None, noise: Tensor | None, sampled_kl: bool = False
@@ -646,7 +670,7 @@ class LadderVAEModel(ImageModel):
         mean = features.top.mean
         if noise is None:
             noise = randn((mean.shape[0], *self.config.latent_shape), None, mean.device)
-        noises = [part.unflatten(1, shape) for part, shape in zip(self._split(noise), self.config.level_shapes)]
+        noises, image_features = iter(self._levels(noise)), iter(features.levels)
         latents: list[Tensor] = []
         kl: list[Tensor] = []
 
@@ -662,24 +686,19 @@ class LadderVAEModel(ImageModel):
                 kl.append(posterior.log_prob(drawn) - self.level_prior.log_prob(standardized) - log_det)
             return drawn
 
-        def infer(index: int, level: LadderLevel, hidden_states: Tensor) -> Tensor:
-            posterior = level.infer(hidden_states, features.levels[index - 1])
-            return draw(posterior, self.level_prior, noises[index])
+        def infer(level: LadderLevel, hidden_states: Tensor) -> Tensor:
+            posterior = level.infer(hidden_states, next(image_features))
+            return draw(posterior, self.level_prior, next(noises))
 
-        top = draw(features.top, self.prior, noises[0])
+        top = draw(features.top, self.prior, next(noises))
         parameters = at_least_float32(self.decoder(top.to(self.dtype), infer, labels))
         return torch.cat(latents, dim=1), parameters, torch.stack(kl, dim=1)
 
     def _decode_parameters(self, latents: Tensor, labels: Tensor | None) -> Tensor:
         """Parameters of p(x|z), in float32 even where the network runs in 16 bits: log-probabilities are sums."""
-        shapes = self.config.level_shapes
-        levels = [part.unflatten(1, shape) for part, shape in zip(self._split(at_least_float32(latents)), shapes)]
-        top = self.prior.sample(levels[0], labels)
-
-        def given(index: int, level: LadderLevel, hidden_states: Tensor) -> Tensor:
-            return levels[index]
-
-        return at_least_float32(self.decoder(top.to(self.dtype), given, labels))
+        levels = iter(self._levels(at_least_float32(latents)))
+        top = self.prior.sample(next(levels), labels)
+        return at_least_float32(self.decoder(top.to(self.dtype), lambda level, above: next(levels), labels))
 
 
 # With these, save_pretrained and push_to_hub copy this file, and those that it imports from, next to the weights, even

@@ -27,14 +27,15 @@ class VAEArguments:
     )
     free_bits: float = flag(
         0.0,
-        "Nats per image that each level of latents may carry for free while training: a smaller KL counts as this much.",
+        "Nats per image that each level of latents may carry for free while training: a smaller KL counts as this "
+        "much.",
         on_resume="warn",
         ge=0,
     )
     importance_samples: int = flag(
         1,
-        "Train for the importance-weighted bound with this many samples per image, which is tighter; 1 is the evidence "
-        "lower bound. --beta, --kl_warmup_ratio and --free_bits do not apply to it.",
+        "Train for the importance-weighted bound with this many samples per image, which is tighter; 1 is the "
+        "evidence lower bound. --beta, --kl_warmup_ratio and --free_bits do not apply to it.",
         on_resume="warn",
         ge=1,
     )
