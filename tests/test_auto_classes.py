@@ -357,8 +357,8 @@ import diffusers
 import torch
 
 folder, latents = Path(json.loads(sys.argv[1])), torch.linspace(-1, 1, 6).view(2, 3)
-model = diffusers.AutoModel.from_pretrained(folder / "vae", trust_remote_code=True)
-pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+model = diffusers.AutoModel.from_pretrained(str(folder / "vae"), trust_remote_code=True)
+pipeline = diffusers.DiffusionPipeline.from_pretrained(str(folder), trust_remote_code=True)
 with torch.no_grad():
     images = [model.decode(latents).sample, pipeline(latents)]
 print("REPORT" + json.dumps([[type(model).__module__, type(pipeline.vae).__module__], [x.tolist() for x in images]]))

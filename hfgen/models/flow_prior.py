@@ -55,8 +55,8 @@ class AffineCoupling(nn.Module):
         hidden_states = append_labels(kept.to(dtype_of(self)), labels, self.num_labels)
         output = at_least_float32(self.to_shift_and_scale(F.silu(self.hidden(hidden_states))))
         shift, log_scale = output.chunk(2, dim=1)
-        # A factor between exp(-2) and exp(2) a layer: the prior can fit anything, but no step makes it explode.
-        return shift, 2 * torch.tanh(log_scale / 2)
+        # A factor between 1/e and e: one that grew with its input would explode over the layers, and lose precision.
+        return shift, log_scale.tanh()
 
 
 class RealNVPPrior(nn.Module):

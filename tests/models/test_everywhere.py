@@ -128,6 +128,7 @@ def test_a_vae_as_an_exported_graph_draws_its_own_noise() -> None:
 def test_compiled_without_a_break_and_once(case: str) -> None:
     network, counter = tiny(case), CompileCounter()
     inputs = batch(network, 4)
+    torch.compiler.reset()  # forgets the graphs of other cases, of which it keeps a limited number
 
     compiled = torch.compile(network, backend=counter, fullgraph=True)
 

@@ -15,13 +15,13 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def wild_prior(latent_dim: int, num_labels: int = 0, num_couplings: int = 4, spread: float = 0.5) -> RealNVPPrior:
+def random_prior(latent_dim: int, num_labels: int = 0, num_couplings: int = 4) -> RealNVPPrior:
     """With weights far from the identity that it starts as."""
     torch.manual_seed(0)
     prior = RealNVPPrior(latent_dim, num_couplings, hidden_size=16, num_labels=num_labels)
     with torch.no_grad():
         for parameter in prior.parameters():
-            parameter.normal_(std=spread)
+            parameter.normal_(std=0.6 / parameter[0].numel() ** 0.5 if parameter.ndim > 1 else 0.3)
     return prior
 
 
@@ -46,7 +46,7 @@ def test_a_fresh_prior_is_standard_normal(latent_dim: int, num_labels: int) -> N
 @pytest.mark.parametrize("num_labels", [0, 3])
 @pytest.mark.parametrize("num_couplings", [1, 2, 8])
 def test_sampling_inverts_the_map_to_noise(latent_dim: int, num_labels: int, num_couplings: int) -> None:
-    prior = wild_prior(latent_dim, num_labels, num_couplings, spread=0.3)
+    prior = random_prior(latent_dim, num_labels, num_couplings)
     noise, labels = torch.randn(50, latent_dim, generator=seeded()), torch.arange(50) % 3 if num_labels else None
 
     latents = prior.sample(noise, labels)
@@ -58,7 +58,7 @@ def test_sampling_inverts_the_map_to_noise(latent_dim: int, num_labels: int, num
 @pytest.mark.parametrize("latent_dim", [2, 5])
 @pytest.mark.parametrize("num_labels", [0, 3])
 def test_log_determinant_is_that_of_the_jacobian(latent_dim: int, num_labels: int) -> None:
-    prior = wild_prior(latent_dim, num_labels).double()
+    prior = random_prior(latent_dim, num_labels).double()
     latents = torch.randn(4, latent_dim, generator=seeded()).double()
     labels = torch.arange(4) % 3 if num_labels else None
 
@@ -73,7 +73,7 @@ def test_log_determinant_is_that_of_the_jacobian(latent_dim: int, num_labels: in
 
 @pytest.mark.parametrize("label", [None, 0, 2])
 def test_density_integrates_to_one(label: int | None) -> None:
-    prior = wild_prior(2, num_labels=0 if label is None else 3, spread=0.4).double()
+    prior = random_prior(2, num_labels=0 if label is None else 3).double()
     axis = torch.linspace(-30, 30, 1201).double()
     grid = torch.cartesian_prod(axis, axis)
     labels = None if label is None else torch.full((len(grid),), label)
@@ -116,7 +116,7 @@ def test_a_trained_prior_fits_two_moons_better_than_a_normal_distribution_can() 
 
 
 def test_density_is_in_float32_when_the_layers_are_in_16_bits() -> None:
-    prior = wild_prior(6, spread=0.2)
+    prior = random_prior(6)
     latents = torch.randn(20, 6, generator=seeded())
     expected = prior.log_prob(latents)
 
