@@ -120,6 +120,11 @@ class Objective(Protocol[Model]):
         """Returns metrics of the finished model that need all samples at once. Called on the main process."""
         ...
 
+    def measure_config(self, model: Model) -> dict[str, float]:
+        """Returns config fields of the finished model that are measured: some of `training.config.flags.MEASURED`.
+        Called on the main process."""
+        ...
+
     def draw_samples(self, model: Model, path: Path) -> None:
         """Writes one file of samples, to `path` with the suffix of its kind."""
         ...

@@ -22,6 +22,8 @@ if __name__ == "__main__":
     parse(SCRIPTS["vae"])  # reports wrong flags before the imports below, which take seconds
 
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -31,11 +33,14 @@ from hfgen.metrics import bits_per_dim
 
 from .build_model import load_image_model
 from .config.flags import Arguments
-from .data.batches import Batch
+from .data.batches import Batch, GlobalBatch
 from .loop import train
 from .objective import Metrics, Phase
 from .randomness import BatchRNG
 from .run_script import run_script
+
+
+LATENT_EXAMPLES = 4096  # training images whose latents are measured for the config
 
 
 class EvidenceLowerBound(nn.Module):
@@ -65,6 +70,7 @@ class VAEObjective:
         self.model, self.data = load_image_model(VAEModel, arguments, arguments.run.seed)
         self.phases = [Phase("model", EvidenceLowerBound(self.model))]
         self.nll_samples: int = arguments.extra.nll_samples
+        self.eval_batch_size = arguments.run.per_device_eval_batch_size
         # Only these are probabilities of the data: a Gaussian's density is not, and neither is a Bernoulli's of grays.
         first = next(self.data.eval_batches(256, torch.device("cpu")))["pixel_values"]
         is_binary = bool(((first == 0) | (first == 1)).all())
@@ -93,6 +99,21 @@ class VAEObjective:
 
     def measure_samples(self, model: VAEModel) -> Metrics:
         return Metrics()
+
+    def measure_config(self, model: VAEModel) -> dict[str, float]:
+        """Measures mean and standard deviation of the latents of the first training images. Both are exact for
+        z ~ q(z|x), so nothing is drawn; the images do not depend on the number of processes or on a resume."""
+        examples = min(self.data.train.num_examples or LATENT_EXAMPLES, LATENT_EXAMPLES)
+        batches = self.data.train.batches(0, GlobalBatch(self.eval_batch_size), model.device)
+        numbers, total, total_of_squares = examples * math.prod(model.config.latent_shape), 0.0, 0.0
+        while examples > 0:
+            batch = {name: values[:examples] for name, values in next(batches).items()}
+            posterior = model.encode(batch["pixel_values"], self._labels(model, batch), return_dict=True).latent_dist
+            total += float(posterior.mean.sum())
+            total_of_squares += float((posterior.mean.square() + posterior.var).sum())
+            examples -= len(batch["pixel_values"])
+        mean = total / numbers
+        return {"scaling_factor": (total_of_squares / numbers - mean**2) ** -0.5, "shift_factor": mean}
 
     def draw_samples(self, model: VAEModel, path: Path) -> None:
         """Draws 64 images from the prior, from the same latents each time, so that their progress can be followed."""
