@@ -431,6 +431,7 @@ def test_config_has_what_pipelines_of_diffusers_read(latent_type: str) -> None:
     assert "latent_channels" not in saved and "block_out_channels" not in saved
 
 
+@torch.no_grad()
 def test_latents_are_decoded_and_images_processed_as_in_pipelines_of_diffusers() -> None:
     image_processor = pytest.importorskip("diffusers.image_processor")
     model = tiny_model(latent_type="spatial", scaling_factor=0.5, shift_factor=-0.25)

@@ -28,7 +28,8 @@ def tiny_unet(classes: int | None = None, channels: int = 3) -> UNet2DModel:
     torch.manual_seed(1)
     return UNet2DModel(
         sample_size=(2, 4), in_channels=channels, out_channels=channels, block_out_channels=[32],
-        down_block_types=["DownBlock2D"], up_block_types=["UpBlock2D"], layers_per_block=1, num_class_embeds=classes,
+        down_block_types=["DownBlock2D"], up_block_types=["UpBlock2D"], layers_per_block=1, norm_num_groups=8,
+        num_class_embeds=classes,
     ).eval()  # fmt: skip
 
 

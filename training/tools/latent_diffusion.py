@@ -123,8 +123,7 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: the VAE or the dataset cannot be used, or an argument is out of range.
     """
-    if arguments.width % 32 or arguments.width < 32:
-        raise ValueError(f"--width must be a multiple of 32, got {arguments.width}. Choose 64.")
+    check(arguments)
     accelerator = Accelerator()
     set_seed(arguments.seed)
     folder = fetch_model(arguments.vae, model_type=VAEConfig.model_type)
@@ -155,6 +154,20 @@ def run(arguments: argparse.Namespace) -> None:
     describe(pipeline, arguments.output_dir, results)
 
 
+def check(arguments: argparse.Namespace) -> None:
+    """Raises a ValueError for an argument that is out of range, before anything is loaded."""
+    if arguments.width % 32 or arguments.width < 32:
+        raise ValueError(f"--width must be a multiple of 32, got {arguments.width}. Choose 64.")
+    for name in ("seconds", "max_steps", "batch_size", "learning_rate"):
+        value = getattr(arguments, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise ValueError(f"--{name} must be a finite number above 0, got {value}. Leave it out for the default.")
+    folder = arguments.output_dir
+    is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not is_free and not (folder / "model_index.json").is_file():
+        raise ValueError(f"--output_dir must be empty or hold a pipeline, got {folder}. Give another folder.")
+
+
 def load_data(arguments: argparse.Namespace, vae_folder: Path, config: VAEConfig, conditional: bool) -> ImageData:
     """The images, in the size and colors of the VAE: those that it was trained on unless others are named."""
     own = read_results(vae_folder).get("arguments", {})
@@ -174,10 +187,13 @@ def build_unet(config: VAEConfig, width: int, classes: int | None) -> UNet2DMode
     levels, sides = 1, config.feature_size
     while levels < 3 and all(side % 2 == 0 and side > 4 for side in sides):
         levels, sides = levels + 1, (sides[0] // 2, sides[1] // 2)
+    # Few groups: one of a single channel, as 32 groups of 32 channels are, would normalize away the embeddings of time
+    # and class, which are constant over a channel.
     return UNet2DModel(
         sample_size=config.feature_size, in_channels=config.latent_channels, out_channels=config.latent_channels,
         block_out_channels=[width] * levels, down_block_types=["AttnDownBlock2D"] * levels,
-        up_block_types=["AttnUpBlock2D"] * levels, attention_head_dim=32, num_class_embeds=classes,
+        up_block_types=["AttnUpBlock2D"] * levels, attention_head_dim=32, norm_num_groups=8,
+        num_class_embeds=classes,
     )  # fmt: skip
 
 
@@ -185,7 +201,7 @@ def build_unet(config: VAEConfig, width: int, classes: int | None) -> UNet2DMode
 def encode(vae: VAEModel, data: ImageData, conditional: bool, batch_size: int = 256) -> Moments:
     """q(z|x) of every training image."""
     left = data.train.num_examples
-    assert left is not None  # of a stream only
+    assert left is not None  # only of a stream
     batches = data.train.batches(0, GlobalBatch(batch_size), vae.device)
     means, stds, labels = [], [], []
     while left > 0:

@@ -19,7 +19,7 @@ from tests.test_auto_classes import BLOCK_HFGEN, run_without_hfgen
 from training.tools.latent_diffusion import build_unet, main
 
 
-VAE = shlex.split("--latent_type spatial --latent_dim 2 --max_train_steps 40 --max_train_samples 200")
+VAE = shlex.split("--latent_type spatial --latent_dim 2 --beta 0.01 --max_train_steps 100 --max_train_samples 1000")
 SAMPLE_WITHOUT_HFGEN = f"""{BLOCK_HFGEN}
 import torch
 from diffusers import DiffusionPipeline
@@ -99,7 +99,8 @@ def test_a_unet_fits_latents_of_any_size(image_size: int | list[int], levels: in
     ("flags", "message"),
     [
         (["--width", "20"], "--width must be a multiple of 32, got 20"),
-        (["--vae", "nowhere/at-all"], "nowhere/at-all"),
+        (["--seconds", "0"], "--seconds must be a finite number above 0, got 0.0"),
+        (["--output_dir", str(Path(__file__).parent)], "--output_dir must be empty or hold a pipeline"),
         ([], "--vae must have spatial latents, got vector ones"),
     ],
 )
