@@ -48,7 +48,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=["hfgen", "hfgen.models", *ELSEWHERE],
+    packages=["hfgen", "hfgen.models", "hfgen.pipelines", *ELSEWHERE],
     package_dir=ELSEWHERE,
     package_data={
         "hfgen.model_cards": ["template_*.md"],

@@ -30,7 +30,7 @@ from .distributed import launcher
 from .distributed.fsdp import fsdp_plugin, whole_model
 from .distributed.processes import Processes, join_after_restart
 from .distributed.signals import StopRequest
-from .evaluation.evaluate import draw_samples, evaluate, evaluation_mode, report_missing
+from .evaluation.evaluate import draw_samples, evaluate, evaluation_mode, measure_config, report_missing
 from .hardware.choices import Choices, choose
 from .hardware.cores import CoreWatch
 from .hardware.devices import build_accelerator
@@ -331,10 +331,11 @@ def write_finished_run(state: TrainState, context: Context) -> None:
         return
     output_dir, progress = context.output_dir, state.progress
     with context.clock.paused("model and card"):
+        measured = measure_config(context.objective, model)
         with evaluation_mode(model):
             write_model_folder(model, output_dir, context.objective.save_extras)
         plot_losses(context.log.path, output_dir / "plots" / "loss.png", context.objective.primary_metric)
-    results = _results(state, context, model)
+    results = _results(state, context, model) | measured
     write_card(output_dir, context.arguments.run.hub_model_id, results)
     write_results(output_dir, results)
     shown = ", ".join(f"{name} {value:.5g}" for name, value in state.latest.values.items())

@@ -149,6 +149,11 @@ class Objective(Protocol[Model]):
         """Returns metrics of the finished model that need all samples at once. Called on the main process."""
         ...
 
+    def measure_config(self, model: Model) -> dict[str, float]:
+        """Returns config fields of the finished model that are measured: some of `training.config.flags.MEASURED`.
+        Called on the main process."""
+        ...
+
     def draw_samples(self, model: Model) -> dict[str, Sample]:
         """Returns name -> picture or text, among them "samples", the one that a card shows first."""
         ...

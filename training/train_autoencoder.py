@@ -88,6 +88,9 @@ class AutoencoderObjective:
     def measure_samples(self, model: AutoencoderModel) -> Metrics:
         return Metrics()
 
+    def measure_config(self, model: AutoencoderModel) -> dict[str, float]:
+        return {}
+
     def draw_samples(self, model: AutoencoderModel) -> dict[str, Sample]:
         """Draws rows of originals and, below each, their reconstructions."""
         originals = self.shown.to(model.device)

@@ -151,6 +151,9 @@ class GANObjective:
         """Compares generated images with real ones."""
         return sample_quality(model, self.data, self.quality_samples) if self.quality_samples else Metrics()
 
+    def measure_config(self, model: GANModel) -> dict[str, float]:
+        return {}
+
     def draw_samples(self, model: GANModel) -> dict[str, Sample]:
         """Draws 64 images of the same latents each time, one class per column if the model is conditional."""
         count = model.config.num_labels or 0

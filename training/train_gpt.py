@@ -109,6 +109,9 @@ class GPTObjective:
     def measure_samples(self, model: GPTForCausalLM) -> Metrics:
         return Metrics()
 
+    def measure_config(self, model: GPTForCausalLM) -> dict[str, float]:
+        return {}
+
     def draw_samples(self, model: GPTForCausalLM) -> dict[str, Sample]:
         torch.manual_seed(0)
         length, temperature = self.extra.sample_length, self.extra.sample_temperature

@@ -15,13 +15,16 @@ from hfgen.metrics import bits_per_dim
 from .build_model import load_image_model
 from .config.flags import Arguments
 from .config.scripts import VAEArguments
-from .data.batches import Batch
+from .data.batches import Batch, GlobalBatch
 from .data.binarization import binarized
 from .distributed.processes import Processes
 from .evaluation.likelihood import LikelihoodEstimator, round_samples
 from .objective import Autocast, Metrics, Phase, Sample
 from .output.pictures import draw_latents, images_needed
 from .randomness import BatchRNG
+
+
+LATENT_EXAMPLES = 4096  # training images whose latents are measured for the config
 
 
 class EvidenceLowerBound(nn.Module):
@@ -83,7 +86,7 @@ class VariationalObjective:
             self.data = binarized(self.data, arguments.run.seed)
         self.phases = [Phase("model", EvidenceLowerBound(self.model, extra))]
         self.nll_samples, self.nll_seconds = round_samples(extra.nll_samples), extra.nll_seconds
-        self.seed = arguments.run.seed
+        self.seed, self.eval_batch_size = arguments.run.seed, arguments.run.per_device_eval_batch_size
         count = images_needed(*self.data.image_size)
         self.shown = next(self.data.eval_batches(count, torch.device("cpu"), limit=count))
         # Only these are probabilities of the data: a Gaussian's density is not, and neither is a Bernoulli's of grays.
@@ -127,6 +130,24 @@ class VariationalObjective:
 
     def measure_samples(self, model: Any) -> Metrics:
         return Metrics()
+
+    def measure_config(self, model: Any) -> dict[str, float]:
+        """Measures mean and standard deviation of the latents of the first training images, if the config has fields
+        for them. Both are exact for z ~ q(z|x), so nothing is drawn; the images do not depend on the number of
+        processes or on a resume."""
+        if not hasattr(model.config, "scaling_factor"):
+            return {}
+        examples = min(self.data.train.num_examples or LATENT_EXAMPLES, LATENT_EXAMPLES)
+        batches = self.data.train.batches(0, GlobalBatch(self.eval_batch_size), model.device)
+        numbers, total, total_of_squares = examples * math.prod(model.config.latent_shape), 0.0, 0.0
+        while examples > 0:
+            batch = {name: values[:examples] for name, values in next(batches).items()}
+            posterior = model.encode(batch["pixel_values"], _labels(model, batch), return_dict=True).latent_dist
+            total += float(posterior.mean.sum())
+            total_of_squares += float((posterior.mean.square() + posterior.var).sum())
+            examples -= len(batch["pixel_values"])
+        mean = total / numbers
+        return {"scaling_factor": (total_of_squares / numbers - mean**2) ** -0.5, "shift_factor": mean}
 
     def draw_samples(self, model: Any) -> dict[str, Sample]:
         """Draws 64 images from the prior, and what the latents hold of images of the evaluation split.

@@ -96,6 +96,17 @@ class StagedConfig(PreTrainedConfig):
         """Shape of one image's latents, without the batch."""
         return (self.latent_dim,) if self.latent_type == "vector" else (self.latent_dim, *self.feature_size)
 
+    @property
+    def latent_channels(self) -> int:
+        """`latent_dim`, by the name that diffusers reads. A vector counts as channels without height and width."""
+        return self.latent_dim
+
+    @property
+    def block_out_channels(self) -> list[int]:
+        """Channels of the feature maps, from the image's own size down. diffusers derives vae_scale_factor from their
+        number: 2 ** (len - 1) is `downsampling`. Vector latents are computed from the last of these maps."""
+        return [self.num_channels, *self.hidden_channels]
+
 
 def staged_problems(config: Any, *positive: str, **choices: Collection[str]) -> list[str]:
     """What is wrong with a [`StagedConfig`]: its sizes, further fields that must be positive, and those of choices."""

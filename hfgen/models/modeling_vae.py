@@ -79,6 +79,10 @@ class VAEConfig(StagedConfig, LabeledConfig):
         num_labels: number of classes of a conditional model, 0 for an unconditional one. Not a field, but derived from
             `id2label`, as everywhere in transformers.
         hidden_act: activation, by its name in transformers.
+        scaling_factor: 1 / standard deviation of the latents of the training images. A model of latents, such as a
+            diffusion model, sees (latents - shift_factor) * scaling_factor (Rombach et al. 2021,
+            https://arxiv.org/abs/2112.10752, section G). Training measures it at the end.
+        shift_factor: mean of those latents, likewise.
 
     Raises:
         StrictDataclassError: a value has the wrong type or is out of range, or the stages do not divide image_size.
@@ -100,6 +104,8 @@ class VAEConfig(StagedConfig, LabeledConfig):
     prior_hidden_size: int = 128
     beta: float | int = 1.0
     hidden_act: str = "relu"
+    scaling_factor: float | int = 1.0
+    shift_factor: float | int = 0.0
 
     def __post_init__(self, **kwargs):
         if self.hidden_channels is None:
@@ -120,6 +126,10 @@ class VAEConfig(StagedConfig, LabeledConfig):
             problems.append(f"num_residual_blocks must be at least 0, got {self.num_residual_blocks}")
         if not (math.isfinite(self.beta) and self.beta >= 0):
             problems.append(f"beta must be a finite number of at least 0, got {self.beta}")
+        if not (math.isfinite(self.scaling_factor) and self.scaling_factor > 0):
+            problems.append(f"scaling_factor must be a finite number above 0, got {self.scaling_factor}")
+        if not math.isfinite(self.shift_factor):
+            problems.append(f"shift_factor must be a finite number, got {self.shift_factor}")
         if problems:
             raise ValueError("VAEConfig: " + "; ".join(problems) + ".")
 
@@ -236,6 +246,9 @@ class VAEDecoder(nn.Module):
 
 class VAEModel(ImageModel):
     """Variational Auto-Encoder for images in [0, 1].
+
+    In a pipeline of diffusers, whose own models have pixels in [-1, 1], use
+    `pipeline.image_processor = VaeImageProcessor(do_normalize=False)`: that is diffusers' own switch for [0, 1].
 
     >>> model = VAEModel(VAEConfig(image_size=28, latent_dim=32))
     >>> model.sample(16).shape

@@ -460,6 +460,35 @@ def test_encode_and_decode_are_used_as_those_of_diffusers() -> None:
     assert torch.equal(images_again, decoded)
 
 
+@LATENT_TYPES
+def test_config_has_what_pipelines_of_diffusers_read(latent_type: str) -> None:
+    config = VAEConfig(image_size=[16, 24], num_channels=3, hidden_channels=[4, 6, 8], latent_type=latent_type)
+
+    assert config.latent_channels == config.latent_dim == 32
+    # As diffusers' pipelines derive vae_scale_factor.
+    assert 2 ** (len(config.block_out_channels) - 1) == config.downsampling == 8
+    assert config.block_out_channels == [3, 4, 6, 8]
+    assert (config.scaling_factor, config.shift_factor) == (1.0, 0.0)
+    saved = config.to_dict()
+    assert "latent_channels" not in saved and "block_out_channels" not in saved
+
+
+@torch.no_grad()
+def test_latents_are_decoded_and_images_processed_as_in_pipelines_of_diffusers() -> None:
+    image_processor = pytest.importorskip("diffusers.image_processor")
+    model = tiny_model(latent_type="spatial", scaling_factor=0.5, shift_factor=-0.25)
+    vae, z = model, torch.randn(2, *model.config.latent_shape, generator=seeded())
+    # Its own models have pixels in [-1, 1]; without this switch, it would map [0, 1] to [0.5, 1].
+    processor = image_processor.VaeImageProcessor(vae_scale_factor=4, do_normalize=False)
+
+    decoded = vae.decode(z / vae.config.scaling_factor, return_dict=False, generator=seeded())[0]
+
+    assert torch.equal(decoded, model.decode(2 * z).sample)
+    assert torch.equal(processor.postprocess(decoded, output_type="pt"), decoded)
+    again = processor.preprocess(processor.postprocess(decoded, output_type="pil"))
+    torch.testing.assert_close(again, decoded, rtol=0, atol=0.5 / 255 + 1e-6)
+
+
 @LIKELIHOODS
 @LATENT_TYPES
 @pytest.mark.parametrize("size", [{"image_size": 8}, {"image_size": [8, 20], "num_channels": 3}])
@@ -784,6 +813,8 @@ def test_all_problems_of_a_config_are_reported_at_once() -> None:
             prior_hidden_size=0,
             beta=-1.0,
             hidden_act="relo",
+            scaling_factor=0.0,
+            shift_factor=float("nan"),
         )
 
     assert isinstance(error.value.__cause__, ValueError)
@@ -801,6 +832,8 @@ def test_all_problems_of_a_config_are_reported_at_once() -> None:
         "prior_hidden_size must be at least 1, got 0",
         "beta must be a finite number of at least 0, got -1.0",
         "hidden_act must be the name of an activation in transformers, got 'relo'",
+        "scaling_factor must be a finite number above 0, got 0.0",
+        "shift_factor must be a finite number, got nan",
     ):
         assert problem in str(error.value)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from hfgen.hub import fetch_checkpoint
 
-from ..config.flags import Arguments, RunArguments, as_recipe, on_resume
+from ..config.flags import MEASURED, Arguments, RunArguments, as_recipe, on_resume
 from ..data.batches import GlobalBatch
 from ..distributed.processes import Processes
 from . import storage
@@ -19,8 +19,8 @@ from .storage import Checkpoint, CheckpointError
 
 logger = logging.getLogger(__name__)
 
-# Written by the library or by the class itself: no setting of a run.
-NOT_SETTINGS = {"transformers_version", "auto_map", "architectures", "_name_or_path", "dtype"}
+# Written by the library, by the class itself, or from a measurement: no setting of a run.
+NOT_SETTINGS = {"transformers_version", "auto_map", "architectures", "_name_or_path", "dtype", *MEASURED}
 
 
 def find_checkpoint(output_dir: Path, wanted: str | None) -> Checkpoint | None:

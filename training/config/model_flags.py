@@ -16,7 +16,7 @@ from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
-from .flags import FROM_DATA, flag, switch
+from .flags import FROM_DATA, MEASURED, flag, switch
 
 
 def model_arguments_class(family: str) -> type:
@@ -31,7 +31,7 @@ def model_arguments_class(family: str) -> type:
         if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
             continue
         name, kind = node.target.id, _flag_type(_type(node.annotation, names))
-        if kind is not None:
+        if kind is not None and name not in MEASURED:
             default = "from the data" if name in FROM_DATA else ast.literal_eval(node.value) if node.value else None
             help = helps.get(name, name) + ("" if default is None else f" (default: {default})")
             # On a resume, the whole config is compared.

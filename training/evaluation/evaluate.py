@@ -179,6 +179,26 @@ def draw_samples(objective: Objective[Any], model: PreTrainedModel, folder: Path
     return samples
 
 
+def measure_config(objective: Objective[Any], model: PreTrainedModel) -> dict[str, float]:
+    """Fills in the config fields that are measured on the finished model. A failure is a warning, and leaves them as
+    they are.
+
+    Returns:
+        the fields that were filled in.
+    """
+    try:
+        with torch.no_grad(), evaluation_mode(model):
+            measured = objective.measure_config(model)
+        if not all(map(math.isfinite, measured.values())):
+            raise ValueError(f"the values are {measured}")
+    except Exception as error:
+        logger.warning("No config fields were measured: %s: %s", type(error).__name__, one_line(error))
+        return {}
+    for name, value in measured.items():
+        setattr(model.config, name, value)
+    return measured
+
+
 @contextmanager
 def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
     """Switches to `model.eval()` inside."""

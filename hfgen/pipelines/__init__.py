@@ -1,0 +1,1 @@
+"""Pipelines of diffusers around hfgen's models. Importing one needs `pip install hfgen[diffusers]`."""
