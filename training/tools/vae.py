@@ -76,11 +76,7 @@ TRAININGS = {
         Training("ladder VAE, dynamic binarization", LADDER, DYNAMIC),
     ],
     "cifar": [
-        Training(
-            "ladder VAE, CIFAR-10",
-            LADDER,
-            ("--dataset_name", CIFAR, "--likelihood", "logistic_mixture", "--max_train_seconds", "1200"),
-        ),
+        Training("ladder VAE, CIFAR-10", "ladder-vae-cifar10"),
     ],
 }
 
