@@ -21,6 +21,7 @@ from .runs import FAMILIES, conditional_color_models, copy_run, trained_runs
 PIPELINE_TAGS = {
     "autoencoder": "image-feature-extraction",
     "vae": "unconditional-image-generation",
+    "ladder_vae": "unconditional-image-generation",
     "gan": "unconditional-image-generation",
     "gpt": "text-generation",
 }

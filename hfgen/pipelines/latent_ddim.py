@@ -122,6 +122,7 @@ class LatentDDIMPipeline(DiffusionPipeline):
         """
         index, path, vae_class = json.loads(self.to_json_string()), Path(json_file_path), type(self.vae)
         index["_class_name"] = [CODE.stem, type(self).__name__]
+        index.pop("_name_or_path", None)  # where this one was loaded from
         index["vae"] = [vae_class.__module__.rpartition(".")[2], vae_class.__name__]
         path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         path.with_name(CODE.name).write_text(Path(__file__).read_text(encoding="utf-8"), encoding="utf-8")

@@ -110,15 +110,16 @@ def test_muon_refuses_a_closure() -> None:
 
 def test_a_convolution_moves_as_the_matrix_that_multiplies_its_patches() -> None:
     """A convolution of 1 x 1 pixels with 3 x 3 ones is a linear layer of 9 * channels numbers."""
-    convolution = nn.Conv2d(16, 40, 3, bias=False).to(memory_format=torch.channels_last)
-    linear = nn.Linear(16 * 9, 40, bias=False)
+    convolution = nn.Conv2d(16, 40, 3).to(memory_format=torch.channels_last)
+    linear = nn.Linear(16 * 9, 40)
     with torch.no_grad():
         linear.weight.copy_(convolution.weight.flatten(1))
+        linear.bias.copy_(convolution.bias)
     run = RunArguments(optimizer="muon", weight_decay=0.1)
     optimizers = [build_optimizer(layer, run, 1e-2) for layer in (convolution, linear)]
     for step in range(3):
         set_gradients(convolution, step)
-        linear.weight.grad = convolution.weight.grad.flatten(1)
+        linear.weight.grad, linear.bias.grad = convolution.weight.grad.flatten(1), convolution.bias.grad
         for optimizer in optimizers:
             optimizer.step()
     torch.testing.assert_close(convolution.weight.flatten(1), linear.weight)

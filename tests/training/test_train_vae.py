@@ -15,7 +15,7 @@ from tests.runs import TWO, Fault, before_calls, copy_run, shared_run, streamed,
 from training.config.flags import DataArguments
 from training.data.batches import GlobalBatch
 from training.data.images import load_images
-from training.train_vae import VAEObjective
+from training.variational import VariationalObjective
 
 
 SPATIAL = ("--latent_type", "spatial", "--num_labels", 10)
@@ -90,7 +90,9 @@ def fail(*_: object, **__: object) -> None:
 
 
 def test_a_measurement_that_fails_is_a_warning_and_leaves_the_default(tmp_path: Path) -> None:
-    run = train("vae", tmp_path, fault=Fault(patch=partial(before_calls, VAEObjective, "measure_config", [1], fail)))
+    run = train(
+        "vae", tmp_path, fault=Fault(patch=partial(before_calls, VariationalObjective, "measure_config", [1], fail))
+    )
     assert run.code == 0 and "No config fields were measured: RuntimeError" in run.output, run.output
     config = VAEModel.from_pretrained(tmp_path).config
     assert (config.scaling_factor, config.shift_factor) == (1.0, 0.0)

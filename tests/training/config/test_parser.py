@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from hfgen import AutoencoderConfig, GANConfig, GPTConfig, VAEConfig
-from training.config.flags import Arguments, as_recipe, flag
+from training.config.flags import MEASURED, Arguments, as_recipe, flag
 from training.config.parser import command_to_resume, parse
 from training.config.scripts import Script
 
@@ -46,7 +46,7 @@ def documented(config: type) -> dict[str, str]:
     arguments = re.split(r"\n(?=\S)", (inspect.getdoc(config) or "").partition("Args:\n")[2])[0]
     found = dict(re.findall(r"^ {4}(\w+)(?: \(.*?\))?: (.*)", arguments, flags=re.MULTILINE))
     found.pop("rope_parameters", None)  # a dict
-    return found
+    return {name: text for name, text in found.items() if name not in MEASURED}
 
 
 @pytest.fixture

@@ -44,8 +44,11 @@ def test_the_collection_is_published_once(hub: HubProcess, tmp_path: Path) -> No
     shutil.copytree(trained_runs(), tmp_path / "runs")
     (tmp_path / "runs" / "unfinished").mkdir()
     said = publish(hub, ["--namespace", "acme"], ["--namespace", "acme"], cwd=tmp_path).stdout
-    assert said.count("is published") == said.count("has not changed") == 4 and "Published 4 of 4." in said
-    assert commits(hub, *(f"acme/{family}" for family in FAMILIES)) == [["Upload with hfgen", "initial commit"]] * 4
+    assert said.count("is published") == said.count("has not changed") == len(FAMILIES)
+    assert f"Published {len(FAMILIES)} of {len(FAMILIES)}." in said
+    assert commits(hub, *(f"acme/{family}" for family in FAMILIES)) == [["Upload with hfgen", "initial commit"]] * len(
+        FAMILIES
+    )
     code = (
         "import sys; from huggingface_hub import hf_hub_download; print(open(hf_hub_download('acme/vae', 'README.md'"
     )

@@ -220,4 +220,4 @@ def test_trials_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     path.write_text(entry.replace("p}", "p, against: b}"))
     with pytest.raises(ValueError, match="against must be a trial"):
         vae.read_trials(path)
-    assert set(vae.read_trials()) >= {"plain"}
+    assert set(vae.read_trials()) >= {"classic"}
