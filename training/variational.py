@@ -88,7 +88,10 @@ class VariationalObjective:
         self.nll_samples, self.nll_seconds = round_samples(extra.nll_samples), extra.nll_seconds
         self.seed, self.eval_batch_size = arguments.run.seed, arguments.run.per_device_eval_batch_size
         count = images_needed(*self.data.image_size)
-        self.shown = next(self.data.eval_batches(count, torch.device("cpu"), limit=count))
+        shown = next(self.data.eval_batches(count, torch.device("cpu"), limit=count))
+        # In any order but the split's, which may be sorted by class.
+        order = torch.randperm(len(shown["pixel_values"]), generator=torch.Generator().manual_seed(0))
+        self.shown = {name: values[order] for name, values in shown.items()}
         # Only these are probabilities of the data: a Gaussian's density is not, and neither is a Bernoulli's of grays.
         pixels = self.shown["pixel_values"]
         is_binary = bool(((pixels == 0) | (pixels == 1)).all())
