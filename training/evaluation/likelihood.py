@@ -165,6 +165,9 @@ def combine(full: FullImages, cheap: Tensor, sizes: Sizes) -> tuple[float, float
     - the choice of S among N images without replacement: (1 - n/N) / n times the variance, over images, of the
       expected gap E[b - c]. The variance of the measured gaps also contains that of the samples, which is subtracted.
 
+    If S is small and a few images have much larger gaps than the others, as with a model that fits them badly, a draw
+    of S without such images gives an error that is too small: two standard errors then cover less than 95 % of cases.
+
     Args:
         full: the images in S.
         cheap: a, (N - n,).
