@@ -355,9 +355,8 @@ def _how_likelihood_was_measured(results: dict[str, Any]) -> list[str]:
     if others:
         few = details["nll_other_samples"]
         text += (
-            f"on all {images + others:,} images, estimated: {images:,} images that were chosen at random have "
-            f"{samples} samples each, the others have {few}, and the mean difference between IW-{samples} and "
-            f"IW-{few} on the former is added to IW-{few} on all. "
+            f"on all {images + others:,} images, estimated: IW-{few} on all of them, plus the mean gain from {few} to "
+            f"{samples} samples on images chosen at random, of which {images:,} have {samples} samples each. "
         )
     else:
         text += f"on all {images:,} images, each with {samples} samples. "

@@ -90,7 +90,8 @@ def test_the_likelihood_has_its_standard_error_and_how_it_was_estimated(tmp_path
     (run / "results.json").write_text(json.dumps(results))
     card = " ".join(render_card(run).split())
     assert "| Negative log-likelihood | 85.31 ± 0.03 |" in card
-    assert "IW-1000 on all 10,000 images, estimated: 700 images" in card and "The estimate took 29 s." in card
+    assert "IW-1000 on all 10,000 images, estimated: IW-10 on all of them" in card
+    assert "of which 700 have 1000 samples each" in card and "The estimate took 29 s." in card
     results["metrics_details"] |= {"nll_standard_error": 0.0042, "nll_images": 10_000, "nll_other_images": 0}
     (run / "results.json").write_text(json.dumps(results))
     card = " ".join(render_card(run).split())
