@@ -20,7 +20,7 @@ from training.evaluation import sample_quality
 from training.evaluation.means import ItemMeans
 from training.train_gan import GANObjective
 from training.train_gpt import GPTObjective
-from training.train_vae import VAEObjective
+from training.variational import VariationalObjective
 
 
 def fail(*_: object, **__: object) -> None:
@@ -52,7 +52,7 @@ def test_error_in_the_quality_measure_costs_its_metrics_only(tmp_path: Path) -> 
 
 
 def test_error_in_an_evaluation_costs_this_evaluation_only(tmp_path: Path) -> None:
-    run = train("vae", tmp_path, "--report_to", "tensorboard", fault=break_calls(VAEObjective, "evaluate", 1))
+    run = train("vae", tmp_path, "--report_to", "tensorboard", fault=break_calls(VariationalObjective, "evaluate", 1))
     assert run.code == 0 and "the measure is broken" in run.output, run.output
     values = [line["eval_elbo"] for line in metrics(tmp_path) if "eval_elbo" in line]
     assert [value is None for value in values] == [True, False, False, False]
@@ -61,7 +61,7 @@ def test_error_in_an_evaluation_costs_this_evaluation_only(tmp_path: Path) -> No
 
 def test_error_in_the_last_evaluation_of_one_process_reaches_the_results(tmp_path: Path) -> None:
     """The other process measures the last batch well, and must neither wait nor publish half of an average."""
-    fault = break_calls(VAEObjective, "evaluate_at_end", 3)
+    fault = break_calls(VariationalObjective, "evaluate_at_end", 3)
     fault.rank = 1
     run = train("vae", tmp_path, *TWO, fault=fault, processes=2)
     assert run.code == 0, run.output
@@ -84,7 +84,7 @@ def test_error_in_the_likelihood_of_one_process_reaches_the_results(tmp_path: Pa
 
 def test_what_is_missing_is_measured_by_the_command_with_other_flags(tmp_path: Path) -> None:
     """As advised by an error that names a flag. The training is not repeated."""
-    assert train("vae", tmp_path, fault=break_calls(VAEObjective, "evaluate_at_end", 1)).code == 0
+    assert train("vae", tmp_path, fault=break_calls(VariationalObjective, "evaluate_at_end", 1)).code == 0
     assert results_of(tmp_path)["metrics"] == {"elbo": None}
     weights = (tmp_path / "model.safetensors").read_bytes()
     again = train("vae", tmp_path)
