@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .metrics import METRICS, Metric
+from .metrics import metric_named
 from .model_folder import read_json, step_of
 from .models import MODELS
 
@@ -54,7 +54,7 @@ class Family:
         tags: what people search for.
         headline_metrics: for tables of results: metric, label, format; first the one that people compare. A label may
             name a flag or a detail of the measurement in braces.
-        meanings: metric -> what it says, where that differs from `METRICS`.
+        meanings: metric -> what it says, where that differs from `hfgen.metrics.METRICS`.
     """
 
     pipeline_tag: str
@@ -212,7 +212,7 @@ def _eval_results(family: Family, results: dict[str, Any]) -> list[EvalResult]:
             dataset_split=results.get("split"),
             dataset_revision=results.get("dataset_revision"),
             metric_type=metric,
-            metric_name=METRICS.get(metric, Metric(metric)).label,
+            metric_name=metric_named(metric).label.strip("`"),
             metric_value=round(value, 6),
         )
         for metric, value in _measured(results).items()
@@ -331,7 +331,7 @@ def _results_section(family: Family, results: dict[str, Any]) -> str:
         where += f", of which {arguments['max_eval_samples']:,} examples at most were used"
     rows = []
     for name, value in measured.items():
-        metric = METRICS.get(name, Metric(f"`{name}`"))
+        metric = metric_named(name)
         error = (results.get("metrics_details") or {}).get(f"{name}_standard_error")
         number = _format_number(value) if error is None else format_with_error(value, error)
         rows.append(f"| {metric.label} | {number} | {family.meanings.get(name, metric.meaning)} |")
@@ -367,7 +367,7 @@ def _how_likelihood_was_measured(results: dict[str, Any]) -> list[str]:
 def _missing_metrics(results: dict[str, Any]) -> list[str]:
     """A paragraph for each reason why metrics have no value."""
     reasons = results.get("metrics_missing") or {}
-    labels = {name: METRICS.get(name, Metric(f"`{name}`")).label for name in reasons}
+    labels = {name: metric_named(name).label for name in reasons}
     return [
         f"Not measured: {', '.join(labels[name] for name in reasons if reasons[name] == reason)} ({reason})."
         for reason in dict.fromkeys(reasons.values())

@@ -68,6 +68,14 @@ METRICS = {
 }
 
 
+def metric_named(name: str) -> Metric:
+    """How cards present the metric of this name: its entry in `METRICS`, that of a level, or the name itself."""
+    level = name.removeprefix("kl_level_")
+    if level != name:
+        return Metric(f"KL of level {level}", "the part of the KL that this level of latents adds; level 0 is the top")
+    return METRICS.get(name, Metric(f"`{name}`"))
+
+
 def psnr(images: torch.Tensor, references: torch.Tensor, data_range: float = 1.0) -> torch.Tensor:
     """Peak signal-to-noise ratio of each image, 10 log10(data_range² / MSE), in decibels; larger is better.
 

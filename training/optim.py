@@ -42,9 +42,9 @@ def build_optimizer(
 def _hidden_weights(module: nn.Module) -> list[Tensor]:
     models = [m for m in module.modules() if isinstance(m, PreTrainedModel)]
     to_logits = {id(output.weight) for model in models if (output := model.get_output_embeddings()) is not None}
-    layers = [m for m in module.modules() if isinstance(m, nn.Linear) and id(m.weight) not in to_logits]
-    layers += [m for m in module.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)) and _is_hidden(m)]
-    return [layer.weight for layer in layers if layer.weight.requires_grad]
+    linear = [m for m in module.modules() if isinstance(m, nn.Linear) and id(m.weight) not in to_logits]
+    convolutions = [m for m in module.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)) and _is_hidden(m)]
+    return [layer.weight for layer in (*linear, *convolutions) if layer.weight.requires_grad]
 
 
 def _is_hidden(convolution: nn.Conv2d | nn.ConvTranspose2d) -> bool:

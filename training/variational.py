@@ -48,13 +48,14 @@ class EvidenceLowerBound(nn.Module):
             return self._importance_weighted(pixels, labels, rng)
         noise = rng.normal(*self.model.config.latent_shape)
         reconstruction, kl = self.model.evidence_terms(pixels, labels, noise)
-        reconstruction, kl = reconstruction.mean(), kl.mean(0)
         beta = self.model.config.beta
         if self.extra.kl_warmup_ratio:
             beta = beta * min(1.0, progress / self.extra.kl_warmup_ratio)
-        # A level below its free bits has no gradient, so nothing pushes it to carry less.
-        loss = reconstruction + beta * kl.clamp(min=self.extra.free_bits).sum()
-        return loss, {"loss": loss, "reconstruction_loss": reconstruction, "kl_loss": kl.sum()}
+        # A level below its free bits has no gradient, so nothing pushes it to carry less. That is decided for each image
+        # by itself: averages over a batch would depend on how it is divided among processes.
+        weighted = kl if not self.extra.free_bits else kl.clamp(min=self.extra.free_bits)
+        loss = (reconstruction + beta * weighted.sum(1)).mean()
+        return loss, {"loss": loss, "reconstruction_loss": reconstruction.mean(), "kl_loss": kl.sum(1).mean()}
 
     def _importance_weighted(
         self, pixels: Tensor, labels: Tensor | None, rng: BatchRNG

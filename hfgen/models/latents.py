@@ -1,15 +1,23 @@
 """What an encoder and a decoder exchange: q(z|x), a normal distribution over the latents of an image; what they
-return, in the shapes of diffusers; and paths between two latents.
+return, in the shapes of diffusers; paths between two latents; and what a VAE does with them, however it is built.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
-from transformers.utils import ModelOutput
 
-from .image_model import at_least_float32, randn
+# First, because it says what to do where transformers is too old for the imports below.
+from .image_model import ImageModel, Labels, at_least_float32, randn
+from .likelihoods import Likelihood, build_likelihood
+
+
+# isort: split
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers import initialization as init
+from transformers.utils import ModelOutput
 
 
 class DiagonalGaussianDistribution:
@@ -94,3 +102,101 @@ def slerp(start: Tensor, end: Tensor, t: float) -> Tensor:
     arc = (torch.sin((1 - t) * angle) * unit_a + torch.sin(t * angle) * unit_b) / torch.sin(angle).clamp(min=1e-12)
     arc = arc * torch.lerp(length_a, length_b, t)
     return torch.where(torch.sin(angle) < 1e-4, straight, arc).view(shape)
+
+
+class VariationalModel(ImageModel):
+    """What a Variational Auto-Encoder does in the same way however its encoder and its decoder are built.
+
+    A model adds `encode`, `decode`, `log_importance_weights`, and how its latents relate to standard normal noise.
+    """
+
+    encode: Any
+    decode: Any
+    log_importance_weights: Any
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__(config)
+        if config.likelihood == "gaussian":
+            self.log_scale = nn.Parameter(torch.zeros(config.num_channels, 1, 1))
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, VariationalModel) and module.config.likelihood == "gaussian":
+            init.zeros_(module.log_scale)
+
+    def _to_noise(self, latents: Tensor, labels: Tensor | None) -> list[Tensor]:
+        """The numbers that the prior turns into these latents (batch, ...): (batch, ...) of each level, from the top
+        down. Under the prior they are standard normal."""
+        raise NotImplementedError
+
+    def _from_noise(self, levels: list[Tensor], labels: Tensor | None) -> Tensor:
+        """The inverse of `_to_noise`."""
+        raise NotImplementedError
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """p(x|z), with the weights as they are now."""
+        return build_likelihood(self.config, getattr(self, "log_scale", None))
+
+    def _log_prob(self, parameters: Tensor, pixel_values: Tensor) -> Tensor:
+        """log p(x|z) in nats, (batch,)."""
+        return self.likelihood.log_prob(parameters, pixel_values.to(parameters.dtype))
+
+    @torch.no_grad()
+    def log_likelihood(
+        self,
+        pixel_values: Tensor,
+        num_samples: int = 100,
+        labels: Labels = None,
+        generator: torch.Generator | None = None,
+        chunk_size: int = 1024,
+    ) -> Tensor:
+        """Importance-weighted estimate of log p(x) in nats, (batch,): a lower bound that tightens with num_samples.
+
+            log p(x) = log E[w] >= E[log 1/K (w_1 + ... + w_K)],   w_k = p(x|z_k) p(z_k) / q(z_k|x),   z_k ~ q(z|x)
+
+        (Burda et al. 2015, https://arxiv.org/abs/1509.00519). With K = 1 it is the evidence lower bound, and the more
+        weights are averaged before the logarithm, the less is lost by Jensen's inequality. The arguments are those of
+        `log_importance_weights`.
+        """
+        log_weights = self.log_importance_weights(pixel_values, num_samples, labels, generator, chunk_size)
+        return log_weights.logsumexp(0) - math.log(num_samples)
+
+    @torch.no_grad()
+    def interpolate(self, a: Tensor, b: Tensor, steps: int, labels: Labels = None) -> Tensor:
+        """Images along the great circle between the latents of two images, or, if the prior is learned, between the
+        noise that it turns into those latents. Each level of latents has a circle of its own.
+
+        Args:
+            a, b: (channels, height, width), or a batch of them.
+            steps: images on the path, both ends included; at least 2.
+            labels: class of the images on the path, in a conditional model: one per pair, or one for all.
+
+        Returns:
+            (steps, channels, height, width), with the batch in front if a and b have one. The ends are the
+            reconstructions of a and b.
+
+        Raises:
+            ValueError: fewer than two steps, or the shapes of a and b differ or do not fit the configuration.
+        """
+        if steps < 2:
+            raise ValueError(f"steps must be at least 2, got {steps}. The path includes both ends.")
+        if a.shape != b.shape:
+            raise ValueError(
+                f"a and b must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}. Resize one of them."
+            )
+        single = a.ndim == 3
+        if single:
+            a, b = a[None], b[None]
+        labels = self.class_indices(labels, a.shape[0])
+        modes = [self.encode(images, labels, return_dict=True).latent_dist.mode() for images in (a, b)]
+        starts, ends = (self._to_noise(latents, labels) for latents in modes)
+        times = torch.linspace(0, 1, steps).tolist()
+        path = [
+            torch.stack([slerp(start, end, t) for t in times], dim=1).flatten(0, 1) for start, end in zip(starts, ends)
+        ]
+        repeated = None if labels is None else labels.repeat_interleave(steps)
+        latents = self._from_noise(path, repeated)
+        images = self.decode(latents, repeated, return_dict=True).sample.unflatten(0, (len(a), steps))
+        return images[0] if single else images

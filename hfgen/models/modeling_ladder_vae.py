@@ -13,11 +13,14 @@ q(e|x, above). A level that has nothing to add costs nothing.
 The numbers e, with those of z_0 before a learned prior has transformed them, are this model's latents: independent and
 standard normal under the prior, in one vector for all levels. The resolution of pixels has no layers: the finest ones
 work on blocks of 2 x 2 pixels.
+
+The parts that other models use, too, are in files beside this one, as for modeling_vae.py.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +29,6 @@ import torch.nn.functional as F
 from .flow_prior import PRIORS, NormalPrior, RealNVPPrior, build_prior
 from .image_model import (
     Channels,
-    ImageModel,
     ImageSize,
     LabeledConfig,
     Labels,
@@ -39,14 +41,13 @@ from .image_model import (
     takes_plain_values,
     with_init_gain,
 )
-from .latents import DiagonalGaussianDistribution, VAEDecoderOutput, slerp
-from .likelihoods import LIKELIHOODS, Likelihood, build_likelihood
+from .latents import DiagonalGaussianDistribution, VAEDecoderOutput, VariationalModel
+from .likelihoods import LIKELIHOODS
 
 
 # isort: split
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
@@ -314,7 +315,7 @@ class DecoderStage(nn.Module):
         if stage < len(config.hidden_channels) - 1:
             self.upsample = nn.Conv2d(config.hidden_channels[stage + 1], 4 * channels, kernel_size=1)
         self.blocks = _residual_blocks(config.num_residual_blocks, channels, config)
-        self.levels = nn.ModuleList(
+        self.levels: Any = nn.ModuleList(
             LadderLevel(channels, config.level_channels[stage], config) for _ in range(config.num_levels[stage])
         )
 
@@ -391,7 +392,7 @@ class LadderPosterior:
         return self._draw(torch.zeros(self._shape, device=self._device))
 
 
-class LadderVAEModel(ImageModel):
+class LadderVAEModel(VariationalModel):
     """Variational Auto-Encoder with a ladder of latents for images in [0, 1].
 
     >>> model = LadderVAEModel(LadderVAEConfig(image_size=28))
@@ -406,19 +407,11 @@ class LadderVAEModel(ImageModel):
 
     def __init__(self, config: LadderVAEConfig):
         super().__init__(config)
-        if config.likelihood == "gaussian":
-            self.log_scale = nn.Parameter(torch.zeros(config.num_channels, 1, 1))
         self.prior = build_prior(config)
         self.level_prior = NormalPrior()  # of e, in every level
         self.encoder = LadderEncoder(config)
         self.decoder = LadderDecoder(config, self.likelihood.parameters_per_pixel)
         self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
-        super()._init_weights(module)
-        if isinstance(module, LadderVAEModel) and self.config.likelihood == "gaussian":
-            init.zeros_(module.log_scale)
 
     @evaluates_without_labels
     @can_return_tuple
@@ -515,50 +508,10 @@ class LadderVAEModel(ImageModel):
                 f"{temperature}."
             )
         latents = randn((n, *self.config.latent_shape), generator, self.device)
-        latents = torch.cat([part.flatten(1) * factor for part, factor in zip(self._levels(latents), factors)], dim=1)
+        levels = [factor * level for level, factor in zip(self._levels(latents), factors)]
         if labels is None and self.config.num_labels:
             labels = torch.arange(n) % self.config.num_labels
-        return self.decode(latents, labels, return_dict=True).sample
-
-    @torch.no_grad()
-    def interpolate(self, a: Tensor, b: Tensor, steps: int, labels: Labels = None) -> Tensor:
-        """Images along the great circles between the latents of two images, level by level.
-
-        Args:
-            a, b: (channels, height, width), or a batch of them.
-            steps: images on the path, both ends included; at least 2.
-            labels: class of the images on the path, in a conditional model: one per pair, or one for all.
-
-        Returns:
-            (steps, channels, height, width), with the batch in front if a and b have one. The ends are the
-            reconstructions of a and b.
-
-        Raises:
-            ValueError: fewer than two steps, or the shapes of a and b differ or do not fit the configuration.
-        """
-        if steps < 2:
-            raise ValueError(f"steps must be at least 2, got {steps}. The path includes both ends.")
-        if a.shape != b.shape:
-            raise ValueError(
-                f"a and b must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}. Resize one of them."
-            )
-        single = a.ndim == 3
-        if single:
-            a, b = a[None], b[None]
-        labels = self.class_indices(labels, a.shape[0])
-        starts, ends = (
-            self._levels(self.encode(images, labels, return_dict=True).latent_dist.mode()) for images in (a, b)
-        )
-        path = torch.stack(
-            [
-                torch.cat([slerp(start, end, t).flatten(1) for start, end in zip(starts, ends)], dim=1)
-                for t in torch.linspace(0, 1, steps).tolist()
-            ],
-            dim=1,
-        )
-        repeated = None if labels is None else labels.repeat_interleave(steps)
-        images = self.decode(path.flatten(0, 1), repeated, return_dict=True).sample.unflatten(0, (len(a), steps))
-        return images[0] if single else images
+        return self.decode(self._from_noise(levels, None), labels, return_dict=True).sample
 
     def evidence_terms(
         self, pixel_values: Tensor, labels: Labels = None, noise: Tensor | None = None
@@ -618,32 +571,6 @@ class LadderVAEModel(ImageModel):
             log_weights.append((log_pixels - kl.sum(1)).view(k, batch))
         return torch.cat(log_weights)
 
-    @torch.no_grad()
-    def log_likelihood(
-        self,
-        pixel_values: Tensor,
-        num_samples: int = 100,
-        labels: Labels = None,
-        generator: torch.Generator | None = None,
-        chunk_size: int = 1024,
-    ) -> Tensor:
-        """Importance-weighted estimate of log p(x) in nats, (batch,): a lower bound that tightens with num_samples.
-
-        log 1/K sum_k p(x|z_k) p(z_k) / q(z_k|x) with z_k ~ q(z|x) (Burda et al. 2015,
-        https://arxiv.org/abs/1509.00519). The arguments are those of `log_importance_weights`.
-        """
-        log_weights = self.log_importance_weights(pixel_values, num_samples, labels, generator, chunk_size)
-        return log_weights.logsumexp(0) - math.log(num_samples)
-
-    @property
-    def likelihood(self) -> Likelihood:
-        """p(x|z), with the weights as they are now."""
-        return build_likelihood(self.config, getattr(self, "log_scale", None))
-
-    def _log_prob(self, parameters: Tensor, pixel_values: Tensor) -> Tensor:
-        """log p(x|z) in nats, (batch,)."""
-        return self.likelihood.log_prob(parameters, pixel_values.to(parameters.dtype))
-
     def _features(self, pixel_values: Tensor, labels: Tensor | None) -> ImageFeatures:
         return self.encoder((2 * pixel_values - 1).to(self.dtype), labels)
 
@@ -652,6 +579,12 @@ class LadderVAEModel(ImageModel):
         shapes = self.config.level_shapes
         parts = latents.split([math.prod(shape) for shape in shapes], dim=1)
         return [part.unflatten(1, shape) for part, shape in zip(parts, shapes)]
+
+    def _to_noise(self, latents: Tensor, labels: Tensor | None) -> list[Tensor]:
+        return self._levels(latents)
+
+    def _from_noise(self, levels: list[Tensor], labels: Tensor | None) -> Tensor:
+        return torch.cat([level.flatten(1) for level in levels], dim=1)
 
     def _infer(
         self, features: ImageFeatures, labels: Tensor | None, noise: Tensor | None, sampled_kl: bool = False

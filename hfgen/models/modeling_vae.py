@@ -8,7 +8,8 @@ to a distribution over images, p(x|z). Both are trained to maximize the evidence
 so the loss is `reconstruction_loss + beta * kl_loss`, both in nats per image.
 
 The parts that other models use, too, are in files beside this one, and travel to the Hub with it: p(x|z) is in
-likelihoods.py, q(z|x) in latents.py, p(z) in flow_prior.py, and what any model of images needs in image_model.py.
+likelihoods.py, p(z) in flow_prior.py, q(z|x) in latents.py, along with what any VAE does with it (`interpolate` and
+`log_likelihood`), and what any model of images needs in image_model.py.
 """
 
 import math
@@ -20,7 +21,6 @@ import torch
 from .flow_prior import PRIORS, build_prior
 from .image_model import (
     Channels,
-    ImageModel,
     ImageSize,
     LabeledConfig,
     Labels,
@@ -33,14 +33,13 @@ from .image_model import (
     takes_plain_values,
     with_init_gain,
 )
-from .latents import DiagonalGaussianDistribution, VAEDecoderOutput, VAEEncoderOutput, slerp
-from .likelihoods import LIKELIHOODS, Likelihood, build_likelihood, discretized_logistic_log_prob
+from .latents import DiagonalGaussianDistribution, VAEDecoderOutput, VAEEncoderOutput, VariationalModel
+from .likelihoods import LIKELIHOODS, build_likelihood, discretized_logistic_log_prob
 
 
 # isort: split
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
@@ -244,7 +243,7 @@ class VAEDecoder(nn.Module):
         return hidden_states
 
 
-class VAEModel(ImageModel):
+class VAEModel(VariationalModel):
     """Variational Auto-Encoder for images in [0, 1].
 
     In a pipeline of diffusers, whose own models have pixels in [-1, 1], use
@@ -264,16 +263,8 @@ class VAEModel(ImageModel):
         super().__init__(config)
         self.encoder = VAEEncoder(config)
         self.decoder = VAEDecoder(config)
-        if config.likelihood == "gaussian":
-            self.log_scale = nn.Parameter(torch.zeros(config.num_channels, 1, 1))
         self.prior = build_prior(config)
         self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
-        super()._init_weights(module)
-        if isinstance(module, VAEModel) and self.config.likelihood == "gaussian":
-            init.zeros_(module.log_scale)
 
     @evaluates_without_labels
     @can_return_tuple
@@ -353,41 +344,6 @@ class VAEModel(ImageModel):
         labels = self.class_indices(labels, n)
         return self.decode(self.prior.sample(noise, labels), labels, return_dict=True).sample
 
-    @torch.no_grad()
-    def interpolate(self, a: Tensor, b: Tensor, steps: int, labels: Labels = None) -> Tensor:
-        """Images along the great circle between the latents of two images, or between the noise that a learned prior
-        turns into those latents.
-
-        Args:
-            a, b: (channels, height, width), or a batch of them.
-            steps: images on the path, both ends included; at least 2.
-            labels: class of the images on the path, in a conditional model: one per pair, or one for all.
-
-        Returns:
-            (steps, channels, height, width), with the batch in front if a and b have one. The ends are the
-            reconstructions of a and b.
-
-        Raises:
-            ValueError: fewer than two steps, or the shapes of a and b differ or do not fit the configuration.
-        """
-        if steps < 2:
-            raise ValueError(f"steps must be at least 2, got {steps}. The path includes both ends.")
-        if a.shape != b.shape:
-            raise ValueError(
-                f"a and b must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}. Resize one of them."
-            )
-        single = a.ndim == 3
-        if single:
-            a, b = a[None], b[None]
-        labels = self.class_indices(labels, a.shape[0])
-        start, end = (self.encode(images, labels, return_dict=True).latent_dist.mode() for images in (a, b))
-        start, end = (self.prior.to_noise(latents, labels)[0] for latents in (start, end))
-        path = torch.stack([slerp(start, end, t) for t in torch.linspace(0, 1, steps).tolist()], dim=1)
-        repeated = None if labels is None else labels.repeat_interleave(steps)
-        latents = self.prior.sample(path.flatten(0, 1), repeated)
-        images = self.decode(latents, repeated, return_dict=True).sample.unflatten(0, (len(a), steps))
-        return images[0] if single else images
-
     def evidence_terms(
         self, pixel_values: Tensor, labels: Labels = None, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -403,23 +359,6 @@ class VAEModel(ImageModel):
         posterior, latents, parameters = self._autoencode(pixel_values, labels, noise)
         kl = self.prior.kl(posterior, latents, labels)
         return -self._log_prob(parameters, pixel_values), kl[:, None]
-
-    @torch.no_grad()
-    def log_likelihood(
-        self,
-        pixel_values: Tensor,
-        num_samples: int = 100,
-        labels: Labels = None,
-        generator: torch.Generator | None = None,
-        chunk_size: int = 1024,
-    ) -> Tensor:
-        """Importance-weighted estimate of log p(x) in nats, (batch,): a lower bound that tightens with num_samples.
-
-        log 1/K sum_k p(x|z_k) p(z_k) / q(z_k|x) with z_k ~ q(z|x) (Burda et al. 2015,
-        https://arxiv.org/abs/1509.00519). The arguments are those of `log_importance_weights`.
-        """
-        log_weights = self.log_importance_weights(pixel_values, num_samples, labels, generator, chunk_size)
-        return log_weights.logsumexp(0) - math.log(num_samples)
 
     def log_importance_weights(
         self,
@@ -464,15 +403,6 @@ class VAEModel(ImageModel):
             log_weights.append((log_pixels + log_prior).view(k, batch) - posterior.log_prob(latents))
         return torch.cat(log_weights)
 
-    @property
-    def likelihood(self) -> Likelihood:
-        """p(x|z), with the weights as they are now."""
-        return build_likelihood(self.config, getattr(self, "log_scale", None))
-
-    def _log_prob(self, parameters: Tensor, pixel_values: Tensor) -> Tensor:
-        """log p(x|z) in nats, (batch,)."""
-        return self.likelihood.log_prob(parameters, pixel_values.to(parameters.dtype))
-
     def _autoencode(
         self, pixel_values: Tensor, labels: Tensor | None, noise: Tensor | None
     ) -> tuple[DiagonalGaussianDistribution, Tensor, Tensor]:
@@ -484,6 +414,12 @@ class VAEModel(ImageModel):
     def _decode_parameters(self, latents: Tensor, labels: Tensor | None) -> Tensor:
         """Parameters of p(x|z), in float32 even where the network runs in 16 bits: log-probabilities are sums."""
         return at_least_float32(self.decoder(latents.to(self.dtype), labels))
+
+    def _to_noise(self, latents: Tensor, labels: Tensor | None) -> list[Tensor]:
+        return [self.prior.to_noise(latents, labels)[0]]
+
+    def _from_noise(self, levels: list[Tensor], labels: Tensor | None) -> Tensor:
+        return self.prior.sample(levels[0], labels)
 
 
 # With these, save_pretrained and push_to_hub copy this file, and those that it imports from, next to the weights, even

@@ -22,6 +22,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "vae spatial": ("hfgen_vae", {**IMAGES, "latent_type": "spatial", "likelihood": "gaussian"}),
     "vae logistic": ("hfgen_vae", {**IMAGES, "likelihood": "discretized_logistic"}),
     "vae learned prior": ("hfgen_vae", {**IMAGES, "likelihood": "logistic_mixture", "num_labels": 3, **PRIOR}),
+    "ladder vae": ("hfgen_ladder_vae", {**IMAGES, "prior": "normal", "likelihood": "gaussian", "num_levels": [0, 2]}),
+    "ladder vae learned prior": ("hfgen_ladder_vae", {**IMAGES, "num_labels": 3, **PRIOR}),
     "gan spectral": ("hfgen_gan", GAN),
     "gan batch": ("hfgen_gan", {**GAN, "discriminator_norm": "batch", "loss_type": "non_saturating"}),
     "gan none": ("hfgen_gan", {**GAN, "discriminator_norm": "none", "num_labels": 0}),

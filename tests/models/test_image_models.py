@@ -12,18 +12,21 @@ from PIL import Image
 from torch import Tensor
 from transformers import Trainer, TrainingArguments, pipeline
 
-from hfgen import MODELS, AutoencoderConfig, GANConfig, GANModel, VAEConfig, VAEModel
+from hfgen import MODELS, AutoencoderConfig, GANConfig, GANModel, LadderVAEConfig, VAEConfig
 from hfgen.image_processing import build_image_processor
 
 
+STAGES = {"image_size": 8, "hidden_channels": [4, 6], "hidden_size": 16, "latent_dim": 3}
 SIZES: dict[str, dict[str, Any]] = {
-    "autoencoder": {"image_size": 8, "hidden_channels": [4, 6], "hidden_size": 16, "latent_dim": 3},
-    "vae": {"image_size": 8, "hidden_channels": [4, 6], "hidden_size": 16, "latent_dim": 3, "likelihood": "gaussian"},
+    "autoencoder": STAGES,
+    "vae": {**STAGES, "likelihood": "gaussian"},
+    "ladder_vae": {**STAGES, "likelihood": "gaussian", "num_prior_couplings": 2, "prior_hidden_size": 8},
     "gan": {"image_size": 8, "generator_channels": [6, 4], "latent_dim": 5},
 }
 ARCHITECTURES = {entry.family: entry for entry in MODELS.values() if entry.family in SIZES}
 each_family = pytest.mark.parametrize("family", SIZES)
-each_encoder = pytest.mark.parametrize("family", ["autoencoder", "vae"])
+each_encoder = pytest.mark.parametrize("family", ["autoencoder", "vae", "ladder_vae"])
+each_labeled_family = pytest.mark.parametrize("family", ["vae", "ladder_vae", "gan"])
 
 
 def tiny_model(family: str, **fields: Any) -> Any:
@@ -32,13 +35,18 @@ def tiny_model(family: str, **fields: Any) -> Any:
     return ARCHITECTURES[family].base_model_class(config).eval()
 
 
+def fixed_noise(model: Any) -> dict[str, Tensor]:
+    """What makes the forward pass of a VAE repeatable, for two images."""
+    is_vae = model.config.model_type in ("hfgen_vae", "hfgen_ladder_vae")
+    return {"noise": torch.ones(2, *model.config.latent_shape)} if is_vae else {}
+
+
 def output(model: Any) -> Tensor:
     images = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     if isinstance(model, GANModel):
         drawn = model.sample(4, generator=torch.Generator().manual_seed(2))
         return torch.cat([drawn.flatten(), model.discriminate(images)])
-    noise = {"noise": torch.ones(2, 3)} if isinstance(model, VAEModel) else {}
-    return model(images, **noise).reconstruction
+    return model(images, **fixed_noise(model)).reconstruction
 
 
 @pytest.mark.parametrize(
@@ -54,7 +62,8 @@ def output(model: Any) -> Tensor:
 @each_family
 def test_images_that_do_not_fit_are_refused(family: str, images: Tensor, found: str) -> None:
     model = tiny_model(family)
-    for name in {"autoencoder": ("forward", "encode", "anomaly_score"), "vae": ("forward", "encode", "log_likelihood"),
+    of_vaes = ("forward", "encode", "log_likelihood", "evidence_terms")
+    for name in {"autoencoder": ("forward", "encode", "anomaly_score"), "vae": of_vaes, "ladder_vae": of_vaes,
                  "gan": ("discriminate",)}[family]:  # fmt: skip
         with pytest.raises(ValueError) as error:
             getattr(model, name)(images)
@@ -89,6 +98,8 @@ def test_tuples_and_numbers_of_numpy_become_plain_numbers(tmp_path: Path, family
 def test_channels_become_plain_numbers(channels: Any) -> None:
     assert AutoencoderConfig(hidden_channels=channels).hidden_channels == [8, 4]
     assert VAEConfig(hidden_channels=channels).hidden_channels == [8, 4]
+    ladder = LadderVAEConfig(hidden_channels=channels, level_channels=channels, num_levels=channels)
+    assert ladder.hidden_channels == ladder.level_channels == ladder.num_levels == [8, 4]
     assert GANConfig(generator_channels=channels).discriminator_channels == [4, 8]
 
 
@@ -100,7 +111,7 @@ def test_an_image_size_that_is_none_is_refused(family: str, image_size: Any) -> 
 
 
 @pytest.mark.parametrize("num_labels", [0, 1, 2, 10])
-@pytest.mark.parametrize("family", ["vae", "gan"])
+@each_labeled_family
 def test_number_of_classes_survives_saving(tmp_path: Path, family: str, num_labels: int) -> None:
     config_class = ARCHITECTURES[family].config_class
     config_class(num_labels=num_labels).save_pretrained(tmp_path)
@@ -134,8 +145,11 @@ def test_weights_of_another_shape_are_refused_unless_allowed(tmp_path: Path, fam
 
 
 def features(model: Any, images: Tensor) -> Tensor:
+    """The numbers that embed an image. In a ladder they are those of the top level, which its fresh prior leaves as
+    they are."""
     encoded = model.encode(images)
-    return (encoded if isinstance(encoded, Tensor) else encoded.latent_dist.mean).detach()
+    latents = encoded if isinstance(encoded, Tensor) else encoded.latent_dist.mean
+    return latents[:, : model.config.latent_dim].detach()
 
 
 @each_encoder
@@ -146,7 +160,7 @@ def test_a_gray_model_sees_color_as_its_luma(family: str) -> None:
 
     torch.testing.assert_close(features(model, color), features(model, gray))
     assert torch.equal(features(model, gray.expand(-1, 3, -1, -1)), features(model, gray))
-    noise = {"noise": torch.ones(2, 3)} if family == "vae" else {}
+    noise = fixed_noise(model)
     torch.testing.assert_close(model(color, **noise).loss, model(gray, **noise).loss)
 
 
@@ -213,7 +227,7 @@ def test_only_the_first_range_is_looked_at(family: str) -> None:
 @each_encoder
 def test_without_return_dict_outputs_are_tuples(family: str) -> None:
     model, images = tiny_model(family), torch.rand(2, 1, 8, 8)
-    noise = {"noise": torch.ones(2, 3)} if family == "vae" else {}
+    noise = fixed_noise(model)
 
     for output in (
         model(images, **noise, return_dict=False),
@@ -242,12 +256,16 @@ def test_the_loss_can_be_left_out(family: str) -> None:
 def test_the_trainer_of_transformers_evaluates_the_loss(
     tmp_path: Path, family: str, num_labels: int, columns: list[str]
 ) -> None:
-    labels = {"num_labels": num_labels} if family == "vae" else {}
+    labels = {} if family == "autoencoder" else {"num_labels": num_labels, "prior": "normal"}
     # Without latents that matter, the loss does not depend on what the VAE draws.
     model = tiny_model(family, **labels, latent_dim=1)
-    if family == "vae":
-        with torch.no_grad():
+    with torch.no_grad():
+        if family == "vae":
             model.decoder.from_latents.weight[:, 0] = 0
+        if family == "ladder_vae":
+            model.decoder.from_top.weight[:, 0] = 0
+            for level in (level for stage in model.decoder.stages for level in stage.levels):
+                level.project.weight.zero_()
     images, classes = torch.rand(6, 1, 8, 8), torch.arange(6) % 3
     dataset = Dataset.from_dict({"pixel_values": images.tolist(), **{column: classes.tolist() for column in columns}})
     arguments = TrainingArguments(
@@ -285,7 +303,7 @@ def conditional_model(family: str) -> Any:
 
 
 @pytest.mark.parametrize("labels", ONE_CLASS, ids=repr)
-@pytest.mark.parametrize("family", ["vae", "gan"])
+@each_labeled_family
 def test_labels_may_be_numbers_or_names_one_or_many(family: str, labels: Any) -> None:
     model, expected, images = conditional_model(family), torch.tensor([2, 2]), torch.rand(2, 1, 8, 8)
 
@@ -293,7 +311,7 @@ def test_labels_may_be_numbers_or_names_one_or_many(family: str, labels: Any) ->
         drawn = model.sample(2, labels, generator=torch.Generator().manual_seed(0))
         if family == "gan":
             return [drawn, model(torch.ones(2, 5), labels), model.discriminate(images, labels)]
-        noise = torch.ones(2, 3)
+        noise = fixed_noise(model)["noise"]
         return [
             drawn,
             model(images, labels, noise).loss,
@@ -314,7 +332,7 @@ def test_labels_may_be_numbers_or_names_one_or_many(family: str, labels: Any) ->
      (torch.tensor([-1, 1]), "-1"), (np.array([0.5, 1]), "0.5")],
     ids=repr,
 )  # fmt: skip
-@pytest.mark.parametrize("family", ["vae", "gan"])
+@each_labeled_family
 def test_a_label_that_is_no_class_is_refused_and_the_classes_are_named(family: str, labels: Any, wrong: str) -> None:
     model = conditional_model(family)
 
@@ -322,7 +340,7 @@ def test_a_label_that_is_no_class_is_refused_and_the_classes_are_named(family: s
         model.sample(2, labels=labels)
 
 
-@pytest.mark.parametrize("family", ["vae", "gan"])
+@each_labeled_family
 def test_of_many_classes_some_are_named(family: str) -> None:
     with pytest.raises(ValueError, match=r"19 \(LABEL_19\) and 80 more\."):
         tiny_model(family, num_labels=100).sample(2, labels=100)

@@ -18,6 +18,8 @@ from hfgen import (
     GANModel,
     GPTConfig,
     GPTForCausalLM,
+    LadderVAEConfig,
+    LadderVAEModel,
     VAEConfig,
     VAEModel,
 )
@@ -36,6 +38,7 @@ def models() -> dict[str, nn.Module]:
     return {
         "autoencoder": AutoencoderModel(AutoencoderConfig(**image)),
         "vae": VAEModel(VAEConfig(**image, num_labels=3, num_residual_blocks=1)),
+        "ladder_vae": LadderVAEModel(LadderVAEConfig(**image, num_labels=3, num_prior_couplings=2)),
         "gan": GANModel(GANConfig(**SMALL_IMAGES, generator_channels=[8, 4], num_labels=3)),
         "gpt": GPTForCausalLM(GPTConfig(**SMALL_GPT)),
         "gpt-tied": GPTForCausalLM(GPTConfig(**SMALL_GPT, tie_word_embeddings=True)),
@@ -45,7 +48,7 @@ def models() -> dict[str, nn.Module]:
     }
 
 
-NAMES = ["autoencoder", "vae", "gan", "gpt", "gpt-tied", "gpt-2"]
+NAMES = ["autoencoder", "vae", "ladder_vae", "gan", "gpt", "gpt-tied", "gpt-2"]
 
 
 def optimizer_of(module: nn.Module, run: RunArguments) -> torch.optim.Optimizer:

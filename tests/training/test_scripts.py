@@ -1,4 +1,4 @@
-"""The four scripts by their own command lines, and their models in an interpreter without hfgen."""
+"""The scripts by their own command lines, and their models in an interpreter without hfgen."""
 
 from __future__ import annotations
 

@@ -27,8 +27,8 @@ class VAEArguments:
     )
     free_bits: float = flag(
         0.0,
-        "Nats per image that each level of latents may carry for free while training: a smaller KL counts as this "
-        "much.",
+        "Nats that each level of latents may carry for free in every image while training: a smaller KL counts as "
+        "this much.",
         on_resume="warn",
         ge=0,
     )
