@@ -131,10 +131,6 @@ class Objective(Protocol[Model]):
         """Returns metric name -> one value per item; the loop averages over all items of all processes."""
         ...
 
-    def evaluate_at_end(self, model: Model, batch: Batch, rng: BatchRNG) -> dict[str, Tensor]:
-        """The same for the finished model, with what is too expensive to measure during training."""
-        ...
-
     def estimator(
         self, model: Model, device: torch.device, processes: Processes, autocast: Autocast, /
     ) -> Estimator | None:

@@ -77,8 +77,6 @@ class AutoencoderObjective:
             "psnr": psnr(reconstruction, pixels).clamp(max=100.0),
         }
 
-    evaluate_at_end = evaluate
-
     def estimator(self, *_: object) -> None:
         return None
 

@@ -139,8 +139,6 @@ class GANObjective:
             "discriminator_accuracy_fake": fake,
         }
 
-    evaluate_at_end = evaluate
-
     def estimator(self, *_: object) -> None:
         return None
 

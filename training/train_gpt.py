@@ -97,8 +97,6 @@ class GPTObjective:
         losses = F.cross_entropy(logits.flatten(0, 1), labels, reduction="none", ignore_index=-100)
         return {"loss": losses[labels != -100]}
 
-    evaluate_at_end = evaluate
-
     def estimator(self, *_: object) -> None:
         return None
 

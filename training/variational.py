@@ -51,8 +51,8 @@ class EvidenceLowerBound(nn.Module):
         beta = self.model.config.beta
         if self.extra.kl_warmup_ratio:
             beta = beta * min(1.0, progress / self.extra.kl_warmup_ratio)
-        # A level below its free bits has no gradient, so nothing pushes it to carry less. That is decided for each image
-        # by itself: averages over a batch would depend on how it is divided among processes.
+        # A level below its free bits has no gradient, so nothing pushes it to carry less. Each image decides that
+        # for itself: averages over a batch would depend on how it is divided among processes.
         weighted = kl if not self.extra.free_bits else kl.clamp(min=self.extra.free_bits)
         loss = (reconstruction + beta * weighted.sum(1)).mean()
         return loss, {"loss": loss, "reconstruction_loss": reconstruction.mean(), "kl_loss": kl.sum(1).mean()}
@@ -107,8 +107,6 @@ class VariationalObjective:
         total = kl.sum(1)
         by_level = {f"kl_level_{level}": kl[:, level] for level in range(kl.shape[1])} if kl.shape[1] > 1 else {}
         return {"elbo": -reconstruction - total, "reconstruction_loss": reconstruction, "kl_loss": total, **by_level}
-
-    evaluate_at_end = evaluate
 
     def estimator(
         self, model: Any, device: torch.device, processes: Processes, autocast: Autocast

@@ -50,7 +50,7 @@ def evaluate(
         run: the flags.
         device: of this process.
         stop: asked before every batch; knows the processes of the run.
-        at_end: whether to measure as the finished model is measured.
+        at_end: whether the model is finished, and its likelihood is to be estimated.
         limit: number of examples to measure, evenly spread over the split; None for all.
         before_batch: called before every batch.
         autocast: the precision of training, for what is estimated from so many passes that its rounding averages out.
@@ -66,7 +66,7 @@ def evaluate(
     with torch.no_grad(), evaluation_mode(model):
         batches = objective.data.eval_batches(run.per_device_eval_batch_size, device, limit)
         own = _own_batches(batches, processes)
-        steps = _steps(_measure_batches(objective, model, run, device, own, at_end, means), estimator)
+        steps = _steps(_measure_batches(objective, model, run, device, own, means), estimator)
         failure, is_left, largest = None, True, None
         while is_left:
             before_batch()
@@ -105,16 +105,14 @@ def _measure_batches(
     run: RunArguments,
     device: torch.device,
     batches: Iterator[tuple[int, float, Batch]],
-    at_end: bool,
     means: ItemMeans,
 ) -> Steps:
     """Adds the values of this process's batches to `means`."""
-    measure = objective.evaluate_at_end if at_end else objective.evaluate
     for index, weight, batch in batches:
         yield 0.0
         rows = len(next(iter(batch.values())))
         rng = BatchRNG((run.seed, "evaluation", index), rows, slice(0, rows), device)
-        means.add(measure(model, batch, rng), weight)
+        means.add(objective.evaluate(model, batch, rng), weight)
 
 
 def _derive(objective: Objective[Any], means: dict[str, float]) -> Metrics:
