@@ -257,6 +257,22 @@ def append_labels(hidden_states: Tensor, labels: Tensor | None, num_labels: int)
     return torch.cat([hidden_states, one_hot], dim=1)
 
 
+class TransposedConv2d(nn.ConvTranspose2d):
+    """nn.ConvTranspose2d, faster where a decoder ends in gray pixels: PyTorch's kernels for processors are made for
+    many channels. With a single one, a product of matrices gives what each input adds to the pixels around it."""
+
+    def forward(self, hidden_states: Tensor, output_size: list[int] | None = None) -> Tensor:
+        is_slow = self.out_channels == 1 and hidden_states.device.type == "cpu" and output_size is None
+        if not is_slow or is_tracing(hidden_states):
+            return super().forward(hidden_states, output_size)
+        options = (self.stride, self.padding, self.dilation, self.kernel_size, self.output_padding)
+        sides = zip(hidden_states.shape[-2:], *options)
+        height, width = ((n - 1) * s - 2 * p + d * (k - 1) + 1 + extra for n, s, p, d, k, extra in sides)
+        patches = F.conv2d(hidden_states, self.weight.flatten(1).T[:, :, None, None]).flatten(-2)
+        pixels = F.fold(patches, (height, width), self.kernel_size, self.dilation, self.padding, self.stride)
+        return pixels if self.bias is None else pixels + self.bias.to(pixels.dtype)
+
+
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Sums, exponentials and images are too coarse in the 16-bit types that networks may run in."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -25,6 +25,7 @@ from .image_model import (
     ImageModel,
     ImageSize,
     StagedConfig,
+    TransposedConv2d,
     at_least_float32,
     evaluates_without_labels,
     staged_problems,
@@ -160,7 +161,7 @@ class AutoencoderDecoder(nn.Module):
         # Kernel 4, stride 2, padding 1: (n - 1) 2 - 2 + 4 = 2 n. An even kernel covers every output pixel equally
         # often; 3 x 3 would leave a checkerboard (Odena et al. 2016, https://distill.pub/2016/deconv-checkerboard).
         self.convs = nn.ModuleList(
-            nn.ConvTranspose2d(wide, narrow, kernel_size=4, stride=2, padding=1)
+            TransposedConv2d(wide, narrow, kernel_size=4, stride=2, padding=1)
             for wide, narrow in zip(channels, channels[1:])
         )
 

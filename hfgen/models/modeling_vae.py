@@ -25,6 +25,7 @@ from .image_model import (
     LabeledConfig,
     Labels,
     StagedConfig,
+    TransposedConv2d,
     append_labels,
     at_least_float32,
     evaluates_without_labels,
@@ -227,7 +228,7 @@ class VAEDecoder(nn.Module):
             stage: list[nn.Module] = [
                 ResidualBlock(channels, config.hidden_act) for _ in range(config.num_residual_blocks)
             ]
-            stage.append(nn.ConvTranspose2d(channels, out_channels, kernel_size=4, stride=2, padding=1))
+            stage.append(TransposedConv2d(channels, out_channels, kernel_size=4, stride=2, padding=1))
             self.stages.append(nn.Sequential(*stage))
             channels = out_channels
         # Parameters near 0: otherwise the logistic's scales start so far apart that the first losses explode.

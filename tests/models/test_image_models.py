@@ -9,11 +9,12 @@ import torch
 from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments, pipeline
 
 from hfgen import MODELS, AutoencoderConfig, GANConfig, GANModel, LadderVAEConfig, VAEConfig
 from hfgen.image_processing import build_image_processor
+from hfgen.models.image_model import TransposedConv2d
 
 
 STAGES = {"image_size": 8, "hidden_channels": [4, 6], "hidden_size": 16, "latent_dim": 3}
@@ -344,3 +345,35 @@ def test_a_label_that_is_no_class_is_refused_and_the_classes_are_named(family: s
 def test_of_many_classes_some_are_named(family: str) -> None:
     with pytest.raises(ValueError, match=r"19 \(LABEL_19\) and 80 more\."):
         tiny_model(family, num_labels=100).sample(2, labels=100)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("options", [{"kernel_size": 4, "padding": 1}, {"kernel_size": 3, "output_padding": 1}])
+def test_the_layer_to_gray_pixels_is_a_transposed_convolution(
+    options: dict[str, int], layout: torch.memory_format, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    layer = TransposedConv2d(6, 1, stride=2, **options).to(dtype, memory_format=layout)
+    plain = nn.ConvTranspose2d(6, 1, stride=2, **options).to(dtype, memory_format=layout)
+    plain.load_state_dict(layer.state_dict())
+    inputs = torch.randn(3, 6, 4, 5, dtype=dtype).contiguous(memory_format=layout)
+
+    results = []
+    for each in (layer, plain):
+        image = inputs.clone().requires_grad_()
+        pixels = each(image)
+        pixels.square().sum().backward()
+        assert each.bias is not None and pixels.dtype == dtype
+        results.append((pixels, image.grad, each.weight.grad, each.bias.grad))
+
+    tolerance = {"rtol": 0.05, "atol": 0.05} if dtype == torch.bfloat16 else {}
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, **tolerance)
+
+
+def test_in_16_bits_the_layer_to_gray_pixels_gives_16_bits() -> None:
+    """Under autocast, as any convolution."""
+    layer = TransposedConv2d(6, 1, kernel_size=4, stride=2, padding=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(2, 6, 4, 4)).dtype == torch.bfloat16
