@@ -1,4 +1,4 @@
-"""The classic generative models as ordinary Hugging Face models: Auto-Encoder, VAE, GAN and GPT.
+"""The classic generative models as ordinary Hugging Face models: Auto-Encoder, VAE, Ladder VAE, GAN and GPT.
 
 Importing hfgen registers its classes with transformers' Auto classes, so that `AutoModel.from_pretrained(folder)`
 works without `trust_remote_code`. Everything else is loaded when one of its names is first used.

@@ -1,1 +1,1 @@
-"""Trains the models of hfgen: four entry points, one loop."""
+"""Trains the models of hfgen: an entry point for each, one loop."""

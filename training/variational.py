@@ -51,11 +51,14 @@ class EvidenceLowerBound(nn.Module):
         beta = self.model.config.beta
         if self.extra.kl_warmup_ratio:
             beta = beta * min(1.0, progress / self.extra.kl_warmup_ratio)
-        # A level below its free bits has no gradient, so nothing pushes it to carry less. Each image decides that
-        # for itself: averages over a batch would depend on how it is divided among processes.
-        weighted = kl if not self.extra.free_bits else kl.clamp(min=self.extra.free_bits)
-        loss = (reconstruction + beta * weighted.sum(1)).mean()
-        return loss, {"loss": loss, "reconstruction_loss": reconstruction.mean(), "kl_loss": kl.sum(1).mean()}
+        counted = kl
+        if self.extra.free_bits:
+            # A level below its free bits has no gradient, so nothing pushes it to carry less. Each image is looked at
+            # by itself: averages over a batch would depend on how it is divided among processes.
+            counted = kl.clamp(min=self.extra.free_bits)
+        reconstruction, kl_loss = reconstruction.mean(), kl.mean(0).sum()
+        loss = reconstruction + beta * counted.mean(0).sum()
+        return loss, {"loss": loss, "reconstruction_loss": reconstruction, "kl_loss": kl_loss}
 
     def _importance_weighted(
         self, pixels: Tensor, labels: Tensor | None, rng: BatchRNG
