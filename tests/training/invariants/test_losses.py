@@ -32,6 +32,7 @@ import pytest
 import torch
 
 from tests.runs import COMMON, FAMILIES, NO_DROPOUT, ONE, TWO, SharedRun, metrics, shared_run, streamed
+from training.config.scripts import SCRIPTS
 
 
 RECORD = Path(__file__).with_name("losses.json")
@@ -88,7 +89,7 @@ def test_losses_are_those_recorded(family: str, kind: str, runs: dict[tuple[str,
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_percent_of_the_learning_rate_is_noticed(family: str) -> None:
     record = json.loads(RECORD.read_text())
-    rate = {"autoencoder": 2e-3, "vae": 2e-3, "gan": 1e-3, "gpt": 5e-3}[family]
+    rate = SCRIPTS[family].defaults["learning_rate"]
     changed = losses(start(family, "one process", "--learning_rate", str(1.01 * rate)).folder)
     assert largest_difference(changed, record["losses"][family]) > 2 * record["relative_tolerance"][family]
 
