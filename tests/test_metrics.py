@@ -11,7 +11,24 @@ from scipy.linalg import sqrtm
 from sklearn.neighbors import NearestNeighbors
 
 import hfgen.metrics
-from hfgen.metrics import bits_per_dim, frechet_distance, precision_recall_density_coverage, psnr
+from hfgen.metrics import (
+    METRICS,
+    bits_per_dim,
+    frechet_distance,
+    metric_named,
+    precision_recall_density_coverage,
+    psnr,
+)
+
+
+def test_a_metric_is_named_on_cards_by_its_entry_its_level_or_itself() -> None:
+    assert metric_named("elbo") == METRICS["elbo"]
+    assert metric_named("kl_loss").label == "KL"
+    assert (
+        metric_named("kl_level_0").label == "KL of level 0" and metric_named("kl_level_12").label == "KL of level 12"
+    )
+    assert "this level of latents" in metric_named("kl_level_1").meaning
+    assert metric_named("my_metric") == ("`my_metric`", "")
 
 
 def test_psnr_of_known_errors() -> None:

@@ -269,7 +269,8 @@ class TransposedConv2d(nn.ConvTranspose2d):
         sides = zip(hidden_states.shape[-2:], *options)
         height, width = ((n - 1) * s - 2 * p + d * (k - 1) + 1 + extra for n, s, p, d, k, extra in sides)
         patches = F.conv2d(hidden_states, self.weight.flatten(1).T[:, :, None, None]).flatten(-2)
-        pixels = F.fold(patches, (height, width), self.kernel_size, self.dilation, self.padding, self.stride)
+        padding: Any = self.padding  # a convolution's may be a word; that of a transposed one never is
+        pixels = F.fold(patches, (height, width), self.kernel_size, self.dilation, padding, self.stride)
         return pixels if self.bias is None else pixels + self.bias.to(pixels.dtype)
 
 
