@@ -16,7 +16,9 @@ from hfgen import LadderVAEConfig, LadderVAEModel, VAEConfig, VAEModel
 from hfgen.models.likelihoods import LIKELIHOODS, discretized_logistic_log_prob
 
 
-STEPS, BATCH = 300, 64
+BATCH = 64
+# Black and white says less in a step than gray.
+STEPS = {"bernoulli": 800, "gaussian": 300, "discretized_logistic": 300, "logistic_mixture": 300}
 
 
 @functools.cache
@@ -59,7 +61,7 @@ def negative_elbo_after_training(family: str, likelihood: str) -> float:
     seen, unseen = digits(likelihood)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(STEPS):
+    for _ in range(STEPS[likelihood]):
         rows = torch.randint(len(seen), (BATCH,), generator=generator)
         loss = model(seen[rows]).loss
         optimizer.zero_grad()
@@ -75,6 +77,7 @@ def negative_elbo_after_training(family: str, likelihood: str) -> float:
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize("family", ["vae", "ladder_vae"])
 def test_a_few_hundred_steps_beat_independent_pixels(family: str, likelihood: str) -> None:
-    margin = {"bernoulli": 1.0, "gaussian": 2.0}.get(likelihood, 0.1 * baseline(likelihood))
+    # A tenth of the nats. A density's may be negative, so there it is 3 nats, a factor of 20 in the density.
+    margin = 3.0 if likelihood == "gaussian" else 0.1 * baseline(likelihood)
 
     assert negative_elbo_after_training(family, likelihood) < baseline(likelihood) - margin
