@@ -5,7 +5,7 @@ the image shows, and each level below adds a grid of latents that say more about
 
     p(z) = p(z_0) p(z_1 | z_0) p(z_2 | z_0, z_1) ...,      q(z|x) in the same order
 
-(Sonderby et al. 2016, https://arxiv.org/abs/1602.02282). What came from above travels on beside the latents, so every
+(Sønderby et al. 2016, https://arxiv.org/abs/1602.02282). What came from above travels on beside the latents, so every
 level only adds to it, and the posterior of a level is written as a correction of its prior (Vahdat & Kautz 2020,
 https://arxiv.org/abs/2007.03898): with the prior N(m, s^2), a level's latents are m + s * e, and the network predicts
 q(e|x, above). A level that has nothing to add costs nothing.
@@ -455,8 +455,11 @@ class LadderVAEModel(VariationalModel):
         pixel_values = self.check_images(pixel_values)
         labels = self.class_indices(labels, pixel_values.shape[0])
         features = self._features(pixel_values, labels)
+
+        def draw(noise: Tensor) -> Tensor:
+            return self._infer(features, labels, noise)[0]
+
         shape = (pixel_values.shape[0], *self.config.latent_shape)
-        draw = lambda noise: self._infer(features, labels, noise)[0]  # noqa: E731
         return LadderVAEEncoderOutput(latent_dist=LadderPosterior(draw, shape, pixel_values.device))
 
     @can_return_tuple
