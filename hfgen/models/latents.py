@@ -107,12 +107,11 @@ def slerp(start: Tensor, end: Tensor, t: float) -> Tensor:
 class VariationalModel(ImageModel):
     """What a Variational Auto-Encoder does in the same way however its encoder and its decoder are built.
 
-    A model adds `encode`, `decode`, `log_importance_weights`, and how its latents relate to standard normal noise.
+    A model adds `encode`, `decode`, the weights of latents, and how its latents relate to standard normal noise.
     """
 
     encode: Any
     decode: Any
-    log_importance_weights: Any
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
@@ -124,6 +123,20 @@ class VariationalModel(ImageModel):
         super()._init_weights(module)
         if isinstance(module, VariationalModel) and module.config.likelihood == "gaussian":
             init.zeros_(module.log_scale)
+
+    def _encoded(self, pixel_values: Tensor, labels: Tensor | None) -> Any:
+        """What the encoder says of images (batch, channels, height, width), for `_log_weights`."""
+        raise NotImplementedError
+
+    def _log_weights(self, encoded: Any, pixel_values: Tensor, labels: Tensor | None, noise: Tensor) -> Tensor:
+        """The log-weights (k, batch) of the latents that noise gives; see `log_importance_weights`.
+
+        Args:
+            encoded: of the images.
+            pixel_values, labels: of all k copies of the images, (k * batch, ...).
+            noise: standard normal, (k, batch, *config.latent_shape).
+        """
+        raise NotImplementedError
 
     def _to_noise(self, latents: Tensor, labels: Tensor | None) -> list[Tensor]:
         """The numbers that the prior turns into these latents (batch, ...): (batch, ...) of each level, from the top
@@ -162,6 +175,48 @@ class VariationalModel(ImageModel):
         """
         log_weights = self.log_importance_weights(pixel_values, num_samples, labels, generator, chunk_size)
         return log_weights.logsumexp(0) - math.log(num_samples)
+
+    def log_importance_weights(
+        self,
+        pixel_values: Tensor,
+        num_samples: int,
+        labels: Labels = None,
+        generator: torch.Generator | None = None,
+        chunk_size: int = 1024,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """log p(x|z_k) p(z_k) / q(z_k|x) with z_k ~ q(z|x); the mean of exp of it is an unbiased estimate of p(x).
+
+        Images are encoded once. Differentiable, except where gradients are off.
+
+        Args:
+            pixel_values: (batch, channels, height, width) in [0, 1].
+            num_samples: K.
+            labels: classes of a conditional model, as in `sample`.
+            generator: source of the random numbers.
+            chunk_size: images decoded at once, rounded up to a whole number of batches; bounds the memory.
+            noise: standard normal numbers (num_samples, batch, *config.latent_shape); drawn here if None.
+
+        Returns:
+            (num_samples, batch) nats.
+        """
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {num_samples}. More samples tighten the bound.")
+        pixel_values = self.check_images(pixel_values)
+        batch = pixel_values.shape[0]
+        labels = self.class_indices(labels, batch)
+        encoded = self._encoded(pixel_values, labels)
+        at_once = math.ceil(chunk_size / max(1, batch))
+        log_weights = []
+        for start in range(0, num_samples, at_once):
+            k = min(at_once, num_samples - start)
+            if noise is None:
+                drawn = randn((k, batch, *self.config.latent_shape), generator, self.device)
+            else:
+                drawn = noise[start : start + k]
+            repeated = None if labels is None else labels.repeat(k)
+            log_weights.append(self._log_weights(encoded, pixel_values.repeat(k, 1, 1, 1), repeated, drawn))
+        return torch.cat(log_weights)
 
     @torch.no_grad()
     def interpolate(self, a: Tensor, b: Tensor, steps: int, labels: Labels = None) -> Tensor:

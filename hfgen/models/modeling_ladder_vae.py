@@ -435,7 +435,7 @@ class LadderVAEModel(VariationalModel):
         pixel_values = self.check_images(pixel_values)
         self.check_range(pixel_values)
         labels = self.class_indices(labels, pixel_values.shape[0])
-        features = self._features(pixel_values, labels)
+        features = self._encoded(pixel_values, labels)
         latents, parameters, kl = self._infer(features, labels, noise)
         reconstruction_loss = -self._log_prob(parameters, pixel_values).mean()
         kl_per_level = kl.mean(0)
@@ -454,7 +454,7 @@ class LadderVAEModel(VariationalModel):
         """q(z|x) of images (batch, channels, height, width) in [0, 1]; a gray model takes color too."""
         pixel_values = self.check_images(pixel_values)
         labels = self.class_indices(labels, pixel_values.shape[0])
-        features = self._features(pixel_values, labels)
+        features = self._encoded(pixel_values, labels)
 
         def draw(noise: Tensor) -> Tensor:
             return self._infer(features, labels, noise)[0]
@@ -526,56 +526,19 @@ class LadderVAEModel(VariationalModel):
         """
         pixel_values = self.check_images(pixel_values)
         labels = self.class_indices(labels, pixel_values.shape[0])
-        features = self._features(pixel_values, labels)
+        features = self._encoded(pixel_values, labels)
         _, parameters, kl = self._infer(features, labels, noise)
         return -self._log_prob(parameters, pixel_values), kl
 
-    def log_importance_weights(
-        self,
-        pixel_values: Tensor,
-        num_samples: int,
-        labels: Labels = None,
-        generator: torch.Generator | None = None,
-        chunk_size: int = 1024,
-        noise: Tensor | None = None,
-    ) -> Tensor:
-        """log p(x|z_k) p(z_k) / q(z_k|x) with z_k ~ q(z|x); the mean of exp of it is an unbiased estimate of p(x).
-
-        Images are encoded once. Differentiable, except where gradients are off.
-
-        Args:
-            pixel_values: (batch, channels, height, width) in [0, 1].
-            num_samples: K.
-            labels: classes of a conditional model, as in `sample`.
-            generator: source of the random numbers.
-            chunk_size: images decoded at once, rounded up to a whole number of batches; bounds the memory.
-            noise: standard normal numbers (num_samples, batch, *config.latent_shape); drawn here if None.
-
-        Returns:
-            (num_samples, batch) nats.
-        """
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {num_samples}. More samples tighten the bound.")
-        pixel_values = self.check_images(pixel_values)
-        batch = pixel_values.shape[0]
-        labels = self.class_indices(labels, batch)
-        features = self._features(pixel_values, labels)
-        at_once = math.ceil(chunk_size / max(1, batch))
-        log_weights = []
-        for start in range(0, num_samples, at_once):
-            k = min(at_once, num_samples - start)
-            if noise is None:
-                drawn = randn((k, batch, *self.config.latent_shape), generator, self.device)
-            else:
-                drawn = noise[start : start + k]
-            repeated = None if labels is None else labels.repeat(k)
-            _, parameters, kl = self._infer(features.repeat(k), repeated, drawn.flatten(0, 1), sampled_kl=True)
-            log_pixels = self._log_prob(parameters, pixel_values.repeat(k, 1, 1, 1))
-            log_weights.append((log_pixels - kl.sum(1)).view(k, batch))
-        return torch.cat(log_weights)
-
-    def _features(self, pixel_values: Tensor, labels: Tensor | None) -> ImageFeatures:
+    def _encoded(self, pixel_values: Tensor, labels: Tensor | None) -> ImageFeatures:
         return self.encoder((2 * pixel_values - 1).to(self.dtype), labels)
+
+    def _log_weights(
+        self, encoded: ImageFeatures, pixel_values: Tensor, labels: Tensor | None, noise: Tensor
+    ) -> Tensor:
+        features = encoded.repeat(noise.shape[0])
+        _, parameters, kl = self._infer(features, labels, noise.flatten(0, 1), sampled_kl=True)
+        return (self._log_prob(parameters, pixel_values) - kl.sum(1)).view(noise.shape[:2])
 
     def _levels(self, latents: Tensor) -> list[Tensor]:
         """The latents of each level, (batch, *shape), from z_0 down."""

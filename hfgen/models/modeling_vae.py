@@ -361,54 +361,22 @@ class VAEModel(VariationalModel):
         kl = self.prior.kl(posterior, latents, labels)
         return -self._log_prob(parameters, pixel_values), kl[:, None]
 
-    def log_importance_weights(
-        self,
-        pixel_values: Tensor,
-        num_samples: int,
-        labels: Labels = None,
-        generator: torch.Generator | None = None,
-        chunk_size: int = 1024,
-        noise: Tensor | None = None,
+    def _encoded(self, pixel_values: Tensor, labels: Tensor | None) -> DiagonalGaussianDistribution:
+        return self.encode(pixel_values, labels, return_dict=True).latent_dist
+
+    def _log_weights(
+        self, encoded: DiagonalGaussianDistribution, pixel_values: Tensor, labels: Tensor | None, noise: Tensor
     ) -> Tensor:
-        """log p(x|z_k) p(z_k) / q(z_k|x) with z_k ~ q(z|x); the mean of exp of it is an unbiased estimate of p(x).
-
-        Images are encoded once. Differentiable, except where gradients are off.
-
-        Args:
-            pixel_values: (batch, channels, height, width) in [0, 1].
-            num_samples: K.
-            labels: classes of a conditional model, as in `sample`.
-            generator: source of the random numbers.
-            chunk_size: images decoded at once, rounded up to a whole number of batches; bounds the memory.
-            noise: standard normal numbers (num_samples, batch, *config.latent_shape); drawn here if None.
-
-        Returns:
-            (num_samples, batch) nats.
-        """
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {num_samples}. More samples tighten the bound.")
-        pixel_values = self.check_images(pixel_values)
-        batch = pixel_values.shape[0]
-        labels = self.class_indices(labels, batch)
-        posterior = self.encode(pixel_values, labels, return_dict=True).latent_dist
-        at_once = math.ceil(chunk_size / max(1, batch))
-        log_weights = []
-        for start in range(0, num_samples, at_once):
-            k = min(at_once, num_samples - start)
-            drawn = randn((k, *posterior.mean.shape), generator, self.device) if noise is None else noise[start:][:k]
-            latents = posterior.sample(noise=drawn)
-            repeated = None if labels is None else labels.repeat(k)
-            parameters = self._decode_parameters(latents.flatten(0, 1), repeated)
-            log_pixels = self._log_prob(parameters, pixel_values.repeat(k, 1, 1, 1))
-            log_prior = self.prior.log_prob(latents.flatten(0, 1), repeated)
-            log_weights.append((log_pixels + log_prior).view(k, batch) - posterior.log_prob(latents))
-        return torch.cat(log_weights)
+        latents = encoded.sample(noise=noise)
+        log_pixels = self._log_prob(self._decode_parameters(latents.flatten(0, 1), labels), pixel_values)
+        log_prior = self.prior.log_prob(latents.flatten(0, 1), labels)
+        return (log_pixels + log_prior).view(noise.shape[:2]) - encoded.log_prob(latents)
 
     def _autoencode(
         self, pixel_values: Tensor, labels: Tensor | None, noise: Tensor | None
     ) -> tuple[DiagonalGaussianDistribution, Tensor, Tensor]:
         """q(z|x), latents drawn from it, and the parameters of p(x|z) that they are decoded to."""
-        posterior = self.encode(pixel_values, labels, return_dict=True).latent_dist
+        posterior = self._encoded(pixel_values, labels)
         latents = posterior.sample(noise=noise)
         return posterior, latents, self._decode_parameters(latents, labels)
 

@@ -63,9 +63,9 @@ class VAEArguments:
     )
     dynamic_binarization: bool = flag(
         False,
-        "Make gray images black and white at random, a pixel of value p white with probability p, anew each time an "
-        "example is seen; the evaluation split is drawn once, the same in all runs. Likelihoods do not compare with "
-        "those on a fixed binarization.",
+        "Binarize gray images at random: a pixel of value p becomes white with probability p. Training images are "
+        "redrawn every time they are seen; the evaluation split is drawn once and is the same in all runs. "
+        "Likelihoods are not comparable with those on a fixed binarization.",
         on_resume="refuse",
     )
 

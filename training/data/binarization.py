@@ -1,4 +1,4 @@
-"""Dynamic binarization: gray images made black and white at random, anew each time an example is seen.
+"""Dynamic binarization: gray images become black and white at random, with new draws every time they are seen.
 
 A pixel of value p becomes 1 with probability p (Salakhutdinov & Murray 2008). Redrawing the training images in every
 epoch keeps a model from memorizing one binarization of them, so likelihoods under this protocol are better than, and
@@ -25,7 +25,7 @@ EVALUATION_SEED = 0
 
 
 def binarized(data: ImageData, seed: int) -> ImageData:
-    """Returns gray data with training images drawn anew each time, and evaluation images drawn once and for all.
+    """Returns gray data whose training images are binarized every time they are seen, evaluation images only once.
 
     Args:
         data: of one channel; pixels that are 0 or 1 stay what they are.

@@ -53,7 +53,8 @@ def evaluate(
         at_end: whether the model is finished, and its likelihood is to be estimated.
         limit: number of examples to measure, evenly spread over the split; None for all.
         before_batch: called before every batch.
-        autocast: the precision of training, for what is estimated from so many passes that its rounding averages out.
+        autocast: the precision of training. Only the likelihood is estimated in it: over so many passes, rounding
+            errors average out.
 
     Returns:
         the metrics, the same in every process; None if a signal interrupted the evaluation.

@@ -1,4 +1,4 @@
-"""Training images are drawn anew each time, evaluation images once; a resumed run draws what the whole one drew."""
+"""Training images are redrawn every time they are seen, evaluation images never; a resumed run repeats the draws."""
 
 from __future__ import annotations
 
