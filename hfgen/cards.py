@@ -361,7 +361,7 @@ def _how_likelihood_was_measured(results: dict[str, Any]) -> list[str]:
     else:
         text += f"on all {images:,} images, each with {samples} samples. "
     took = _format_duration(details["nll_seconds"])
-    return [f"{text}After ± stands the standard error that comes from this sampling. The estimate took {took}."]
+    return [f"{text}The number after ± is the standard error due to this sampling. The estimate took {took}."]
 
 
 def _missing_metrics(results: dict[str, Any]) -> list[str]:
