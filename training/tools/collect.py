@@ -21,6 +21,8 @@ from hfgen.cards import format_with_error, newest_samples, read_family, short_da
 ROOT = Path(__file__).resolve().parents[2]
 BEGIN, END = "<!-- results:", "<!-- /results -->"
 AVX2_RESULTS = "results-avx2.json"
+# What the vendor calls processors that the system names by numbers alone.
+GENERATIONS = {"AMD EPYC (family 25, model 17)": "AMD EPYC, Zen 4", "AMD EPYC (family 26, model 2)": "AMD EPYC, Zen 5"}
 
 
 def collect(run: Path, model_cards: Path) -> Path:
@@ -54,18 +56,26 @@ def collect(run: Path, model_cards: Path) -> Path:
 
 def results_table(model_cards: Path) -> str:
     """The Markdown table of every collected run."""
-    rows = ["| recipe | data | with bf16 instructions | with AVX2 alone |", "|---|---|---|---|"]
+    rows = ["| recipe | data | with bf16 instructions | with AVX2 alone | processor |", "|---|---|---|---|---|"]
     for path in sorted(model_cards.glob("*/results.json")):
         results = json.loads(path.read_text(encoding="utf-8"))
         slower = path.with_name(AVX2_RESULTS)
-        measured = [_measured(results)]
-        measured.append(_measured(json.loads(slower.read_text(encoding="utf-8"))) if slower.is_file() else "")
+        runs = [results, *([json.loads(slower.read_text(encoding="utf-8"))] if slower.is_file() else [])]
+        measured = [_measured(run) for run in runs] + [""] * (2 - len(runs))
+        processors = " / ".join(dict.fromkeys(map(_processor, runs)))
         name, dataset = path.parent.name, short_dataset_name(results["dataset"]).rpartition("/")[2]
         rows.append(
             f"| [{name}](model_cards/{name}/README.md), {results['num_parameters'] / 1e6:.1f} M parameters "
-            f"| {dataset} ({results['split']}) | {' | '.join(measured)} |"
+            f"| {dataset} ({results['split']}) | {' | '.join(measured)} | {processors} |"
         )
     return "\n".join(rows)
+
+
+def _processor(results: dict[str, Any]) -> str:
+    """The processor of a run, from its `hardware`: "2 threads of NAME, limited by ...", or the name of a GPU."""
+    hardware = results.get("hardware", "").partition(", limited by ")[0]
+    name = hardware.rpartition(" threads of ")[2]
+    return GENERATIONS.get(name, name)
 
 
 def _measured(results: dict[str, Any]) -> str:

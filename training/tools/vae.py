@@ -210,7 +210,7 @@ def measure_throughput(session: Session, row: str) -> Lines:
     config = {name: recipe[name] for name in BARE_FIELDS if name in recipe}
     data = {name: recipe[name] for name in ("dataset_name", "dataset_path") if name in recipe}
     task = {"data": data, "config": config, "batch_size": recipe["per_device_train_batch_size"],
-            "learning_rate": recipe["learning_rate"], "seconds": seconds, "threads": threads, "seed": 0}  # fmt: skip
+            "learning_rate": float(recipe["learning_rate"]), "seconds": seconds, "threads": threads, "seed": 0}  # fmt: skip
     # Nothing is measured at the end but the speed.
     flags = ["--max_train_seconds", f"{seconds:g}", "--nll_samples", "0", "--max_eval_samples", "256"]
     runs = []

@@ -61,7 +61,7 @@ def test_results_of_a_slower_processor_are_kept_beside_those_of_the_card(tmp_pat
         "model_type": "hfgen_autoencoder", "dataset": "digits", "split": "test", "num_parameters": 1_000_000,
         "seconds_trained": 10.0, "steps": 5,
     }  # fmt: skip
-    for folder, hardware, mse in (("a", "2 threads of a CPU", 0.25), ("b", "a CPU, limited by X=AVX2", 0.5)):
+    for folder, hardware, mse in (("a", "2 threads of A", 0.25), ("b", "2 threads of B, limited by X=AVX2", 0.5)):
         run = tmp_path / folder / "autoencoder-digits"
         (run / "samples").mkdir(parents=True)
         (run / "samples" / "step-1.png").touch()
@@ -72,6 +72,18 @@ def test_results_of_a_slower_processor_are_kept_beside_those_of_the_card(tmp_pat
     (row,) = results_table(tmp_path / "cards").splitlines()[2:]
 
     assert [cell.strip()[:19] for cell in row.split("|")[3:5]] == ["test MSE **0.2500**", "test MSE **0.5000**"]
+    assert row.endswith("| A / B |")
+
+
+def test_a_processor_that_the_system_names_by_numbers_has_its_usual_name_in_the_table(tmp_path: Path) -> None:
+    (tmp_path / "gan-mine").mkdir()
+    results = {
+        "model_type": "hfgen_gan", "dataset": "digits", "split": "test", "num_parameters": 10**6, "steps": 3,
+        "seconds_trained": 1.0, "metrics": {}, "hardware": "2 threads of AMD EPYC (family 26, model 2)",
+    }  # fmt: skip
+    (tmp_path / "gan-mine" / "results.json").write_text(json.dumps(results), encoding="utf-8")
+
+    assert results_table(tmp_path).endswith("| AMD EPYC, Zen 5 |")
 
 
 def test_a_metric_that_was_not_measured_is_not_in_the_table(tmp_path: Path) -> None:

@@ -155,6 +155,7 @@ def test_throughput_takes_turns_and_compares_pairs(
     assert [one["ratio"] for one in runs] == pytest.approx([2, 1, 2 / 3])
     assert figure(runs) == "**1.00** times the bare loop (0.67 to 2.00), 2,000 to 2,000"
     assert {task["seconds"] for _, task, _ in tasks} == {7.0}
+    assert all(isinstance(task["learning_rate"], float) for _, task, _ in tasks)  # YAML reads 6e-3 as a word
     assert all(flags[:2] == ["--max_train_seconds", "7"] for _, _, flags, _ in calls)
     runs[0]["num_parameters"] = 1500
     assert "bare loop, which has 500 weights less (" in figure(runs)
