@@ -14,9 +14,10 @@ TRAINING = [
     "datasets>=4.4,<6",
     "matplotlib>=3.8",
     "psutil>=5.9",
-    "scikit-learn>=1.4",
+    "scikit-learn>=1.6",
     "tqdm>=4.66",
 ]
+EMBEDDING = ["datasets>=4.4,<6", "scikit-learn>=1.6", "tqdm>=4.66"]
 DIFFUSERS = ["diffusers>=0.36,<1"]
 TEST = [
     *TRAINING,
@@ -67,7 +68,7 @@ setup(
         "pyyaml>=6.0",
     ],
     entry_points={"console_scripts": ["hfgen=hfgen.cli:main"]},
-    extras_require={"training": TRAINING, "diffusers": DIFFUSERS, "test": TEST},
+    extras_require={"training": TRAINING, "embedding": EMBEDDING, "diffusers": DIFFUSERS, "test": TEST},
     classifiers=[
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _LAZY = {
+    "AutoencoderTransformer": "hfgen.autoencoder_transformer",
+    "Embedder": "hfgen.embedding",
     "build_character_tokenizer": "hfgen.tokenization",
     "build_image_processor": "hfgen.image_processing",
     "from_gpt2": "hfgen.convert",
@@ -36,7 +38,9 @@ _LAZY = {
 }
 
 if TYPE_CHECKING:
+    from .autoencoder_transformer import AutoencoderTransformer
     from .convert import from_gpt2, from_nanogpt, to_gpt2, tokenizer_from_nanogpt
+    from .embedding import Embedder
     from .image_processing import build_image_processor, image_grid, to_pil
     from .models import (
         MODELS,
@@ -58,6 +62,8 @@ __all__ = [
     "MODELS",
     "AutoencoderConfig",
     "AutoencoderModel",
+    "AutoencoderTransformer",
+    "Embedder",
     "GANConfig",
     "GANModel",
     "GPTConfig",

@@ -6,6 +6,7 @@ hfgen pull me/vae-mnist                     download a checked copy
 hfgen card runs/vae-mnist                   rewrite README.md
 hfgen check me/vae-mnist                    would it load?
 hfgen sample me/vae-mnist                   draw images, or write text
+hfgen embed me/vae-mnist photos z.parquet   write the latents of images
 """
 
 from __future__ import annotations
@@ -105,6 +106,24 @@ def build_parser() -> argparse.ArgumentParser:
     sample.add_argument("--temperature", type=float, help="below 1 for likelier samples (default: the model's own)")
     sample.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     sample.set_defaults(run=sample_command_line)
+
+    embed = commands.add_parser("embed", help="write the latents of images", description=embed_command_line.__doc__)
+    embed.add_argument("model", metavar="MODEL", help="folder or repository of an Auto-Encoder, VAE or Ladder VAE")
+    embed.add_argument("data", metavar="DATA", nargs="+",
+                       help="dataset on the Hub, folder of images or tables, or files of either")  # fmt: skip
+    embed.add_argument("output", metavar="OUT.parquet", type=Path, help="file to write")
+    embed.add_argument("--split", help="split or slice of one, such as train[:1000] (default: all)")
+    embed.add_argument("--batch_size", type=_positive, default=256, help="images encoded at once (default: 256)")
+    embed.add_argument("--revision", help="branch, tag or commit of MODEL (default: main)")
+    embed.add_argument("--keep_images", action="store_true", help="keep the column of images, too")
+    embed.add_argument("--image_column", metavar="COLUMN", help="column of images (default: the only one)")
+    embed.add_argument("--label_column", metavar="COLUMN", default="label",
+                       help="column of classes, for a conditional model (default: label)")  # fmt: skip
+    embed.add_argument("--dataset_config_name", metavar="NAME", help="configuration of a dataset on the Hub")
+    embed.add_argument("--dataset_revision", metavar="REVISION", help="branch, tag or commit of a dataset on the Hub")
+    embed.add_argument("--streaming", action="store_true", help="read from the Hub without a copy on the disk")
+    embed.add_argument("--overwrite", action="store_true", help="replace OUT.parquet if it exists")
+    embed.set_defaults(run=embed_command_line)
     return parser
 
 
@@ -192,6 +211,26 @@ def sample_command_line(arguments: argparse.Namespace) -> None:
     images = model.sample(arguments.count, labels=_labels(model, arguments), generator=generator, **options)
     image_grid(images, columns=min(8, arguments.count)).save(arguments.output)
     print(f"Wrote {arguments.output}.")
+
+
+def embed_command_line(arguments: argparse.Namespace) -> None:
+    """Writes the latents of every image of a dataset to a Parquet file: a column `latents` beside the other columns of
+    the dataset. It runs hfgen's own code, never the code that comes with the model. Python's `hfgen.Embedder` does the
+    same inside `datasets.map`."""
+    from .embed_command import embed
+    from .embedding import Embedder
+
+    embedder = Embedder(
+        arguments.model, image_column=arguments.image_column, label_column=arguments.label_column,
+        batch_size=arguments.batch_size, revision=arguments.revision,
+    )  # fmt: skip
+    rows = embed(
+        arguments.data, arguments.output, embedder, split=arguments.split,
+        dataset_config_name=arguments.dataset_config_name, dataset_revision=arguments.dataset_revision,
+        streaming=arguments.streaming, keep_images=arguments.keep_images, overwrite=arguments.overwrite,
+        provenance={"model": arguments.model, "revision": arguments.revision},
+    )  # fmt: skip
+    print(f"Wrote {arguments.output}: {rows:,} images, {embedder.num_latents} numbers each.")
 
 
 def _labels(model: Any, arguments: argparse.Namespace) -> list[str | int] | None:

@@ -15,7 +15,7 @@ from hfgen.cli import main
 from .runs import copy_run, trained_runs
 
 
-@pytest.mark.parametrize("command", ["train", "push", "pull", "card", "check", "sample"])
+@pytest.mark.parametrize("command", ["train", "push", "pull", "card", "check", "sample", "embed"])
 def test_help_explains_every_argument(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
