@@ -66,7 +66,7 @@ TWO = shlex.split("--per_device_train_batch_size 4 --gradient_accumulation_steps
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 # Left out when lines of metrics.jsonl are compared.
 TIMES = ("seconds", "examples_per_second")
-PRELOADED = ["accelerate.tracking", "datasets", "matplotlib.pyplot", "sklearn.datasets", "pytest",
+PRELOADED = ["accelerate.tracking", "datasets", "matplotlib.pyplot", "sklearn.datasets", "sklearn.manifold", "pytest",
              *(f"training.train_{family}" for family in FAMILIES)]  # fmt: skip
 
 

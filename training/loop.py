@@ -274,7 +274,10 @@ def evaluate_and_sample(state: TrainState, context: Context, at_end: bool = Fals
             context.bar.primary_metric = f"eval {objective.primary_metric} {value:.4g}"
     if whole is not None:
         with clock.paused("samples"):
-            samples = draw_samples(objective, whole, context.output_dir / "samples", progress.step)
+            folder = context.output_dir / "samples"
+            samples = draw_samples(objective.draw_samples, whole, folder, progress.step)
+            if at_end:
+                samples |= draw_samples(objective.draw_finished, whole, folder, progress.step)
             context.log.show(samples, progress.step)
     progress.due = []
     return True

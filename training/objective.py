@@ -154,6 +154,10 @@ class Objective(Protocol[Model]):
         """Returns name -> picture or text, among them "samples", the one that a card shows first."""
         ...
 
+    def draw_finished(self, model: Model) -> dict[str, Sample]:
+        """Returns name -> picture that is drawn of the finished model only, because it takes seconds."""
+        ...
+
     def save_extras(self, folder: Path) -> object:
         """Writes what belongs beside the model: the image processor or the tokenizer."""
         ...

@@ -34,6 +34,7 @@ from .config.flags import Arguments
 from .data.batches import Batch
 from .loop import train
 from .objective import Metrics, Phase, Sample
+from .output.latent_map import draw_latent_map
 from .output.pictures import draw_reconstructions
 from .randomness import BatchRNG
 from .run_script import run_script
@@ -62,6 +63,7 @@ class AutoencoderObjective:
     def __init__(self, arguments: Arguments):
         self.model, self.data = load_image_model(AutoencoderModel, arguments, arguments.run.seed)
         self.phases = [Phase("model", ReconstructionLoss(self.model))]
+        self.eval_batch_size = arguments.run.per_device_eval_batch_size
         self.shown = next(self.data.eval_batches(32, torch.device("cpu")))["pixel_values"]
 
     def evaluate(self, model: AutoencoderModel, batch: Batch, rng: BatchRNG) -> dict[str, Tensor]:
@@ -93,6 +95,10 @@ class AutoencoderObjective:
         """Draws rows of originals and, below each, their reconstructions."""
         originals = self.shown.to(model.device)
         return {"samples": draw_reconstructions(originals, model.decode(model.encode(originals)))}
+
+    def draw_finished(self, model: AutoencoderModel) -> dict[str, Sample]:
+        """Draws the map of the latents."""
+        return {**draw_latent_map(model, self.data, self.eval_batch_size)}
 
     def save_extras(self, folder: Path) -> None:
         build_image_processor(self.data.num_channels, self.data.image_size).save_pretrained(folder)

@@ -160,6 +160,9 @@ class GANObjective:
         images = model.sample(rows * columns, generator=torch.Generator().manual_seed(0))
         return {"samples": image_grid(images, columns=columns)}
 
+    def draw_finished(self, model: GANModel) -> dict[str, Sample]:
+        return {}
+
     def save_extras(self, folder: Path) -> None:
         build_image_processor(self.data.num_channels, self.data.image_size).save_pretrained(folder)
 

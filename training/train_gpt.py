@@ -116,6 +116,9 @@ class GPTObjective:
         text = model.sample(self.data.tokenizer, "", length, min_new_tokens=length, temperature=temperature)
         return {"samples": text}
 
+    def draw_finished(self, model: GPTForCausalLM) -> dict[str, Sample]:
+        return {}
+
     def save_extras(self, folder: Path) -> None:
         self.data.tokenizer.save_pretrained(folder)
 

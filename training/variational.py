@@ -20,6 +20,7 @@ from .data.binarization import binarized
 from .distributed.processes import Processes
 from .evaluation.likelihood import LikelihoodEstimator, round_samples
 from .objective import Autocast, Metrics, Phase, Sample
+from .output.latent_map import draw_latent_map
 from .output.pictures import draw_latents, images_needed
 from .randomness import BatchRNG
 
@@ -163,6 +164,10 @@ class VariationalObjective:
         images = model.sample(64, generator=torch.Generator().manual_seed(0))
         latents = draw_latents(model, shown["pixel_values"], _labels(model, shown))
         return {"samples": image_grid(images, columns=8), **latents}
+
+    def draw_finished(self, model: Any) -> dict[str, Sample]:
+        """Draws the map of the latents: of the means of q(z|x), and in a ladder of q(z_0|x)."""
+        return {**draw_latent_map(model, self.data, self.eval_batch_size)}
 
     def save_extras(self, folder: Any) -> None:
         build_image_processor(self.data.num_channels, self.data.image_size).save_pretrained(folder)

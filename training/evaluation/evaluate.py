@@ -148,13 +148,15 @@ def report_missing(metrics: Metrics) -> None:
         logger.warning("Not measured: %s (%s).", names, reason)
 
 
-def draw_samples(objective: Objective[Any], model: PreTrainedModel, folder: Path, step: int) -> dict[str, Sample]:
-    """Writes samples as step-N.png, or .txt for a text, and what else the objective draws as step-N-NAME.png.
+def draw_samples(
+    draw: Callable[[Any], dict[str, Sample]], model: PreTrainedModel, folder: Path, step: int
+) -> dict[str, Sample]:
+    """Writes samples as step-N.png, or .txt for a text, and what else is drawn as step-N-NAME.png.
 
     The random numbers of training do not change. A failure is a warning.
 
     Args:
-        objective: draws them.
+        draw: `draw_samples` or `draw_finished` of the objective.
         model: of the objective's class, whole.
         folder: created if it is missing.
         step: N, written with six digits.
@@ -164,7 +166,7 @@ def draw_samples(objective: Objective[Any], model: PreTrainedModel, folder: Path
     """
     try:
         with torch.no_grad(), torch.random.fork_rng(), evaluation_mode(model):
-            samples = objective.draw_samples(model)
+            samples = draw(model)
         folder.mkdir(exist_ok=True)
         for name, sample in samples.items():
             path = folder / (f"step-{step:06d}" if name == "samples" else f"step-{step:06d}-{name}")
