@@ -41,7 +41,7 @@ from .run_script import run_script
 
 
 class ReconstructionLoss(nn.Module):
-    """The model's loss on a batch; the noise of a denoising model belongs to the examples."""
+    """The model's loss on a batch; what a denoising model is not shown belongs to the examples."""
 
     def __init__(self, model: AutoencoderModel):
         super().__init__()
@@ -49,8 +49,10 @@ class ReconstructionLoss(nn.Module):
 
     def forward(self, batch: Batch, rng: BatchRNG, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         pixels = batch["pixel_values"]
-        noise = rng.normal(*pixels.shape[1:]) if self.model.config.noise_std > 0 else None
-        output = self.model(pixels, noise=noise)
+        config = self.model.config
+        noise = rng.normal(*pixels.shape[1:]) if config.noise_std > 0 else None
+        erasing = rng.uniform(5) if config.erase_prob > 0 else None
+        output = self.model(pixels, noise=noise, erasing=erasing)
         return output.loss, {"loss": output.loss}
 
 

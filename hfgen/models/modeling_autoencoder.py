@@ -13,6 +13,7 @@ What this model shares with other models of images is in image_model.py, which t
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,8 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput, can_return_tuple
 
+from .anomaly import AnomalyDetector, AnomalyOutput, GaussianDistance
+
 
 LATENT_TYPES = ("vector", "spatial")
 RECONSTRUCTION_LOSSES = ("mse", "l1")
@@ -60,8 +63,13 @@ class AutoencoderConfig(StagedConfig):
         reconstruction_loss: "mse" or "l1", averaged over pixels.
         noise_std: standard deviation of the normal noise added to the input during training, in units of the pixel
             range; above 0, the model is a denoising auto-encoder (Vincent et al. 2010).
+        erase_prob: probability that a rectangle of the input, a quarter to half as high and wide as the image, is black
+            during training; above 0, the model learns to complete images from their other parts.
         sparsity_weight: weight of the mean absolute latent in the loss; above 0, the model is a sparse auto-encoder.
         hidden_act: activation, by its name in transformers.
+        anomaly_dim: directions in which the anomaly detector tells normal images apart, out of 16 features for each
+            cell of its maps; 0 for no detector: images are as strange as their reconstruction is wrong.
+        anomaly_threshold: score above which an image is an anomaly; None if that was not measured.
 
     Raises:
         StrictDataclassError: a value has the wrong type or is out of range, or the stages do not divide image_size.
@@ -77,8 +85,11 @@ class AutoencoderConfig(StagedConfig):
     latent_type: str = "vector"
     reconstruction_loss: str = "mse"
     noise_std: float | int = 0.0
+    erase_prob: float | int = 0.0
     sparsity_weight: float | int = 0.0
     hidden_act: str = "relu"
+    anomaly_dim: int = 0
+    anomaly_threshold: float | int | None = None
 
     def __post_init__(self, **kwargs):
         if self.hidden_channels is None:
@@ -92,6 +103,12 @@ class AutoencoderConfig(StagedConfig):
         for name in ("noise_std", "sparsity_weight"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 problems.append(f"{name} must be a finite number of at least 0, got {getattr(self, name)}")
+        if not 0 <= self.erase_prob <= 1:
+            problems.append(f"erase_prob must be from 0 to 1, got {self.erase_prob}")
+        if self.anomaly_dim < 0:
+            problems.append(f"anomaly_dim must be at least 0, got {self.anomaly_dim}")
+        if self.anomaly_threshold is not None and not math.isfinite(self.anomaly_threshold):
+            problems.append(f"anomaly_threshold must be a finite number or None, got {self.anomaly_threshold}")
         if problems:
             raise ValueError("AutoencoderConfig: " + "; ".join(problems) + ".")
 
@@ -110,6 +127,26 @@ class AutoencoderOutput(ModelOutput):
     latents: Tensor | None = None
     loss: Tensor | None = None
     reconstruction: Tensor | None = None
+
+
+def erase_rectangles(images: Tensor, erasing: Tensor, erase_prob: float) -> Tensor:
+    """Makes a rectangle black in some images (random erasing, Zhong et al. 2017).
+
+    Args:
+        images: (batch, channels, height, width).
+        erasing: uniform numbers in [0, 1), (batch, 5): whether an image has a rectangle, its height and width from a
+            quarter to half of the image's, and how far down and to the right it is.
+        erase_prob: share of images that have one, on average.
+    """
+    is_erased = (erasing[:, 0] < erase_prob).view(-1, 1, 1, 1)
+    for size, place, dim in ((erasing[:, 1], erasing[:, 3], 2), (erasing[:, 2], erasing[:, 4], 3)):
+        side = images.shape[dim]
+        length = (1 + size) / 4 * side
+        start = (place * (side - length))[:, None]
+        pixels = torch.arange(side, device=images.device) + 0.5
+        shape = [-1, 1, side, 1] if dim == 2 else [-1, 1, 1, side]
+        is_erased = is_erased & ((pixels >= start) & (pixels < start + length[:, None])).view(shape)
+    return images.masked_fill(is_erased, 0.0)
 
 
 class AutoencoderEncoder(nn.Module):
@@ -191,7 +228,16 @@ class AutoencoderModel(ImageModel):
         super().__init__(config)
         self.encoder = AutoencoderEncoder(config)
         self.decoder = AutoencoderDecoder(config)
+        self.anomaly_detector: AnomalyDetector | None = None
+        if config.anomaly_dim > 0:
+            self.anomaly_detector = AnomalyDetector(config.image_size, config.anomaly_dim)
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, GaussianDistance):
+            module.reset()
 
     @evaluates_without_labels
     @can_return_tuple
@@ -200,6 +246,7 @@ class AutoencoderModel(ImageModel):
         pixel_values: Tensor,
         labels: Any = None,
         noise: Tensor | None = None,
+        erasing: Tensor | None = None,
         return_loss: bool = True,
     ) -> AutoencoderOutput:
         """Encodes and decodes images, and measures the reconstruction error.
@@ -209,6 +256,8 @@ class AutoencoderModel(ImageModel):
             labels: ignored, so that a labeled batch can be passed as it is.
             noise: standard normal numbers in the shape of pixel_values. A denoising model adds `noise_std` times them
                 during training; drawn here if None.
+            erasing: uniform numbers in [0, 1), (batch, 5), which say what [`erase_rectangles`] hides from a model with
+                `erase_prob` during training; drawn here if None.
             return_loss: False leaves the loss out.
 
         Raises:
@@ -216,9 +265,12 @@ class AutoencoderModel(ImageModel):
         """
         inputs = pixel_values = self.check_images(pixel_values)
         self.check_range(pixel_values)
+        if self.training and self.config.erase_prob > 0:
+            erasing = torch.rand(len(inputs), 5, device=inputs.device) if erasing is None else erasing
+            inputs = erase_rectangles(inputs, erasing, self.config.erase_prob)
         if self.training and self.config.noise_std > 0:
             noise = torch.randn_like(pixel_values) if noise is None else noise
-            inputs = pixel_values + self.config.noise_std * noise
+            inputs = inputs + self.config.noise_std * noise
         latents = self.encode(inputs)
         reconstruction = self._images(self.decoder(latents))
         loss = self._loss(pixel_values, latents, reconstruction) if return_loss else None
@@ -240,10 +292,52 @@ class AutoencoderModel(ImageModel):
         return self._images(self.decoder(latents.to(self.dtype))).clamp(0, 1)
 
     @torch.no_grad()
-    def anomaly_score(self, pixel_values: Tensor) -> Tensor:
-        """Mean squared reconstruction error, (batch,): images unlike the training data score higher."""
+    def fit_anomaly(self, batches: Iterable[Tensor]) -> None:
+        """Fits the anomaly detector to normal images, after training and before saving. Without a detector, that is if
+        `config.anomaly_dim` is 0, there is nothing to fit.
+
+        Args:
+            batches: of images (batch, channels, height, width) in [0, 1]: those of the training, for example. They are
+                read once, in order, and the same images give the same detector.
+
+        Raises:
+            ValueError: there are fewer than two images, they do not fit the configuration, or all are the same.
+        """
+        if self.anomaly_detector is not None:
+            images = (self.check_images(pixel_values) for pixel_values in batches)
+            self.anomaly_detector.fit((batch, self.decode(self.encode(batch))) for batch in images)
+
+    @torch.no_grad()
+    def predict_anomaly(self, pixel_values: Tensor) -> AnomalyOutput:
+        """How strange images are beside those of the training, and where.
+
+        A fitted detector compares them with normal images, see [`AnomalyDetector`]. Without one, scores and maps are
+        the squared reconstruction error.
+
+        Args:
+            pixel_values: (batch, channels, height, width) in [0, 1].
+
+        Returns:
+            `scores` (batch,), larger is stranger; `is_anomaly` (batch,), whether they are above
+            `config.anomaly_threshold`, or None if that is None; `maps` (batch, height, width) of what adds to the
+            scores.
+
+        Raises:
+            ValueError: the images do not fit the configuration.
+        """
         pixel_values = self.check_images(pixel_values)
-        return (self.decode(self.encode(pixel_values)) - pixel_values).square().flatten(1).mean(1)
+        reconstructions = self.decode(self.encode(pixel_values))
+        if self.anomaly_detector is not None and self.anomaly_detector.is_fitted:
+            scores, maps = self.anomaly_detector(pixel_values, reconstructions)
+        else:
+            maps = (reconstructions - pixel_values).square().mean(dim=1)
+            scores = maps.flatten(1).mean(dim=1)
+        threshold = self.config.anomaly_threshold
+        return AnomalyOutput(scores=scores, is_anomaly=None if threshold is None else scores > threshold, maps=maps)
+
+    def anomaly_score(self, pixel_values: Tensor) -> Tensor:
+        """The scores of `predict_anomaly`, (batch,): images unlike the training data score higher."""
+        return self.predict_anomaly(pixel_values).scores
 
     def _loss(self, pixel_values: Tensor, latents: Tensor, reconstruction: Tensor) -> Tensor:
         measure = F.mse_loss if self.config.reconstruction_loss == "mse" else F.l1_loss
@@ -263,4 +357,4 @@ class AutoencoderModel(ImageModel):
 AutoencoderConfig.register_for_auto_class("AutoConfig")
 AutoencoderModel.register_for_auto_class("AutoModel")
 
-__all__ = ["AutoencoderConfig", "AutoencoderModel", "AutoencoderOutput"]
+__all__ = ["AnomalyOutput", "AutoencoderConfig", "AutoencoderModel", "AutoencoderOutput"]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hfgen.models.modeling_autoencoder import AutoencoderConfig, AutoencoderModel
+from hfgen.models.modeling_autoencoder import AutoencoderConfig, AutoencoderModel, erase_rectangles
 
 
 LATENT_TYPES = pytest.mark.parametrize("latent_type", ["vector", "spatial"])
@@ -201,6 +201,32 @@ def test_noise_is_left_out_in_evaluation_and_when_its_std_is_zero() -> None:
     assert torch.equal(noiseless(images, noise=noise).latents, noiseless.encode(images))
 
 
+def test_erased_rectangles_by_hand() -> None:
+    """Of images of 8 x 16: sides of a quarter to half, a place from the upper left to the lower right corner."""
+    erasing = torch.tensor([[0.2, 0, 0, 0, 0], [0.2, 1, 1, 1, 1], [0.2, 0, 1, 0.5, 0], [0.7, 1, 1, 1, 1]])
+    expected = torch.ones(4, 3, 8, 16)
+    expected[0, :, :2, :4] = 0
+    expected[1, :, 4:, 8:] = 0
+    expected[2, :, 3:5, :8] = 0  # the last one has no rectangle, as 0.7 is not below 0.5
+
+    assert torch.equal(erase_rectangles(torch.ones(4, 3, 8, 16), erasing, 0.5), expected)
+
+
+def test_a_rectangle_is_hidden_while_training_and_the_whole_image_is_the_target() -> None:
+    model = tiny_model(erase_prob=1.0, noise_std=0.5).train()
+    images = random_images(model)
+    noise, erasing = torch.ones_like(images), torch.full((2, 5), 0.5)
+    hidden = erase_rectangles(images, erasing, 1.0)
+    assert not torch.equal(hidden, images)
+
+    output = model(images, noise=noise, erasing=erasing)
+
+    torch.testing.assert_close(output.latents, model.encode(hidden + 0.5 * noise))
+    torch.testing.assert_close(output.loss, (output.reconstruction - images).square().mean())
+    assert not torch.equal(model(images, noise=noise).loss, output.loss)  # drawn again if it is not given
+    assert torch.equal(model.eval()(images, erasing=erasing).latents, model.encode(images))
+
+
 def test_a_pixel_drawn_too_bright_gets_a_gradient_while_training() -> None:
     """Clamped images would have none, and a pixel once outside of [0, 1] would stay there."""
     model = tiny_model().train()
@@ -295,6 +321,7 @@ def test_all_problems_of_a_config_are_reported_at_once() -> None:
             latent_type="round",
             reconstruction_loss="huber",
             noise_std=-0.5,
+            erase_prob=1.5,
             sparsity_weight=math.inf,
             hidden_act="relo",
         )
@@ -308,6 +335,7 @@ def test_all_problems_of_a_config_are_reported_at_once() -> None:
         "latent_type must be one of vector, spatial, got 'round'",
         "reconstruction_loss must be one of mse, l1, got 'huber'",
         "noise_std must be a finite number of at least 0, got -0.5",
+        "erase_prob must be from 0 to 1, got 1.5",
         "sparsity_weight must be a finite number of at least 0, got inf",
         "hidden_act must be the name of an activation in transformers, got 'relo'",
     ):
