@@ -1,14 +1,15 @@
 """How strange images are beside normal ones: features of an image, and their distance from those of normal images.
 
-The features are coarse maps: edges of the image by direction, and how they differ from the edges that the model
-reconstructs. A normal distribution is fitted to the features of normal images, and the squared Mahalanobis distance
-from it is the score. It is computed from features that are whitened in place (ZCA, Bell & Sejnowski 1997), so each
-cell of the maps has a share of the score, and the shares show where the image is strange.
+The features are coarse maps: the edges of the image by direction, and how edges and brightness of its reconstruction
+differ. Normal distributions are fitted to the features of normal images, and squared Mahalanobis distances from them
+are the score. They are computed from features that are whitened in place (ZCA, Bell & Sejnowski 1997), so each cell of
+the maps has a share of the score, and the shares show where the image is strange.
 """
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -81,126 +82,174 @@ def edge_maps(images: Tensor, halvings: int) -> Tensor:
     return pool(oriented_gradients(images), halvings).relu().sqrt()
 
 
-class GaussianDistance(nn.Module):
-    """Squared Mahalanobis distance of features from those of normal images, divided by the number of features.
+@dataclass
+class Moments:
+    """Mean and covariance of rows that come in batches. Each batch is merged into those before (Chan et al. 1983), in
+    float64, so that only one is held and a large mean costs no precision.
 
-    The covariance is shrunk: the mean of its eigenvalues is added to each. Directions in which normal images hardly
-    differ then cannot decide alone, and fewer images than features are enough. Of the eigenvectors, `rank` are kept;
-    the others share their mean eigenvalue (probabilistic PCA, Tipping & Bishop 1999):
+    Attributes:
+        count: number of rows.
+        mean: (D,).
+        scatter: (D, D), sum of the outer products of the rows' deviations from their mean.
+    """
+
+    count: int = 0
+    mean: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    scatter: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+
+    def add(self, batch: Tensor) -> None:
+        """Takes rows (batch, D).
+
+        Raises:
+            ValueError: a number is not finite.
+        """
+        rows = batch.to("cpu", torch.float64)
+        if not rows.isfinite().all():
+            raise ValueError("batches must have finite features, got NaN or infinity. Check the images and the model.")
+        if not len(rows):
+            return
+        total, mean = self.count + len(rows), rows.mean(dim=0)
+        centered, step = rows - mean, mean - self.mean
+        between = torch.outer(step, step) * (self.count * len(rows) / total)
+        self.scatter = self.scatter + centered.T @ centered + between
+        self.mean = self.mean + step * (len(rows) / total)
+        self.count = total
+
+    def covariance(self) -> Tensor:
+        """Unbiased, (D, D).
+
+        Raises:
+            ValueError: there are fewer than two rows, or all are the same.
+        """
+        if self.count < 2:
+            raise ValueError(f"batches must hold at least two images, got {self.count}. Give those of the training.")
+        if not self.scatter.diagonal().sum() > 0:
+            raise ValueError("batches must hold images that differ, got features that are all the same. Check them.")
+        return self.scatter / (self.count - 1)
+
+
+class GaussianDistance(nn.Module):
+    """Squared Mahalanobis distance of features from those of normal images, over its mean for normal images.
+
+    The covariance is shrunk: a multiple s of the mean of its eigenvalues is added to each. Directions in which normal
+    images hardly differ then cannot decide alone, and fewer images than features are enough. Of the eigenvectors,
+    `rank` are kept; the others share their mean eigenvalue (probabilistic PCA, Tipping & Bishop 1999):
 
         d² = sum_i y_i² / (e_i + s) + (|f - mean|² - sum_i y_i²) / (e_rest + s),    y = components (f - mean)
 
     Args:
         num_features: D, of an image.
         rank: eigenvectors to keep; with D or more, nothing is approximated.
+        shrinkage: what is added to each eigenvalue, in units of their mean. The larger, the less is whitened.
     """
 
     mean: Tensor
     components: Tensor
     scales: Tensor
     rest_scale: Tensor
-    num_images: Tensor
 
-    def __init__(self, num_features: int, rank: int):
+    def __init__(self, num_features: int, rank: int, shrinkage: float = 1.0):
         super().__init__()
-        rank = min(rank, num_features)
+        self.shrinkage, rank = shrinkage, min(rank, num_features)
         self.register_buffer("mean", torch.zeros(num_features))
         self.register_buffer("components", torch.zeros(rank, num_features))
-        self.register_buffer("scales", torch.zeros(rank))  # 1 / sqrt(e_i + s)
+        self.register_buffer("scales", torch.zeros(rank))
         self.register_buffer("rest_scale", torch.zeros(()))
-        self.register_buffer("num_images", torch.zeros((), dtype=torch.long))
 
-    def reset(self) -> None:
-        """Forgets what was fitted."""
-        for buffer in self.buffers():
-            init.zeros_(buffer)
-
-    def fit(self, batches: Iterable[Tensor]) -> None:
-        """Takes mean and covariance of features (batch, D) of normal images; what was fitted before is forgotten.
-
-        Raises:
-            ValueError: there are fewer than two images, or their features are not finite or all the same.
-        """
-        count, mean, covariance = _mean_and_covariance(batches)
+    def fit(self, mean: Tensor, covariance: Tensor) -> None:
+        """Takes the mean (D,) and the covariance (D, D), not all zero, of the features of normal images."""
         values, vectors = torch.linalg.eigh(covariance)
         values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
-        shrinkage, rank = values.mean(), len(self.scales)
-        if not shrinkage > 0:
-            raise ValueError("batches must hold images that differ, got features that are all the same. Check them.")
-        rest = values[rank:].mean() if rank < len(values) else values.new_zeros(())
+        rank = len(self.scales)
+        if rank < len(values):
+            values[rank:] = values[rank:].mean()
+        shrunk = values + self.shrinkage * values.mean()
+        # The mean of d² over the images of the fit, up to the bias of the covariance.
+        typical = (values / shrunk).sum()
+        scales = (shrunk * typical).rsqrt()
         found = {
             "mean": mean,
             "components": vectors[:, :rank].T,
-            "scales": (values[:rank] + shrinkage).rsqrt(),
-            "rest_scale": (rest + shrinkage).rsqrt(),
-            "num_images": torch.tensor(count),
+            "scales": scales[:rank],
+            "rest_scale": scales[-1],
         }
         for name, value in found.items():
             self.get_buffer(name).copy_(value)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Whitened features (batch, D): the distance is the mean of their squares."""
+        """Whitened features (batch, D); the distance is the sum of their squares, and 1 for a typical image."""
         components = at_least_float32(self.components)
         centered = at_least_float32(features) - self.mean
         coefficients = centered @ components.T
         return self.rest_scale * centered + (coefficients * (self.scales - self.rest_scale)) @ components
 
 
-def _mean_and_covariance(batches: Iterable[Tensor]) -> tuple[int, Tensor, Tensor]:
-    """Number of rows, mean (D,) and unbiased covariance (D, D) of batches (batch, D), in float64. Each batch is merged
-    into what came before (Chan et al. 1983), so only one is held."""
-    count, mean, scatter = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    for batch in batches:
-        rows = batch.to("cpu", torch.float64)
-        if not rows.isfinite().all():
-            raise ValueError("batches must have finite features, got NaN or infinity. Check the images and the model.")
-        own, total = len(rows), count + len(rows)
-        if not own:
-            continue
-        own_mean = rows.mean(dim=0)
-        centered, step = rows - own_mean, own_mean - mean
-        scatter = scatter + centered.T @ centered + torch.outer(step, step) * (count * own / total)
-        count, mean = total, mean + step * (own / total)
-    if count < 2:
-        raise ValueError(f"batches must hold at least two images, got {count}. Give normal images of the training.")
-    return count, mean, scatter / (count - 1)
-
-
 class AnomalyDetector(nn.Module):
-    """Edges of images and of their reconstructions, compared with those of normal images.
+    """Compares images and their reconstructions with those of normal images.
+
+    What a model of normal images reconstructs is more normal than the image, so the difference is what is strange in
+    it. Three distances have a third of the score each: of the edges of the image, of the difference of edges, and of
+    the difference of brightness. 1 is the score of a typical normal image.
 
     Args:
         image_size: (height, width).
-        rank: eigenvectors of the features' covariance to keep.
+        num_channels: of the images.
+        rank: eigenvectors to keep of the covariance of each.
     """
 
-    def __init__(self, image_size: list[int], rank: int):
+    num_images: Tensor
+
+    def __init__(self, image_size: Sequence[int], num_channels: int, rank: int):
         super().__init__()
         self.halvings = halvings_for(image_size)
         cells = math.prod(math.ceil(side / 2**self.halvings) for side in image_size)
-        self.distance = GaussianDistance(2 * ORIENTATIONS * cells, rank)
+        # The better the model reconstructs, the less the directions of its errors say: differences are whitened less.
+        self.distances = nn.ModuleList(
+            GaussianDistance(channels * cells, rank, shrinkage)
+            for channels, shrinkage in ((ORIENTATIONS, 1.0), (ORIENTATIONS, 10.0), (num_channels, 100.0))
+        )
+        self.register_buffer("num_images", torch.zeros((), dtype=torch.long))
 
     @property
     def is_fitted(self) -> bool:
-        return bool(self.distance.num_images > 0)
+        return bool(self.num_images > 0)
 
-    def features(self, images: Tensor, reconstructions: Tensor) -> Tensor:
-        """(batch, 16, rows, columns): the edges of images, and how much stronger they are in the reconstructions."""
-        with torch.autocast(images.device.type, enabled=False):
-            edges, reconstructed = (
-                edge_maps(at_least_float32(each), self.halvings) for each in (images, reconstructions)
-            )
-        return torch.cat([edges, reconstructed - edges], dim=1)
+    def reset(self) -> None:
+        """Forgets what was fitted."""
+        for buffer in self.buffers():
+            init.zeros_(buffer)
+
+    def features(self, images: Tensor, reconstructions: Tensor) -> list[Tensor]:
+        """For each distance, maps (batch, channels, rows, columns) of images (batch, channels, height, width)."""
+        images, reconstructions = at_least_float32(images), at_least_float32(reconstructions)
+        edges = edge_maps(images, self.halvings)
+        difference = pool(reconstructions - images, self.halvings)
+        return [edges, edge_maps(reconstructions, self.halvings) - edges, difference]
 
     def fit(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Learns what is normal from (images, reconstructions), both (batch, channels, height, width)."""
-        self.distance.fit(self.features(*batch).flatten(1) for batch in batches)
+        """Learns what is normal from (images, reconstructions), both (batch, channels, height, width); what was fitted
+        before is forgotten.
+
+        Raises:
+            ValueError: there are fewer than two images, or their features are not finite or all the same.
+        """
+        moments = [Moments() for _ in self.distances]
+        for images, reconstructions in batches:
+            with torch.autocast(images.device.type, enabled=False):
+                for moment, features in zip(moments, self.features(images, reconstructions)):
+                    moment.add(features.flatten(1))
+        covariances = [moment.covariance() for moment in moments]  # all of them, before anything is changed
+        for distance, moment, covariance in zip(self.distances, moments, covariances):
+            distance.fit(moment.mean, covariance)
+        self.num_images.fill_(moments[0].count)
 
     def forward(self, images: Tensor, reconstructions: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores (batch,), and the shares of cells in them as maps (batch, height, width) of the images' size."""
-        features = self.features(images, reconstructions)
+        """Scores (batch,), and maps (batch, height, width) of what adds to them: their mean is the score, but for what
+        their interpolation adds at the rim."""
+        cells: Any = 0
         with torch.autocast(images.device.type, enabled=False):
-            shares = self.distance(features.flatten(1)).view_as(features).square()
-        cells = shares.mean(dim=1, keepdim=True)
+            for distance, features in zip(self.distances, self.features(images, reconstructions)):
+                whitened = distance(features.flatten(1)).view_as(features)
+                cells = cells + whitened.square().sum(dim=1, keepdim=True) / len(self.distances)
         maps = F.interpolate(cells, images.shape[-2:], mode="bilinear", align_corners=False)
-        return cells.flatten(1).mean(dim=1), maps[:, 0]
+        return cells.flatten(1).sum(dim=1), maps[:, 0] * math.prod(cells.shape[-2:])

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .anomaly import AnomalyDetector, AnomalyOutput, GaussianDistance
+from .anomaly import AnomalyDetector, AnomalyOutput
 
 
 LATENT_TYPES = ("vector", "spatial")
@@ -63,12 +63,12 @@ class AutoencoderConfig(StagedConfig):
         reconstruction_loss: "mse" or "l1", averaged over pixels.
         noise_std: standard deviation of the normal noise added to the input during training, in units of the pixel
             range; above 0, the model is a denoising auto-encoder (Vincent et al. 2010).
-        erase_prob: probability that a rectangle of the input, a quarter to half as high and wide as the image, is black
-            during training; above 0, the model learns to complete images from their other parts.
+        erase_prob: probability that a rectangle of the input, a quarter to half as high and wide as the image, is
+            black during training; above 0, the model learns to complete images from their other parts.
         sparsity_weight: weight of the mean absolute latent in the loss; above 0, the model is a sparse auto-encoder.
         hidden_act: activation, by its name in transformers.
-        anomaly_dim: directions in which the anomaly detector tells normal images apart, out of 16 features for each
-            cell of its maps; 0 for no detector: images are as strange as their reconstruction is wrong.
+        anomaly_dim: directions in which the anomaly detector tells normal images apart, at most 8 for each cell of its
+            maps; 0 for no detector: images are as strange as their reconstruction is wrong.
         anomaly_threshold: score above which an image is an anomaly; None if that was not measured.
 
     Raises:
@@ -230,13 +230,13 @@ class AutoencoderModel(ImageModel):
         self.decoder = AutoencoderDecoder(config)
         self.anomaly_detector: AnomalyDetector | None = None
         if config.anomaly_dim > 0:
-            self.anomaly_detector = AnomalyDetector(config.image_size, config.anomaly_dim)
+            self.anomaly_detector = AnomalyDetector(config.image_size, config.num_channels, config.anomaly_dim)
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, GaussianDistance):
+        if isinstance(module, AnomalyDetector):
             module.reset()
 
     @evaluates_without_labels

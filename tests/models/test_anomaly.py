@@ -13,7 +13,7 @@ from sklearn.covariance import ShrunkCovariance
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from hfgen.models.anomaly import GaussianDistance, edge_maps, oriented_gradients, pool
+from hfgen.models.anomaly import GaussianDistance, Moments, edge_maps, oriented_gradients, pool
 from hfgen.models.modeling_autoencoder import AutoencoderConfig, AutoencoderModel
 
 from ..test_auto_classes import BLOCK_HFGEN, run_without_hfgen
@@ -43,8 +43,13 @@ def random_features(rows: int, dimensions: int, seed: int = 0) -> Tensor:
 
 def fitted(features: Tensor, rank: int) -> GaussianDistance:
     distance = GaussianDistance(features.shape[1], rank)
-    distance.fit(features.split(7))
+    distance.fit(features.double().mean(dim=0), features.double().T.cov())
     return distance
+
+
+def typical(values: Tensor | np.ndarray) -> float:
+    """The mean of d² over the images of a fit, up to the bias of the covariance: the sum of e / (e + s)."""
+    return float((values / (values + values.mean())).sum())
 
 
 # ---------------------------------------------------------------------------------------------------------- distance
@@ -58,33 +63,31 @@ def test_distance_is_mahalanobis_with_a_shrunk_covariance() -> None:
 
     found = fitted(features, 12)(others).square().sum(dim=1)
 
-    expected = torch.from_numpy(reference.mahalanobis(others.double().numpy())) / 2 * unbiased
+    values = torch.linalg.eigvalsh(features.double().T.cov())
+    expected = torch.from_numpy(reference.mahalanobis(others.double().numpy())) / 2 * unbiased / typical(values)
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=0)
 
 
 def test_distance_with_few_directions_is_that_of_probabilistic_pca() -> None:
     features, others = random_features(60, 10), random_features(5, 10, seed=1).double()
     pca = PCA(n_components=4).fit(features.double().numpy())
-    shrinkage = features.double().var(dim=0).mean().item()
-    values = np.concatenate([pca.explained_variance_, np.full(6, pca.noise_variance_)]) + shrinkage
+    values = np.concatenate([pca.explained_variance_, np.full(6, pca.noise_variance_)])
     basis = np.linalg.svd((features.double() - features.double().mean(0)).numpy())[2]
     centered = others.numpy() - pca.mean_
-    expected = ((centered @ basis.T) ** 2 / values).sum(axis=1)
+    expected = ((centered @ basis.T) ** 2 / (values + values.mean())).sum(axis=1) / typical(values)
 
     found = fitted(features, 4)(others.float()).square().sum(dim=1)
 
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4)
 
 
-def test_normal_images_have_the_distance_that_the_eigenvalues_say() -> None:
-    """Over the images of the fit, d² is the sum of e / (e + s) over all eigenvalues e, on average."""
+def test_a_typical_image_has_the_distance_one() -> None:
     features = random_features(40, 9)
-    values = torch.linalg.eigvalsh(features.double().T.cov())
-    expected = (values / (values + values.mean())).sum() * 39 / 40
 
-    found = fitted(features, 9)(features).square().sum(dim=1).mean()
+    for rank in (2, 9):
+        found = fitted(features, rank)(features).square().sum(dim=1).mean()
 
-    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=0)
+        assert found.item() == pytest.approx(39 / 40, rel=1e-4)  # as the covariance is the unbiased one
 
 
 def test_whitening_keeps_each_feature_where_it_was() -> None:
@@ -99,21 +102,15 @@ def test_whitening_keeps_each_feature_where_it_was() -> None:
 
 
 @pytest.mark.parametrize("sizes", [[50], [1, 49], [10, 0, 39, 1]])
-def test_how_images_are_batched_does_not_matter(sizes: list[int]) -> None:
-    features, others = random_features(50, 6), random_features(4, 6, seed=1)
-    distance = GaussianDistance(6, 6)
+def test_moments_do_not_depend_on_batches_nor_on_a_large_mean(sizes: list[int]) -> None:
+    features, moments = random_features(50, 6) + 1000, Moments()
 
-    distance.fit(features.split(sizes))
+    for batch in features.split(sizes):
+        moments.add(batch)
 
-    torch.testing.assert_close(distance(others), fitted(features, 6)(others), rtol=1e-4, atol=1e-5)
-
-
-def test_a_large_mean_does_not_cost_precision() -> None:
-    features = random_features(50, 6)
-
-    far, near = fitted(features.double() + 1e6, 6), fitted(features.double(), 6)
-
-    torch.testing.assert_close(far.scales, near.scales, rtol=1e-5, atol=0)
+    assert moments.count == 50
+    torch.testing.assert_close(moments.mean, features.double().mean(dim=0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(moments.covariance(), features.double().T.cov(), rtol=1e-9, atol=1e-12)
 
 
 # ---------------------------------------------------------------------------------------------------------- features
@@ -171,6 +168,25 @@ def test_maps_point_at_a_planted_blot(fields: dict[str, Any]) -> None:
     assert after.maps.shape == (8, *size)
     for peak in after.maps.flatten(1).argmax(dim=1).tolist():
         assert peak // size[1] < 8 and peak % size[1] < 8
+
+
+def test_the_score_is_the_mean_of_its_map() -> None:
+    """Far from the rim, where interpolation repeats the outermost cells."""
+    model = tiny_model(image_size=32)
+    model.fit_anomaly([bars(64, size=(32, 32))])
+    images = bars(3, seed=1, size=(32, 32))
+    images[:, :, 14:18] = 1
+
+    found = model.predict_anomaly(images)
+
+    torch.testing.assert_close(found.maps.mean(dim=(1, 2)), found.scores, rtol=0.1, atol=0)
+
+
+def test_normal_images_score_about_one() -> None:
+    model = tiny_model()
+    model.fit_anomaly(bars(256).split(64))
+
+    assert model.anomaly_score(bars(256)).mean().item() == pytest.approx(255 / 256, rel=1e-3)
 
 
 @pytest.mark.parametrize("anomaly_dim", [0, 1000], ids=["no detector", "not fitted"])

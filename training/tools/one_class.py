@@ -52,7 +52,7 @@ FIGURES = Path(__file__).with_suffix(".json")
 DATASET = "../shared/data/mnist"
 SECONDS = 50.0
 # The same for every class and every dataset.
-SETTINGS = ("--anomaly_dim", "512", "--noise_std", "0.25")
+SETTINGS = ("--anomaly_dim", "400", "--noise_std", "0.25", "--erase_prob", "0.5")
 BATCH = 500
 OURS = "Auto-Encoder"
 Scores = np.ndarray

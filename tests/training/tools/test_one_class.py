@@ -1,4 +1,4 @@
-"""The one-class table: what a model is trained on, what the baselines compute, and how it reads. Trainings are played."""
+"""The one-class table: what is trained on, what the baselines compute, and how it reads. Trainings are played."""
 
 from __future__ import annotations
 
@@ -138,7 +138,8 @@ def test_edges_are_judged_as_the_detector_judges_them() -> None:
     """The baseline is the detector without reconstructions: distances are the same, up to a factor."""
     normal, test = images(40, 0), images(5, 1)
     distance = GaussianDistance(8 * 4 * 4, rank=8 * 4 * 4)
-    distance.fit([edge_maps(normal, 1).flatten(1)])
+    features = edge_maps(normal, 1).flatten(1).double()
+    distance.fit(features.mean(dim=0), features.T.cov())
     expected = distance(edge_maps(test, 1).flatten(1)).square().sum(dim=1).numpy()
 
     found = edges(normal, test)
