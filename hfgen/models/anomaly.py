@@ -1,15 +1,14 @@
 """How strange images are beside normal ones: features of an image, and their distance from those of normal images.
 
-The features are coarse maps: the edges of the image by direction, and how edges and brightness of its reconstruction
-differ. Normal distributions are fitted to the features of normal images, and squared Mahalanobis distances from them
-are the score. They are computed from features that are whitened in place (ZCA, Bell & Sejnowski 1997), so each cell of
-the maps has a share of the score, and the shares show where the image is strange.
+The features are coarse maps of how a reconstruction differs from the image, in edges by direction and in brightness.
+Normal distributions are fitted to the features of normal images, and squared Mahalanobis distances from them are the
+score. They are computed from features that are whitened in place (ZCA, Bell & Sejnowski 1997), so each cell of the
+maps has a share of the score, and the shares show where the image is strange.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +73,10 @@ def halvings_for(image_size: Sequence[int]) -> int:
     """How often maps of images of this (height, width) are halved: at least once, and until their longer side has at
     most 8 cells."""
     return max(1, math.ceil(math.log2(max(image_size) / MAX_CELLS)))
+
+
+def _num_cells(image_size: Sequence[int], halvings: int) -> int:
+    return math.prod(math.ceil(side / 2**halvings) for side in image_size)
 
 
 def edge_maps(images: Tensor, halvings: int) -> Tensor:
@@ -185,11 +188,11 @@ class GaussianDistance(nn.Module):
 
 
 class AnomalyDetector(nn.Module):
-    """Compares images and their reconstructions with those of normal images.
+    """Compares how images differ from their reconstructions with how normal images do.
 
     What a model of normal images reconstructs is more normal than the image, so the difference is what is strange in
-    it. Three distances have a third of the score each: of the edges of the image, of the difference of edges, and of
-    the difference of brightness. 1 is the score of a typical normal image.
+    it. Three distances have a third of the score each: of the difference in edges, on a grid of cells and on one half
+    as fine, and of the difference in brightness. 1 is the score of a typical normal image.
 
     Args:
         image_size: (height, width).
@@ -202,12 +205,11 @@ class AnomalyDetector(nn.Module):
     def __init__(self, image_size: Sequence[int], num_channels: int, rank: int):
         super().__init__()
         self.halvings = halvings_for(image_size)
-        cells = math.prod(math.ceil(side / 2**self.halvings) for side in image_size)
-        # The better the model reconstructs, the less the directions of its errors say: differences are whitened less.
-        self.distances = nn.ModuleList(
-            GaussianDistance(channels * cells, rank, shrinkage)
-            for channels, shrinkage in ((ORIENTATIONS, 1.0), (ORIENTATIONS, 10.0), (num_channels, 100.0))
-        )
+        fine, coarse = (_num_cells(image_size, self.halvings + more) for more in (0, 1))
+        # The finer the cells, the more is chance in how differences of neighbors are correlated, so the less is
+        # whitened. Brightness is hardly whitened at all.
+        sizes = ((ORIENTATIONS * fine, 10.0), (ORIENTATIONS * coarse, 1.0), (num_channels * fine, 100.0))
+        self.distances = nn.ModuleList(GaussianDistance(size, rank, shrinkage) for size, shrinkage in sizes)
         self.register_buffer("num_images", torch.zeros((), dtype=torch.long))
 
     @property
@@ -222,9 +224,11 @@ class AnomalyDetector(nn.Module):
     def features(self, images: Tensor, reconstructions: Tensor) -> list[Tensor]:
         """For each distance, maps (batch, channels, rows, columns) of images (batch, channels, height, width)."""
         images, reconstructions = at_least_float32(images), at_least_float32(reconstructions)
-        edges = edge_maps(images, self.halvings)
-        difference = pool(reconstructions - images, self.halvings)
-        return [edges, edge_maps(reconstructions, self.halvings) - edges, difference]
+        fine, coarse = (
+            edge_maps(reconstructions, halvings) - edge_maps(images, halvings)
+            for halvings in (self.halvings, self.halvings + 1)
+        )
+        return [fine, coarse, pool(reconstructions - images, self.halvings)]
 
     def fit(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Learns what is normal from (images, reconstructions), both (batch, channels, height, width); what was fitted
@@ -244,12 +248,14 @@ class AnomalyDetector(nn.Module):
         self.num_images.fill_(moments[0].count)
 
     def forward(self, images: Tensor, reconstructions: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores (batch,), and maps (batch, height, width) of what adds to them: their mean is the score, but for what
-        their interpolation adds at the rim."""
-        cells: Any = 0
+        """Scores (batch,), and maps (batch, height, width) of what adds to them. The mean of a map is the score, but
+        for cells at the rim, where interpolation repeats the outermost ones."""
+        scores, maps = [], []
         with torch.autocast(images.device.type, enabled=False):
             for distance, features in zip(self.distances, self.features(images, reconstructions)):
                 whitened = distance(features.flatten(1)).view_as(features)
-                cells = cells + whitened.square().sum(dim=1, keepdim=True) / len(self.distances)
-        maps = F.interpolate(cells, images.shape[-2:], mode="bilinear", align_corners=False)
-        return cells.flatten(1).sum(dim=1), maps[:, 0] * math.prod(cells.shape[-2:])
+                cells = whitened.square().sum(dim=1, keepdim=True)
+                scores.append(cells.flatten(1).sum(dim=1))
+                spread = F.interpolate(cells, images.shape[-2:], mode="bilinear", align_corners=False)
+                maps.append(spread[:, 0] * math.prod(cells.shape[-2:]))
+        return torch.stack(scores).mean(dim=0), torch.stack(maps).mean(dim=0)
