@@ -1,0 +1,24 @@
+"""The loss of the Auto-Encoder's script."""
+
+import torch
+
+from hfgen import AutoencoderConfig, AutoencoderModel
+from training.randomness import BatchRNG
+from training.train_autoencoder import ReconstructionLoss
+
+
+def test_noise_and_erased_rectangles_belong_to_the_examples() -> None:
+    """However a global batch is divided among processes, each image is hidden in the same way."""
+    torch.manual_seed(0)
+    sizes = {"image_size": 8, "hidden_channels": [4], "hidden_size": 8, "latent_dim": 2}
+    loss = ReconstructionLoss(AutoencoderModel(AutoencoderConfig(**sizes, noise_std=0.2, erase_prob=0.5)).train())
+    images = torch.rand(6, 1, 8, 8)
+
+    def of(rows: slice, step: int = 0) -> torch.Tensor:
+        rng = BatchRNG(("seed", step), 6, rows, torch.device("cpu"))
+        return loss({"pixel_values": images[rows]}, rng, 0.0)[0]
+
+    whole = of(slice(0, 6))
+
+    torch.testing.assert_close((4 * of(slice(0, 4)) + 2 * of(slice(4, 6))) / 6, whole)
+    assert not torch.equal(of(slice(0, 6), step=1), whole)
