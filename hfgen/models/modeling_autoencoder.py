@@ -337,7 +337,7 @@ class AutoencoderModel(ImageModel):
 
     def anomaly_score(self, pixel_values: Tensor) -> Tensor:
         """The scores of `predict_anomaly`, (batch,): images unlike the training data score higher."""
-        return self.predict_anomaly(pixel_values).scores
+        return self.predict_anomaly(pixel_values)["scores"]
 
     def _loss(self, pixel_values: Tensor, latents: Tensor, reconstruction: Tensor) -> Tensor:
         measure = F.mse_loss if self.config.reconstruction_loss == "mse" else F.l1_loss
