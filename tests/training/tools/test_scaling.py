@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import load_dataset
 
 from training.tools import scaling
@@ -53,3 +54,12 @@ def test_datasets_have_the_size_that_was_asked(tmp_path: Path) -> None:
 def test_flags_become_words() -> None:
     flags = {"hidden_channels": [4, 8], "disable_tqdm": True, "torch_compile": False, "seed": 1}
     assert scaling.as_words(flags) == ["--hidden_channels", "4", "8", "--disable_tqdm", "--seed", "1"]
+
+
+def test_peak_of_the_machine_is_measured() -> None:
+    threads = torch.get_num_threads()
+    try:
+        flops = scaling.multiply({"kind": "multiply", "size": 64, "threads": 1})["flops_per_second"]
+    finally:
+        torch.set_num_threads(threads)
+    assert 1e6 < flops < 1e16
