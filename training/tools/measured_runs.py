@@ -50,10 +50,28 @@ def run_recipe(recipe: str, output_dir: Path, flags: list[str], environment: dic
     if not (RECIPES / f"{recipe}.yaml").is_file():
         known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
         raise ValueError(f"recipe must be one of {known}, got {recipe!r}.")
+    return {"recipe": recipe, **run_training(family_of(recipe), [recipe], output_dir, flags, environment)}
+
+
+def run_training(
+    family: str, recipe: list[str], output_dir: Path, flags: list[str], environment: dict[str, str]
+) -> dict[str, Any]:
+    """Trains with `hfgen train`, as [`run_recipe`] does.
+
+    Args:
+        family: of the model.
+        recipe: its name; empty to train with the default flags.
+        output_dir, flags, environment: as there.
+
+    Returns:
+        the same without the recipe.
+
+    Raises:
+        ValueError: the command failed.
+    """
     shutil.rmtree(output_dir, ignore_errors=True)
     # Relative, because results and cards hold the command.
-    words = ["train", family_of(recipe), recipe, "--output_dir", os.path.relpath(output_dir, ROOT)]
-    words += ["--disable_tqdm", *flags]
+    words = ["train", family, *recipe, "--output_dir", os.path.relpath(output_dir, ROOT), "--disable_tqdm", *flags]
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "hfgen", *words], cwd=ROOT, env={**os.environ, **environment})
     seconds = time.perf_counter() - started
@@ -63,7 +81,6 @@ def run_recipe(recipe: str, output_dir: Path, flags: list[str], environment: dic
     kept = ("metrics", "metrics_details", "steps", "examples_seen", "num_parameters", "seconds_trained",
             "seconds_other", "hardware", "choices", "versions")  # fmt: skip
     return {
-        "recipe": recipe,
         "flags": flags,
         "instructions": environment,
         "seconds": round(seconds, 1),

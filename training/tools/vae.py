@@ -22,25 +22,18 @@ if __name__ == "__main__" and not __package__:  # started as a file: run it agai
     sys.exit()
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
 import tempfile
 import venv
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable
 
-import yaml
-
-from .measured_runs import AVX2, RECIPES, ROOT, describe, run_recipe, run_task
-from .scaling import as_words
-from .vae_table import COLUMNS, Runs, bits_of, table, trials_table
+from .measured_rows import Lines, Session, Tool, Training, read_recipe, run_command, train
+from .measured_runs import run_recipe, run_task
+from .vae_table import bits_of, figure
 
 
-FIGURES = Path(__file__).with_suffix(".json")
-TRIALS = Path(__file__).with_name("vae_trials.yaml")
 PYTHAE = "pythae==0.1.2"
 PLAIN, LADDER = "vae-binarized-mnist", "ladder-vae-binarized-mnist"
 CIFAR = "../shared/data/cifar10"
@@ -50,21 +43,6 @@ DYNAMIC = ("--dataset_name", "ylecun/mnist", "--dataset_path", "../shared/data/m
 THROUGHPUT_SECONDS = 30.0
 # Of the config, what the bare loop knows.
 BARE_FIELDS = ("hidden_channels", "num_residual_blocks", "hidden_size", "latent_dim", "hidden_act")
-
-
-@dataclass(frozen=True)
-class Training:
-    """A line of the table that is a recipe, run as a user runs it.
-
-    Attributes:
-        line: what the table calls it.
-        recipe: its name.
-        flags: in addition to those of the recipe.
-    """
-
-    line: str
-    recipe: str
-    flags: tuple[str, ...] = ()
 
 
 TRAININGS = {
@@ -81,65 +59,6 @@ TRAININGS = {
 }
 
 
-@dataclass
-class Session:
-    """What the command line says, and the figures so far.
-
-    Attributes:
-        column: "all instructions" or "AVX2 alone".
-        folder: for the models.
-        figures: the content of vae.json.
-        seconds: of each training, None for what its row says.
-        seeds: of the recipes' trainings and of pythae's.
-        flags: for each of the recipes' trainings.
-        repeats: of the throughput.
-        pythae_python: an interpreter that has pythae, and hfgen's requirements; None to make one.
-    """
-
-    column: str
-    folder: Path
-    figures: dict[str, Any]
-    seconds: float | None = None
-    seeds: list[int] = field(default_factory=lambda: [0])
-    flags: list[str] = field(default_factory=list)
-    repeats: int = 3
-    pythae_python: Path | None = None
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """The variables that limit the processor to the instructions of the column."""
-        return AVX2 if self.column == COLUMNS[1] else {}
-
-    @property
-    def length(self) -> list[str]:
-        """The flag for the length of a training, if one was given."""
-        return [] if self.seconds is None else ["--max_train_seconds", f"{self.seconds:g}"]
-
-    def flag(self, name: str, default: float) -> float:
-        """The value of one of the flags for trainings, for what is measured beside them in the same way."""
-        return float(self.flags[self.flags.index(f"--{name}") + 1]) if f"--{name}" in self.flags else default
-
-
-# Lines of the table, each as soon as it is measured.
-Lines = Iterator[tuple[str, Runs]]
-
-
-def train(session: Session, row: str, training: Training) -> Runs:
-    """Runs a recipe once for each seed.
-
-    Raises:
-        ValueError: there is no such recipe, or a run failed.
-    """
-    runs = []
-    for seed in session.seeds:
-        # Without a seed the command is the recipe, unchanged.
-        own = ["--seed", str(seed)] if seed else []
-        flags = [*training.flags, *own, *session.length, *session.flags]
-        output_dir = session.folder / row / f"seed-{seed}" / training.recipe
-        runs.append({"seed": seed, **run_recipe(training.recipe, output_dir, flags, session.environment)})
-    return runs
-
-
 def measure_trainings(session: Session, row: str) -> Lines:
     for training in TRAININGS[row]:
         yield training.line, train(session, row, training)
@@ -148,8 +67,8 @@ def measure_trainings(session: Session, row: str) -> Lines:
 def measure_pythae(session: Session, row: str) -> Lines:
     """Trains pythae's models for as long as the plain recipe takes in all, or for --seconds."""
     seconds = session.seconds or plain_seconds(session)
-    if session.pythae_python is not None:
-        yield from run_pythae(session, session.pythae_python, seconds)
+    if session.options.pythae_python is not None:
+        yield from run_pythae(session, session.options.pythae_python, seconds)
         return
     with tempfile.TemporaryDirectory() as folder:
         yield from run_pythae(session, build_pythae_environment(Path(folder)), seconds)
@@ -215,7 +134,7 @@ def measure_throughput(session: Session, row: str) -> Lines:
     # Nothing is measured at the end but the speed.
     flags = ["--max_train_seconds", f"{seconds:g}", "--nll_samples", "0", "--max_eval_samples", "256"]
     runs = []
-    for number in range(session.repeats):
+    for number in range(session.options.repeats):
         ours = run_recipe(PLAIN, session.folder / row / f"run-{number}" / PLAIN, [*flags, *session.flags], environment)
         bare = run_task("training.tools.bare_vae", task, environment=environment)
         speed = ours["examples_seen"] / ours["seconds_trained"]
@@ -249,119 +168,16 @@ ROWS: dict[str, Callable[[Session, str], Lines]] = {
 }
 
 
-def read_recipe(name: str) -> dict[str, Any]:
-    return yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
-
-
-def record(figures: dict[str, Any], row: str, line: str, column: str, runs: Runs) -> None:
-    """Replaces the figures of a line in a column; all others stay."""
-    figures.setdefault("rows", {}).setdefault(row, {}).setdefault(line, {})[column] = runs
-
-
-@dataclass(frozen=True)
-class Trial:
-    """An experiment: an entry of vae_trials.yaml.
-
-    Attributes:
-        name: of the trial.
-        change: what differs from `against`.
-        prediction: of the NLL, written before the run.
-        flags: of the training, by name.
-        recipe: that the flags are added to.
-        seeds: one run for each.
-        against: the trial to compare with, or None.
-    """
-
-    name: str
-    change: str
-    prediction: str
-    flags: dict[str, Any]
-    recipe: str = PLAIN
-    seeds: tuple[int, ...] = (0,)
-    against: str | None = None
-
-
-def read_trials(path: Path = TRIALS) -> dict[str, Trial]:
-    """Returns the trials by name.
-
-    Raises:
-        ValueError: two have one name, or one is compared with a trial that does not exist.
-    """
-    trials: dict[str, Trial] = {}
-    for entry in yaml.safe_load(path.read_text(encoding="utf-8")):
-        if entry["name"] in trials:
-            raise ValueError(f"name must be new in {path.name}, got {entry['name']!r} again. Rename the trial.")
-        trials[entry["name"]] = Trial(**entry)
-    for trial in trials.values():
-        if trial.against is not None and trial.against not in trials:
-            raise ValueError(f"against must be a trial ({', '.join(trials)}), got {trial.against!r}.")
-    return trials
-
-
-def run_trial(session: Session, trial: Trial) -> dict[str, Any]:
-    """Returns what vae.json holds of a trial in a column."""
-    seeds = replace(session, seeds=list(trial.seeds))
-    training = Training(trial.name, trial.recipe, tuple(as_words(trial.flags)))
-    return {**vars(trial), "runs": train(seeds, f"trials/{trial.name}", training)}
-
-
-def save(figures: dict[str, Any], path: Path) -> None:
-    path.write_text(json.dumps({"machine": describe(), **figures}, indent=1) + "\n", encoding="utf-8")
+TOOL = Tool(Path(__file__), ROWS, figure, metric="nll")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"default: {' '.join(ROWS)}")
-    parser.add_argument("--avx2", action="store_true", help="use no instructions beyond AVX2, and so none for bf16")
-    parser.add_argument("--seconds", type=float, help="of each training (default: what its recipe or row says)")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="a run for each (default: 0)")
-    parser.add_argument("--repeats", type=int, default=3, help="of the throughput (default: 3)")
-    parser.add_argument(
+    own = argparse.ArgumentParser(add_help=False)
+    own.add_argument("--repeats", type=int, default=3, help="of the throughput (default: 3)")
+    own.add_argument(
         "--pythae_python", type=Path, help=f"interpreter that has pythae (default: {PYTHAE} is installed for the run)"
     )
-    parser.add_argument("--figures", type=Path, default=FIGURES, help="file of the figures (default: vae.json)")
-    parser.add_argument("--trials", nargs="*", metavar="NAME", help="run trials instead of rows (default: all)")
-    args, flags = parser.parse_known_args()
-    figures = json.loads(args.figures.read_text(encoding="utf-8")) if args.figures.is_file() else {}
-    figures.pop("machine", None)
-    column = COLUMNS[args.avx2]
-    folder = ROOT / ("runs-avx2" if args.avx2 else "runs")
-    session = Session(column, folder, figures, args.seconds, args.seeds, flags, args.repeats, args.pythae_python)
-    failures = run_all(session, args.rows, args.trials, args.figures)
-    print(table(figures, list(ROWS)) if args.trials is None else trials_table(figures))
-    if failures:
-        sys.exit("\n".join(failures))
-
-
-def run_all(session: Session, rows: list[str], trials: list[str] | None, path: Path) -> list[str]:
-    """Measures rows, or runs trials, and saves each as soon as it is there.
-
-    Returns:
-        a sentence for each that failed; the others are measured all the same.
-
-    Raises:
-        SystemExit: a name is unknown; nothing was run.
-    """
-    known: Any = ROWS if trials is None else read_trials()
-    names = (rows if trials is None else trials) or list(known)
-    if unknown := [name for name in names if name not in known]:
-        sys.exit(f"name must be one of {', '.join(known)}, got {', '.join(unknown)}.")
-    failures = []
-    for name in names:
-        try:
-            if trials is None:
-                for line, runs in known[name](session, name):
-                    record(session.figures, name, line, session.column, runs)
-                    save(session.figures, path)
-            else:
-                of_trial = session.figures.setdefault("trials", {}).setdefault(name, {})
-                of_trial[session.column] = run_trial(session, known[name])
-                save(session.figures, path)
-        except ValueError as error:
-            failures.append(f"{name}: {error}")
-    return failures
+    run_command(TOOL, __doc__, own)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The table of the VAEs: what is run for each row, what is kept, and how it reads. Trainings are played."""
+"""The table of the VAEs: what is run for each row, what is kept, and how it reads. Trainings are played.
+
+What all such tables have in common is tested here, too.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from training.tools import vae
+from training.tools import measured_rows, vae
+from training.tools.measured_rows import Tool, read_trials
 from training.tools.measured_runs import AVX2, RECIPES, family_of
-from training.tools.vae_table import bits_of, figure, table, trials_table
+from training.tools.measured_table import table, trials_table
+from training.tools.vae_table import bits_of, figure
 
 
 Call = tuple[str, Path, list[str], dict[str, str]]
@@ -33,8 +38,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
         found.append((recipe, output_dir, flags, environment))
         return played(90.0 + len(found), flags=flags)
 
-    monkeypatch.setattr(vae, "run_recipe", run_recipe)
+    set_run_recipe(monkeypatch, run_recipe)
     return found
+
+
+def set_run_recipe(monkeypatch: pytest.MonkeyPatch, run_recipe: Any) -> None:
+    for module in (measured_rows, vae):
+        monkeypatch.setattr(module, "run_recipe", run_recipe)
 
 
 @pytest.fixture
@@ -104,14 +114,14 @@ def test_new_figures_replace_those_of_the_same_line_and_column(
 def test_row_that_fails_is_named_and_the_others_are_kept(
     calls: list[Call], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    play = vae.run_recipe
+    play = measured_rows.run_recipe
 
     def run_recipe(recipe: str, *how: Any) -> dict[str, Any]:
         if recipe == vae.LADDER:
             raise ValueError("no such recipe")
         return play(recipe, *how)
 
-    monkeypatch.setattr(vae, "run_recipe", run_recipe)
+    set_run_recipe(monkeypatch, run_recipe)
     with pytest.raises(SystemExit, match=r"^ladder: no such recipe\ndynamic: no such recipe$"):
         run(monkeypatch, tmp_path / "vae.json", "ladder", "plain", "dynamic")
     rows = json.loads((tmp_path / "vae.json").read_text())["rows"]
@@ -177,7 +187,7 @@ def test_several_seeds_are_averaged_and_show_their_range() -> None:
     runs = [played(90.0), played(92.0), played(91.0)]
     # The standard error of a mean of three
     assert figure(runs).startswith(f"NLL **91.00** ± {0.03 / math.sqrt(3):.2f} nats (90.00 to 92.00); ")
-    assert table({}, ["plain"]).splitlines()[1:] == ["|---|---|---|"]
+    assert table({}, ["plain"], figure).splitlines()[1:] == ["|---|---|---|"]
 
 
 def test_family_of_a_recipe_is_the_longest_that_fits() -> None:
@@ -192,12 +202,12 @@ def test_trials_are_run_with_their_flags_and_compared_seed_by_seed(
 ) -> None:
     trials = tmp_path / "trials.yaml"
     trials.write_text(
-        "- {name: base, flags: {max_train_steps: 9}, change: none, prediction: 93, seeds: [0, 1]}\n"
-        "- {name: wide, flags: {hidden_channels: [8, 16], max_train_steps: 9}, change: twice as wide, "
-        "prediction: -1 nat, seeds: [0, 1], against: base}\n"
+        "- {name: base, recipe: vae-binarized-mnist, flags: {max_train_steps: 9}, change: none, prediction: 93, "
+        "seeds: [0, 1]}\n"
+        "- {name: wide, recipe: vae-binarized-mnist, flags: {hidden_channels: [8, 16], max_train_steps: 9}, "
+        "change: twice as wide, prediction: -1 nat, seeds: [0, 1], against: base}\n"
     )
-    read = vae.read_trials
-    monkeypatch.setattr(vae, "read_trials", lambda: read(trials))
+    monkeypatch.setattr(Tool, "trials", trials)
     found = run(monkeypatch, tmp_path / "vae.json", "--trials")
     assert [flags for _, _, flags, _ in calls] == [
         ["--max_train_steps", "9"],
@@ -208,17 +218,17 @@ def test_trials_are_run_with_their_flags_and_compared_seed_by_seed(
     wide = found["trials"]["wide"]["all instructions"]
     assert wide["prediction"] == "-1 nat" and [one["seed"] for one in wide["runs"]] == [0, 1]
     # 93 and 94 against 91 and 92
-    line = trials_table(found).splitlines()[3]
+    line = trials_table(found, figure, "nll").splitlines()[3]
     assert line.startswith("| wide | twice as wide | -1 nat | NLL **93.50**") and "; NLL +2.00 ± 0.00 | 0, 1 |" in line
 
 
 def test_trials_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
-    entry = "- {name: a, flags: {}, change: c, prediction: p}\n"
+    entry = "- {name: a, recipe: r, flags: {}, change: c, prediction: p}\n"
     path = tmp_path / "trials.yaml"
     path.write_text(entry * 2)
     with pytest.raises(ValueError, match="'a' again"):
-        vae.read_trials(path)
+        read_trials(path)
     path.write_text(entry.replace("p}", "p, against: b}"))
     with pytest.raises(ValueError, match="against must be a trial"):
-        vae.read_trials(path)
-    assert set(vae.read_trials()) >= {"classic"}
+        read_trials(path)
+    assert set(read_trials(vae.TOOL.trials)) >= {"classic"}
