@@ -9,6 +9,7 @@ that a repository lacks with random numbers, reported only in the log.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,8 @@ def _find_class(folder: Path, config: dict[str, Any]) -> Any:
 def _expected_shapes(
     folder: Path, model_class: Any, config: dict[str, Any]
 ) -> tuple[dict[str, tuple[int, ...]], set[str]]:
-    """The shapes that the config asks for, by name, and the names that may be absent because they are tied."""
+    """The shapes that the config asks for, by name, and the names that may be absent: those that are tied, and those
+    that the model can do without, because an older version of it did not have them."""
     import torch
     from huggingface_hub.errors import StrictDataclassError
 
@@ -199,14 +201,17 @@ def _expected_shapes(
             model = model_class(model_class.config_class.from_dict(config))
     except (StrictDataclassError, ValueError, TypeError, RuntimeError) as error:
         raise LoadError(f"{folder / 'config.json'} cannot be used: {error.__cause__ or error}") from None
-    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, tied
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    optional = set(getattr(model, "all_tied_weights_keys", None) or {})
+    for pattern in getattr(model, "_keys_to_ignore_on_load_missing", None) or ():
+        optional |= {name for name in expected if re.search(pattern, name)}
+    return expected, optional
 
 
 def _compare(
-    folder: Path, shapes: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], tied: set[str]
+    folder: Path, shapes: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], optional: set[str]
 ) -> None:
-    missing = sorted(set(expected) - set(shapes) - tied)
+    missing = sorted(set(expected) - set(shapes) - optional)
     unknown = sorted(set(shapes) - set(expected))
     differing = sorted(name for name in set(shapes) & set(expected) if shapes[name] != expected[name])
     parts = []

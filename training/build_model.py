@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hfgen.hub import fetch_model
 
 from .config.flags import Arguments
 from .config.parser import strict_error_text
+from .data.batches import Feed
 from .data.images import FoundImages, ImageData, find_images
 
 
 TRAINING_BYTES = 16  # per weight: the weight, its gradient and two moments of the optimizer, in float32
 MAX_TRAINING_BYTES = 16 * 10**9  # of a model whose size nobody asked for: images of about 500 x 500 pixels
+START_EXAMPLES = 1024  # training images whose statistics a new model starts at
 Config = TypeVar("Config", bound=PreTrainedConfig)
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -91,7 +95,8 @@ def _check_every_weight_was_loaded(report: dict[str, Any], name: str, given: dic
 
 
 def load_image_model(model_class: type[Model], arguments: Arguments, seed: int) -> tuple[Model, ImageData]:
-    """Returns an image model and its data. A new model fits the data; images are made to fit a published one.
+    """Returns an image model and its data. A new model fits the data, and starts at its first training images if it
+    has a method `start_at`; images are made to fit a published one.
 
     Args:
         model_class: its config has image_size, num_channels and, if it can be conditional, num_labels.
@@ -119,8 +124,18 @@ def load_image_model(model_class: type[Model], arguments: Arguments, seed: int) 
     config = build_config(config_class, fresh, image_size=list(found.decoder.size), **derived)
     if image_size is None:
         _check_model_is_small(model_class, config)
-    data = found.load(seed)
-    return model_class(config), data
+    data, new_model = found.load(seed), model_class(config)
+    start_at: Any = getattr(new_model, "start_at", None)
+    if start_at is not None:
+        start_at(_first_images(data.train))
+    return new_model, data
+
+
+def _first_images(feed: Feed) -> Iterator[Tensor]:
+    """Batches of the first training images: the same in every process, and in a run that resumes."""
+    examples = min(feed.num_examples or START_EXAMPLES, START_EXAMPLES)
+    for batch in feed.first_batches(examples):
+        yield batch["pixel_values"]
 
 
 def _check_model_is_small(model_class: type[Model], config: PreTrainedConfig) -> None:

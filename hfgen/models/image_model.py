@@ -7,7 +7,7 @@ copies this file beside it, into a saved folder and to the Hub, because the mode
 
 import inspect
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -272,6 +272,27 @@ class TransposedConv2d(nn.ConvTranspose2d):
         padding: Any = self.padding  # a convolution's may be a word; that of a transposed one never is
         pixels = F.fold(patches, (height, width), self.kernel_size, self.dilation, padding, self.stride)
         return pixels if self.bias is None else pixels + self.bias.to(pixels.dtype)
+
+
+def pixel_moments(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and mean square of every pixel, (channels, height, width) each. In float64, where it makes no difference in
+    which order a machine adds.
+
+    Args:
+        batches: images (batch, channels, height, width).
+
+    Raises:
+        ValueError: there are no images.
+    """
+    count, total, total_of_squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for pixel_values in batches:
+        pixels = pixel_values.double()
+        count += len(pixels)
+        total = total.to(pixels.device) + pixels.sum(0)
+        total_of_squares = total_of_squares.to(pixels.device) + pixels.square().sum(0)
+    if not count:
+        raise ValueError("batches must have at least one image, got none. Give some of the training images.")
+    return total / count, total_of_squares / count
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

@@ -3,13 +3,14 @@ return, in the shapes of diffusers; paths between two latents; and what a VAE do
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 # First, because it says what to do where transformers is too old for the imports below.
-from .image_model import ImageModel, Labels, at_least_float32, randn
+from .image_model import ImageModel, Labels, at_least_float32, pixel_moments, randn
 from .likelihoods import Likelihood, build_likelihood
 
 
@@ -18,6 +19,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.utils import ModelOutput
+
+
+MIN_START_SCALE = 1 / 255  # of a Gaussian: the step between 8-bit levels, for a channel that is the same everywhere
 
 
 class DiagonalGaussianDistribution:
@@ -123,6 +127,32 @@ class VariationalModel(ImageModel):
         super()._init_weights(module)
         if isinstance(module, VariationalModel) and module.config.likelihood == "gaussian":
             init.zeros_(module.log_scale)
+
+    @torch.no_grad()
+    def start_at(self, batches: Iterable[Tensor]) -> None:
+        """Lets a Gaussian p(x|z) that is yet to be trained start at the mean and the standard deviation of each
+        channel of these images. It would otherwise spend its first thousand steps on its scale, which no step changes
+        by more than the learning rate. Other likelihoods start the same for all images.
+
+        Args:
+            batches: images (batch, channels, height, width) in [0, 1], a few hundred in all.
+
+        Raises:
+            ValueError: there are no images, or they do not fit the configuration.
+        """
+        if self.config.likelihood != "gaussian":
+            return
+        moments = pixel_moments(self.check_images(pixel_values) for pixel_values in batches)
+        mean, mean_square = (moment.mean((1, 2)) for moment in moments)
+        std = (mean_square - mean.square()).clamp(min=MIN_START_SCALE**2).sqrt()
+        self.log_scale.copy_(std.log().view_as(self.log_scale))
+        last_bias = self._last_bias()
+        # Where a layer draws several pixels at once, the outputs of a channel follow each other.
+        last_bias.copy_(mean.repeat_interleave(len(last_bias) // len(mean)))
+
+    def _last_bias(self) -> Tensor:
+        """The bias of the decoder's last layer, channel by channel."""
+        raise NotImplementedError
 
     def _encoded(self, pixel_values: Tensor, labels: Tensor | None) -> Any:
         """What the encoder says of images (batch, channels, height, width), for `_log_weights`."""

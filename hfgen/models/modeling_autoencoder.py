@@ -1,13 +1,16 @@
 """The convolutional Auto-Encoder.
 
-An encoder compresses an image to a few numbers, the latents Z, with convolutions and max pooling; a mirror-image
-decoder reconstructs it with transposed convolutions. What does not fit through the bottleneck is lost, so the network
-learns what the images have in common (Hinton & Salakhutdinov 2006; with convolutions, Masci et al. 2011).
+An encoder compresses an image to a few numbers, the latents Z, with convolutions that halve height and width; a
+mirror-image decoder reconstructs it with transposed convolutions. What does not fit through the bottleneck is lost, so
+the network learns what the images have in common (Hinton & Salakhutdinov 2006; with convolutions, Masci et al. 2011).
 
 A convolution with stride s maps n inputs to floor((n + 2 padding - kernel) / s) + 1 outputs; a transposed convolution
 does the opposite:
 
     n_out = (n_in - 1) stride - 2 padding + kernel + output_padding
+
+Inside the network, a pixel is its difference from the mean image of the data, in units of the standard deviation of
+these differences. An untrained decoder is close to 0 there, so training starts at the mean image and not at noise.
 
 What this model shares with other models of images is in image_model.py, which travels to the Hub beside this file.
 """
@@ -29,14 +32,17 @@ from .image_model import (
     TransposedConv2d,
     at_least_float32,
     evaluates_without_labels,
+    pixel_moments,
     staged_problems,
     takes_plain_values,
+    with_init_gain,
 )
 
 
 # isort: split
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput, can_return_tuple
 
@@ -44,7 +50,12 @@ from .anomaly import AnomalyDetector, AnomalyOutput
 
 
 LATENT_TYPES = ("vector", "spatial")
+DOWNSAMPLING_TYPES = ("strided", "max_pool")
 RECONSTRUCTION_LOSSES = ("mse", "l1")
+# What a config.json means that was written before it had these fields.
+OLDEST_NETWORK = {"downsampling_type": "max_pool", "num_residual_blocks": 0}
+# Of pixels in [0, 1]: the step between 8-bit levels. Images that are all alike have no spread to divide by.
+MIN_PIXEL_STD = 1 / 255
 
 
 @takes_plain_values
@@ -55,7 +66,10 @@ class AutoencoderConfig(StagedConfig):
     Args:
         image_size: height and width in pixels; one number means a square.
         num_channels: 1 for gray, 3 for RGB.
-        hidden_channels: channels of each stage; every stage halves height and width by max pooling.
+        hidden_channels: channels of each stage; every stage halves height and width.
+        downsampling_type: how they do: "strided", by convolutions with stride 2, or "max_pool", by 2 x 2 max pooling
+            after convolutions with stride 1.
+        num_residual_blocks: residual blocks of each stage, after its convolution and before its mirror image's.
         hidden_size: width of the fully connected layer on either side of vector latents.
         latent_dim: numbers in a vector latent, or channels of a spatial one.
         latent_type: "vector", latents (batch, latent_dim), or "spatial", latents (batch, latent_dim, h, w), where h
@@ -80,14 +94,16 @@ class AutoencoderConfig(StagedConfig):
     image_size: ImageSize = 28
     num_channels: int = 1
     hidden_channels: Channels = None
-    hidden_size: int = 512
+    downsampling_type: str = "strided"
+    num_residual_blocks: int = 1
+    hidden_size: int = 256
     latent_dim: int = 32
     latent_type: str = "vector"
     reconstruction_loss: str = "mse"
     noise_std: float | int = 0.0
     erase_prob: float | int = 0.0
     sparsity_weight: float | int = 0.0
-    hidden_act: str = "relu"
+    hidden_act: str = "silu"
     anomaly_dim: int = 0
     anomaly_threshold: float | int | None = None
 
@@ -96,10 +112,21 @@ class AutoencoderConfig(StagedConfig):
             self.hidden_channels = [32, 64]
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The config that a config.json describes. Fields that it is too old to have keep the network of then."""
+        return super().from_dict({**OLDEST_NETWORK, **config_dict}, **kwargs)
+
     def validate_architecture(self):
         """Raises a ValueError that lists all problems at once."""
-        choices = {"latent_type": LATENT_TYPES, "reconstruction_loss": RECONSTRUCTION_LOSSES}
+        choices = {
+            "latent_type": LATENT_TYPES,
+            "downsampling_type": DOWNSAMPLING_TYPES,
+            "reconstruction_loss": RECONSTRUCTION_LOSSES,
+        }
         problems = staged_problems(self, **choices)
+        if self.num_residual_blocks < 0:
+            problems.append(f"num_residual_blocks must be at least 0, got {self.num_residual_blocks}")
         for name in ("noise_std", "sparsity_weight"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 problems.append(f"{name} must be a finite number of at least 0, got {getattr(self, name)}")
@@ -149,17 +176,39 @@ def erase_rectangles(images: Tensor, erasing: Tensor, erase_prob: float) -> Tens
     return images.masked_fill(is_erased, 0.0)
 
 
+class ResidualBlock(nn.Module):
+    """x + conv(act(conv(act(x)))); starts as the identity, so depth costs nothing at first."""
+
+    def __init__(self, channels: int, hidden_act: str):
+        super().__init__()
+        self.act = ACT2FN[hidden_act]
+        self.conv1 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+        self.conv2 = with_init_gain(nn.Conv2d(channels, channels, kernel_size=3, padding=1), 0.0)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return hidden_states + self.conv2(self.act(self.conv1(self.act(hidden_states))))
+
+
+def residual_blocks(channels: int, config: AutoencoderConfig) -> nn.Sequential:
+    """As many as a stage has; without any, the identity."""
+    return nn.Sequential(*(ResidualBlock(channels, config.hidden_act) for _ in range(config.num_residual_blocks)))
+
+
 class AutoencoderEncoder(nn.Module):
-    """Pixels in [-1, 1] -> latents: each stage is a convolution, an activation and 2 x 2 max pooling."""
+    """Standardized pixels -> latents: each stage is a convolution, residual blocks and an activation, and halves
+    height and width."""
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
         self.act = ACT2FN[config.hidden_act]
         channels = [config.num_channels, *config.hidden_channels]
+        is_strided = config.downsampling_type == "strided"
+        kernel, stride = (4, 2) if is_strided else (3, 1)
         self.convs = nn.ModuleList(
-            nn.Conv2d(narrow, wide, kernel_size=3, padding=1) for narrow, wide in zip(channels, channels[1:])
+            nn.Conv2d(narrow, wide, kernel, stride, padding=1) for narrow, wide in zip(channels, channels[1:])
         )
-        self.pool = nn.MaxPool2d(2)
+        self.pool = nn.Identity() if is_strided else nn.MaxPool2d(2)
+        self.blocks = nn.ModuleList(residual_blocks(wide, config) for wide in config.hidden_channels)
         self.latent_type = config.latent_type
         self.hidden: nn.Module
         self.to_latents: nn.Module
@@ -171,15 +220,15 @@ class AutoencoderEncoder(nn.Module):
             self.to_latents = nn.Conv2d(channels[-1], config.latent_dim, kernel_size=1)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        for conv in self.convs:
-            hidden_states = self.pool(self.act(conv(hidden_states)))
+        for conv, blocks in zip(self.convs, self.blocks):
+            hidden_states = self.pool(self.act(blocks(conv(hidden_states))))
         if self.latent_type == "vector":
             hidden_states = hidden_states.flatten(1)
         return self.to_latents(self.act(self.hidden(hidden_states)))
 
 
 class AutoencoderDecoder(nn.Module):
-    """Latents -> pixels in [-1, 1]: the encoder mirrored, with a transposed convolution of stride 2 per pooling."""
+    """Latents -> standardized pixels: the encoder mirrored, with a transposed convolution of stride 2 per stage."""
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
@@ -201,13 +250,15 @@ class AutoencoderDecoder(nn.Module):
             TransposedConv2d(wide, narrow, kernel_size=4, stride=2, padding=1)
             for wide, narrow in zip(channels, channels[1:])
         )
+        with_init_gain(self.convs[-1], 0.1)  # near 0, which is the mean image
+        self.blocks = nn.ModuleList(residual_blocks(wide, config) for wide in channels[:-1])
 
     def forward(self, latents: Tensor) -> Tensor:
         hidden_states = self.hidden(self.act(self.from_latents(latents)))
         if self.latent_type == "vector":
             hidden_states = hidden_states.unflatten(1, self.feature_shape)
-        for conv in self.convs:
-            hidden_states = conv(self.act(hidden_states))
+        for blocks, conv in zip(self.blocks, self.convs):
+            hidden_states = conv(self.act(blocks(hidden_states)))
         return hidden_states
 
 
@@ -228,6 +279,15 @@ class AutoencoderModel(ImageModel):
         super().__init__(config)
         self.encoder = AutoencoderEncoder(config)
         self.decoder = AutoencoderDecoder(config)
+        # Spatial latents take images of any size, so their mean is a color and not an image.
+        size = config.image_size if config.latent_type == "vector" else (1, 1)
+        self.pixel_mean: Tensor
+        self.pixel_std: Tensor
+        self.register_buffer("pixel_mean", torch.full((config.num_channels, *size), 0.5))
+        self.register_buffer("pixel_std", torch.tensor(0.5))
+        if all(getattr(config, name) == value for name, value in OLDEST_NETWORK.items()):
+            # Such a model may have been saved before it had these, and was trained with the values above.
+            self._keys_to_ignore_on_load_missing = ["^pixel_mean$", "^pixel_std$"]
         self.anomaly_detector: AnomalyDetector | None = None
         if config.anomaly_dim > 0:
             self.anomaly_detector = AnomalyDetector(config.image_size, config.num_channels, config.anomaly_dim)
@@ -238,6 +298,29 @@ class AutoencoderModel(ImageModel):
         super()._init_weights(module)
         if isinstance(module, AnomalyDetector):
             module.reset()
+        elif isinstance(module, AutoencoderModel):
+            init.constant_(module.pixel_mean, 0.5)
+            init.constant_(module.pixel_std, 0.5)
+
+    @torch.no_grad()
+    def start_at(self, batches: Iterable[Tensor]) -> None:
+        """Lets a model that is yet to be trained start at these images: what it draws is close to their mean, and what
+        its networks see and give has the spread of the differences from it.
+
+        With vector latents it is the mean image; with spatial ones, which know no positions, the mean color. Without
+        this, the mean is mid-gray, and the standard deviation half of the range.
+
+        Args:
+            batches: images (batch, channels, height, width) in [0, 1], a few hundred in all.
+
+        Raises:
+            ValueError: there are no images, or they do not fit the configuration.
+        """
+        mean, mean_square = pixel_moments(self.check_images(pixel_values) for pixel_values in batches)
+        if self.config.latent_type == "spatial":
+            mean = mean.mean((1, 2), keepdim=True)
+        self.pixel_mean.copy_(mean)
+        self.pixel_std.copy_((mean_square - mean.square()).mean().clamp(min=MIN_PIXEL_STD**2).sqrt())
 
     @evaluates_without_labels
     @can_return_tuple
@@ -279,7 +362,8 @@ class AutoencoderModel(ImageModel):
     def encode(self, pixel_values: Tensor) -> Tensor:
         """Latents (batch, *config.latent_shape) of images (batch, channels, height, width) in [0, 1]; a gray model
         takes color too."""
-        return self.encoder((2 * self.check_images(pixel_values) - 1).to(self.dtype))
+        standardized = (self.check_images(pixel_values) - self.pixel_mean) / self.pixel_std
+        return self.encoder(standardized.to(self.dtype))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images (batch, channels, height, width) in [0, 1] of latents (batch, *config.latent_shape)."""
@@ -347,7 +431,7 @@ class AutoencoderModel(ImageModel):
         return loss
 
     def _images(self, decoded: Tensor) -> Tensor:
-        images = (at_least_float32(decoded) + 1) / 2
+        images = self.pixel_mean + self.pixel_std * at_least_float32(decoded)
         # The loss needs the unclamped output, as a clamped pixel has no gradient; callers get [0, 1].
         return images if self.training else images.clamp(0, 1)
 

@@ -530,6 +530,10 @@ class LadderVAEModel(VariationalModel):
         _, parameters, kl = self._infer(features, labels, noise)
         return -self._log_prob(parameters, pixel_values), kl
 
+    def _last_bias(self) -> Tensor:
+        last: Any = self.decoder.to_pixels
+        return last.bias
+
     def _encoded(self, pixel_values: Tensor, labels: Tensor | None) -> ImageFeatures:
         return self.encoder((2 * pixel_values - 1).to(self.dtype), labels)
 

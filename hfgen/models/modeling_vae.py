@@ -14,6 +14,7 @@ likelihoods.py, p(z) in flow_prior.py, q(z|x) in latents.py, along with what any
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -360,6 +361,10 @@ class VAEModel(VariationalModel):
         posterior, latents, parameters = self._autoencode(pixel_values, labels, noise)
         kl = self.prior.kl(posterior, latents, labels)
         return -self._log_prob(parameters, pixel_values), kl[:, None]
+
+    def _last_bias(self) -> Tensor:
+        last: Any = self.decoder.stages[-1]
+        return last[-1].bias
 
     def _encoded(self, pixel_values: Tensor, labels: Tensor | None) -> DiagonalGaussianDistribution:
         return self.encode(pixel_values, labels, return_dict=True).latent_dist

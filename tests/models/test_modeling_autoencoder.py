@@ -30,7 +30,7 @@ def random_images(model: AutoencoderModel, batch: int = 2, seed: int = 1) -> Ten
 
 
 class AlwaysBlack(nn.Module):
-    """A decoder whose images are 0 everywhere (pixels in [-1, 1] inside the network)."""
+    """A decoder whose images are 0 everywhere (inside the network, one standard deviation below the mean)."""
 
     def forward(self, latents: Tensor) -> Tensor:
         return torch.full((len(latents), 1, 2, 2), -1.0)
@@ -99,7 +99,7 @@ def test_transposed_convolution_is_the_transpose_of_the_convolution() -> None:
 
 
 def test_each_transposed_convolution_of_the_decoder_doubles_what_pooling_halved() -> None:
-    model = tiny_model(image_size=[16, 24])
+    model = tiny_model(image_size=[16, 24], downsampling_type="max_pool")
     heights: dict[str, list[int]] = {"encoder": [], "decoder": []}
     model.encoder.pool.register_forward_hook(lambda layer, args, out: heights["encoder"].append(args[0].shape[2]))
     for conv in model.decoder.convs:
@@ -108,6 +108,34 @@ def test_each_transposed_convolution_of_the_decoder_doubles_what_pooling_halved(
     model(random_images(model))
 
     assert heights == {"encoder": [16, 8], "decoder": [8, 16]}
+
+
+@pytest.mark.parametrize("num_residual_blocks", [0, 2])
+def test_strided_convolutions_halve_what_transposed_ones_double(num_residual_blocks: int) -> None:
+    model = tiny_model(image_size=[16, 24], num_residual_blocks=num_residual_blocks)
+    heights: dict[str, list[int]] = {"encoder": [], "decoder": []}
+    for part, seen in heights.items():
+        for conv in getattr(model, part).convs:
+            conv.register_forward_hook(lambda layer, args, out, seen=seen: seen.append((args[0].shape, out.shape)))
+
+    model(random_images(model))
+
+    halved = [(tuple(before[2:]), tuple(after[2:])) for before, after in heights["encoder"]]
+    assert halved == [((16, 24), (8, 12)), ((8, 12), (4, 6))]
+    assert [(tuple(after[2:]), tuple(before[2:])) for before, after in heights["decoder"]] == halved[::-1]
+
+
+def test_residual_blocks_start_as_the_identity_and_are_on_the_way() -> None:
+    deep = tiny_model(num_residual_blocks=2)
+    plain = tiny_model(num_residual_blocks=0)
+    plain.load_state_dict({name: value for name, value in deep.state_dict().items() if ".blocks." not in name})
+    images = random_images(deep)
+
+    assert torch.equal(deep(images).reconstruction, plain(images).reconstruction)
+    for part in (deep.encoder, deep.decoder):
+        nn.init.constant_(part.blocks[0][1].conv2.bias, 0.1)
+        assert not torch.equal(deep(images).reconstruction, plain(images).reconstruction)
+        nn.init.zeros_(part.blocks[0][1].conv2.bias)
 
 
 # ------------------------------------------------------------------------------------------------------------ shapes
@@ -297,10 +325,100 @@ def test_four_images_are_memorized(latent_type: str) -> None:
 @LATENT_TYPES
 def test_every_parameter_learns(latent_type: str) -> None:
     model = tiny_model(latent_type=latent_type).train()
+    for layer in model.modules():  # at 0, a block's last layer hides the one before it
+        if hasattr(layer, "conv2"):
+            nn.init.normal_(layer.conv2.weight)
 
     model(random_images(model, batch=8)).loss.backward()
 
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+# ------------------------------------------------------------------------------------------------------------- start
+
+
+def disk(batch: int, channels: int = 1) -> Tensor:
+    """A bright disk on a dark ground, in each image a little brighter."""
+    rows = torch.arange(8) - 3.5
+    image = ((rows[:, None] ** 2 + rows**2) < 9).float()
+    brightness = torch.linspace(0.4, 0.8, batch).view(-1, 1, 1, 1)
+    return (brightness * image).expand(-1, channels, -1, -1)
+
+
+def test_an_untrained_model_draws_the_mean_image() -> None:
+    """The last layer's gain of 0.1 leaves an error of a tenth of the spread."""
+    model = tiny_model(hidden_channels=[16, 16], hidden_size=64)
+    images = disk(50)
+    mean = images.mean(0)
+    spread = (images - mean).square().mean().sqrt()
+
+    model.start_at(images.split(20))
+
+    torch.testing.assert_close(model.pixel_mean, mean)
+    torch.testing.assert_close(model.pixel_std, spread)
+    assert (model(images).reconstruction - mean).square().mean().sqrt() < 0.3 * spread
+    standardized = (images - model.pixel_mean) / model.pixel_std
+    assert standardized.mean().abs() < 1e-5 and standardized.square().mean().item() == pytest.approx(1, rel=1e-4)
+
+
+def test_spatial_latents_know_a_mean_color_and_no_mean_image() -> None:
+    model = tiny_model(latent_type="spatial", num_channels=3)
+    images = disk(50, channels=3) * torch.tensor([1.0, 0.5, 0.0]).view(3, 1, 1)
+
+    model.start_at([images])
+
+    torch.testing.assert_close(model.pixel_mean, images.mean((0, 2, 3)).view(3, 1, 1))
+    expected = (images - model.pixel_mean).square().mean().sqrt()
+    torch.testing.assert_close(model.pixel_std, expected)
+
+
+def test_the_start_does_not_depend_on_how_images_are_divided() -> None:
+    whole, parts = tiny_model(), tiny_model()
+    images = random_images(whole, batch=30)
+
+    whole.start_at([images])
+    parts.start_at(images.flip(0).split(7))
+
+    assert torch.equal(whole.pixel_mean, parts.pixel_mean) and torch.equal(whole.pixel_std, parts.pixel_std)
+
+
+def test_images_that_are_all_alike_are_drawn_exactly_from_the_start() -> None:
+    model = tiny_model()
+    images = torch.full((5, 1, 8, 8), 0.25)
+
+    model.start_at([images])
+
+    assert (model(images).reconstruction - images).abs().max() < 1 / 255
+
+
+def test_a_start_without_images_is_refused() -> None:
+    with pytest.raises(ValueError, match="batches must have at least one image, got none"):
+        tiny_model().start_at([])
+    with pytest.raises(ValueError, match=r"\(batch, 1, 8, 8\), got"):
+        tiny_model().start_at([torch.zeros(2, 1, 4, 4)])
+
+
+def test_the_start_is_saved(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.start_at([disk(10)])
+    model.save_pretrained(tmp_path)
+
+    loaded = AutoencoderModel.from_pretrained(tmp_path)
+
+    assert torch.equal(loaded.pixel_mean, model.pixel_mean) and torch.equal(loaded.pixel_std, model.pixel_std)
+
+
+def test_the_first_steps_are_spent_on_the_images_and_not_on_their_mean() -> None:
+    """Ten steps from a start at the data beat three times as many from mid-gray."""
+    images = disk(64)
+    errors = {}
+    for steps, starts in ((10, True), (30, False)):
+        model = tiny_model(hidden_channels=[8, 8])
+        if starts:
+            model.start_at([images])
+        errors[starts] = fit(model, images, steps)
+
+    assert errors[True] < errors[False]
 
 
 # ------------------------------------------------------------------------------------------------------------ errors
@@ -319,6 +437,8 @@ def test_all_problems_of_a_config_are_reported_at_once() -> None:
             hidden_size=0,
             latent_dim=-1,
             latent_type="round",
+            downsampling_type="average",
+            num_residual_blocks=-1,
             reconstruction_loss="huber",
             noise_std=-0.5,
             erase_prob=1.5,
@@ -333,6 +453,8 @@ def test_all_problems_of_a_config_are_reported_at_once() -> None:
         "hidden_size must be at least 1, got 0",
         "latent_dim must be at least 1, got -1",
         "latent_type must be one of vector, spatial, got 'round'",
+        "downsampling_type must be one of strided, max_pool, got 'average'",
+        "num_residual_blocks must be at least 0, got -1",
         "reconstruction_loss must be one of mse, l1, got 'huber'",
         "noise_std must be a finite number of at least 0, got -0.5",
         "erase_prob must be from 0 to 1, got 1.5",
@@ -407,27 +529,70 @@ def test_a_saved_model_gives_the_same_outputs(tmp_path: Path, latent_type: str) 
 
 def test_weights_that_are_missing_are_initialized_and_the_others_kept(tmp_path: Path) -> None:
     tiny_model(hidden_channels=[32, 64]).save_pretrained(tmp_path)
-    kept = forget(tmp_path, "encoder.convs.1.weight", "decoder.convs.0.weight", "decoder.convs.0.bias")
+    kept = forget(tmp_path, "encoder.convs.1.weight", "decoder.convs.0.weight", "decoder.convs.0.bias", "pixel_mean")
 
     torch.manual_seed(1)
     loaded = AutoencoderModel.from_pretrained(tmp_path)
 
-    assert loaded.encoder.convs[1].weight.std().item() == pytest.approx(math.sqrt(2 / (32 * 3 * 3)), rel=0.05)
+    assert loaded.encoder.convs[1].weight.std().item() == pytest.approx(math.sqrt(2 / (32 * 4 * 4)), rel=0.05)
     assert loaded.decoder.convs[0].weight.std().item() == pytest.approx(math.sqrt(2 / (64 * 4 * 4 / 4)), rel=0.05)
     assert not loaded.decoder.convs[0].bias.any()
+    assert torch.equal(loaded.pixel_mean, torch.full((1, 8, 8), 0.5))
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in kept.items())
 
 
 def test_a_fresh_model_keeps_the_size_of_activations() -> None:
-    model = tiny_model(image_size=32, hidden_channels=[64, 64, 64], hidden_size=512, latent_dim=256)
+    """With the rectifier, which the gain is made for."""
+    sizes = {"image_size": 32, "hidden_channels": [64, 64, 64], "hidden_size": 512, "latent_dim": 256}
+    model = tiny_model(**sizes, hidden_act="relu")
     stds = {}
-    layers = {"encoder.convs.2": model.encoder.convs[2], "decoder.convs.2": model.decoder.convs[2]}
+    layers = {"encoder.convs.2": model.encoder.convs[2], "decoder.convs.1": model.decoder.convs[1]}
     for name, layer in layers.items():
         layer.register_forward_hook(lambda layer, args, out, name=name: stds.update({name: out.std().item()}))
 
     model(random_images(model, batch=16))
 
     assert all(0.4 < std < 2.5 for std in stds.values()), stds
+
+
+OLD = {
+    "image_size": [8, 8], "num_channels": 1, "hidden_channels": [2, 3], "hidden_size": 5, "latent_dim": 2,
+    "latent_type": "vector", "reconstruction_loss": "mse", "noise_std": 0.0, "sparsity_weight": 0.0,
+    "hidden_act": "gelu", "model_type": "hfgen_autoencoder", "architectures": ["AutoencoderModel"],
+}  # fmt: skip
+
+
+def test_a_checkpoint_from_before_residual_blocks_is_the_network_that_it_was(tmp_path: Path) -> None:
+    """Convolutions of 3 x 3 with max pooling, pixels in [-1, 1] inside, and no word of either in its config.json."""
+    torch.manual_seed(0)
+    conv1, conv2 = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 3, 3, padding=1)
+    linears = [nn.Linear(12, 5), nn.Linear(5, 2), nn.Linear(2, 5), nn.Linear(5, 12)]
+    up1, up2 = nn.ConvTranspose2d(3, 2, 4, stride=2, padding=1), nn.ConvTranspose2d(2, 1, 4, stride=2, padding=1)
+    names = ["encoder.convs.0", "encoder.convs.1", "encoder.hidden", "encoder.to_latents", "decoder.from_latents",
+             "decoder.hidden", "decoder.convs.0", "decoder.convs.1"]  # fmt: skip
+    weights = {}
+    for name, layer in zip(names, [conv1, conv2, *linears, up1, up2], strict=True):
+        weights |= {f"{name}.{kind}": value.detach() for kind, value in layer.named_parameters()}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text(json.dumps(OLD))
+    images = torch.rand(3, 1, 8, 8)
+    x = 2 * images - 1
+    for conv in (conv1, conv2):
+        x = F.max_pool2d(F.gelu(conv(x)), 2)
+    latents = linears[1](F.gelu(linears[0](x.flatten(1))))
+    x = linears[3](F.gelu(linears[2](latents))).unflatten(1, (3, 2, 2))
+    drawn = (up2(F.gelu(up1(F.gelu(x)))) + 1) / 2
+
+    model, report = AutoencoderModel.from_pretrained(tmp_path, output_loading_info=True)
+
+    assert not any(report.values()), report
+    output = model(images)
+    torch.testing.assert_close(output.latents, latents)
+    torch.testing.assert_close(output.reconstruction, drawn.clamp(0, 1))
+    model.save_pretrained(tmp_path / "again")
+    again = AutoencoderModel.from_pretrained(tmp_path / "again")
+    assert torch.equal(again(images).reconstruction, output.reconstruction)
+    assert again.config.downsampling_type == "max_pool" and again.config.num_residual_blocks == 0
 
 
 def test_another_size_can_be_asked_for_when_loading(tmp_path: Path) -> None:

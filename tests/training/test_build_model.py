@@ -11,6 +11,7 @@ import datasets
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from hfgen import (
     AutoencoderConfig,
@@ -26,6 +27,7 @@ from training.build_model import build_config, load_image_model, load_model
 from training.config.flags import Arguments
 from training.config.parser import parse
 from training.config.scripts import Script
+from training.data.batches import GlobalBatch
 
 
 SMALL: dict[str, Any] = {"image_size": [8, 8], "hidden_channels": [4, 8], "hidden_size": 16, "latent_dim": 4}
@@ -177,6 +179,67 @@ def test_size_that_was_asked_for_or_makes_no_huge_model_is_taken(
     with pytest.raises(ValueError, match="--image_size must be given"):
         with_data(VAEModel, *flags)
     assert with_data(VAEModel, *flags, "--image_size", "64", "48")[0].config.image_size == [64, 48]
+
+
+# The start
+
+
+def test_new_model_starts_at_the_mean_of_the_first_training_images() -> None:
+    model, data = with_data(AutoencoderModel)
+    first = torch.cat([batch["pixel_values"] for batch in data.train.first_batches(1024)]).double()
+    assert len(first) == 1024
+    torch.testing.assert_close(model.pixel_mean, first.mean(0).float())
+    assert model.pixel_std.item() == pytest.approx((first - first.mean(0)).square().mean().sqrt().item())
+    # As good as that of all of them: a sample's mean is off by the spread over the root of their number.
+    whole = data.train.pixels.double().mean(0) / 255
+    assert (whole - first.mean(0)).abs().max() < 5 * 0.5 / 1024**0.5
+
+
+def test_new_model_starts_at_few_images_too() -> None:
+    model, data = with_data(AutoencoderModel, "--max_train_samples", "3")
+    torch.testing.assert_close(model.pixel_mean, data.train.pixels.double().mean(0).float() / 255)
+
+
+def test_streamed_images_make_the_same_start_in_every_process_and_are_read_once_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flags = ["--streaming", "--shuffle_buffer_size", "100", "--dataloader_num_workers", "2"]
+    one, other = (with_data(AutoencoderModel, *flags)[0] for _ in range(2))
+    assert torch.equal(one.pixel_mean, other.pixel_mean) and 0 < one.pixel_mean.mean() < 0.5
+    _, data = with_data(AutoencoderModel, *flags)
+    with_start = next(data.train.batches(0, GlobalBatch(8), torch.device("cpu")))["pixel_values"]
+    monkeypatch.delattr(AutoencoderModel, "start_at")
+    _, data = with_data(AutoencoderModel, *flags)
+    without = next(data.train.batches(0, GlobalBatch(8), torch.device("cpu")))["pixel_values"]
+    assert torch.equal(with_start, without)
+
+
+def test_gaussian_of_a_new_vae_starts_at_the_data() -> None:
+    model, data = with_data(VAEModel, "--likelihood", "gaussian")
+    pixels = data.train.pixels.float() / 255
+    assert model.log_scale.exp().item() == pytest.approx(pixels.std().item(), rel=0.05)
+    assert model.decoder.stages[-1][-1].bias.item() == pytest.approx(pixels.mean().item(), rel=0.05)
+
+
+def test_published_model_keeps_its_start(tmp_path: Path) -> None:
+    path = saved(AutoencoderModel(AutoencoderConfig(**SMALL)), tmp_path)
+    model, _ = with_data(AutoencoderModel, "--model_name_or_path", path)
+    assert torch.equal(model.pixel_mean, torch.full((1, 8, 8), 0.5)) and model.pixel_std == 0.5
+
+
+@pytest.mark.parametrize("is_old", [True, False])
+def test_only_a_model_from_before_the_start_may_lack_it(tmp_path: Path, is_old: bool) -> None:
+    old: dict[str, Any] = {"downsampling_type": "max_pool", "num_residual_blocks": 0} if is_old else {}
+    path = saved(AutoencoderModel(AutoencoderConfig(**SMALL, **old)), tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if not name.startswith("pixel_")}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    if not is_old:
+        with pytest.raises(ValueError, match="the weights lack pixel_mean, pixel_std"):
+            with_data(AutoencoderModel, "--model_name_or_path", path)
+        return
+    model, _ = with_data(AutoencoderModel, "--model_name_or_path", path)
+    assert torch.equal(model.pixel_mean, torch.full((1, 8, 8), 0.5)) and model.pixel_std == 0.5
 
 
 # Fine-tuning

@@ -128,7 +128,11 @@ class Script:
 SCRIPTS = {
     script.family: script
     for script in (
-        Script("autoencoder", "Trains a convolutional Auto-Encoder.", {"learning_rate": 2e-3}),
+        Script(
+            "autoencoder",
+            "Trains a convolutional Auto-Encoder.",
+            {"learning_rate": 6e-3, "optimizer": "muon", "ema_decay": 0.99},
+        ),
         Script("vae", "Trains a Variational Auto-Encoder.", {"learning_rate": 2e-3}, VAEArguments),
         Script(
             "ladder_vae",

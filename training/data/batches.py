@@ -15,6 +15,7 @@ from ..randomness import derive_seed
 Batch = dict[str, Tensor]
 Decode = Callable[[dict[str, list], Sequence[object]], Batch]
 IN_MEMORY_BYTES = 2 * 10**9
+FIRST_BATCH_SIZE = 64
 
 
 def fits_in_memory(needed: int, in_memory: bool | None) -> bool:
@@ -74,6 +75,14 @@ class Feed(Protocol):
             state: As returned by `state()` after the last of those steps; None to start from the beginning.
         """
         ...
+
+    def first_batches(self, examples: int) -> Iterator[Batch]:
+        """Yields the first training examples, as many as are asked for, on the CPU; the same in every process."""
+        feed = self.batches(0, GlobalBatch(min(examples, FIRST_BATCH_SIZE)), torch.device("cpu"))
+        while examples > 0:
+            batch = {name: values[:examples] for name, values in next(feed).items()}
+            yield batch
+            examples -= len(next(iter(batch.values())))
 
     def state(self) -> dict[str, Any]:
         """JSON-serializable state needed, besides the step, to resume after the last batch that was handed out.

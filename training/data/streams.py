@@ -207,6 +207,10 @@ class StreamFeed(Feed):
     num_examples: int | None = field(default=None, init=False)
     _state: State = field(default_factory=dict, init=False)
 
+    def first_batches(self, examples: int) -> Iterator[Batch]:
+        """As [`Feed.first_batches`]; reads no more of the stream than these examples, and some for the last block."""
+        return Feed.first_batches(replace(self, buffer=min(self.buffer, examples), num_workers=0), examples)
+
     def state(self) -> State:
         """The position of each of this process's readers after the last batch that `batches` handed out."""
         return {**self._state, "readers": list(self._state["readers"])}
