@@ -23,6 +23,7 @@ if __name__ == "__main__":
 
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hfgen import AutoencoderConfig, AutoencoderModel
@@ -31,7 +32,9 @@ from hfgen.metrics import psnr
 
 from .build_model import load_image_model
 from .config.flags import Arguments
+from .config.scripts import AutoencoderArguments
 from .data.batches import Batch
+from .data.distortions import distorted
 from .loop import train
 from .objective import Metrics, Phase, Sample
 from .output.latent_map import draw_latent_map
@@ -41,11 +44,19 @@ from .run_script import run_script
 
 
 class ReconstructionLoss(nn.Module):
-    """The model's loss on a batch; what a denoising model is not shown belongs to the examples."""
+    """The model's loss on a batch, and the contrastive term if it has a weight.
 
-    def __init__(self, model: AutoencoderModel):
+    Noise, erased rectangles and distortions belong to the examples. What an image is contrasted with are the others that this process has
+    at once, so `--per_device_train_batch_size` matters.
+
+    Args:
+        model: that is trained.
+        contrastive_weight: of the contrastive term.
+    """
+
+    def __init__(self, model: AutoencoderModel, contrastive_weight: float):
         super().__init__()
-        self.model = model
+        self.model, self.contrastive_weight = model, contrastive_weight
 
     def forward(self, batch: Batch, rng: BatchRNG, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         pixels = batch["pixel_values"]
@@ -53,7 +64,33 @@ class ReconstructionLoss(nn.Module):
         noise = rng.normal(*pixels.shape[1:]) if config.noise_std > 0 else None
         erasing = rng.uniform(5) if config.erase_prob > 0 else None
         output = self.model(pixels, noise=noise, erasing=erasing)
-        return output.loss, {"loss": output.loss}
+        if not self.contrastive_weight:
+            return output.loss, {"loss": output.loss}
+        contrastive = contrastive_loss(output.latents, self.model.encode(distorted(pixels, rng)))
+        loss = output.loss + self.contrastive_weight * contrastive
+        return loss, {"loss": loss, "reconstruction_loss": output.loss, "contrastive_loss": contrastive}
+
+
+def contrastive_loss(latents: Tensor, of_copies: Tensor) -> Tensor:
+    """How well copies and originals find each other by their distance: InfoNCE (van den Oord et al. 2018,
+    https://arxiv.org/abs/1807.03748), in nats, averaged over both directions and the batch.
+
+    The score of a pair is the log-density of a normal distribution of variance 1 around the other's latents, and not a
+    cosine, so that the plain Euclidean distance of latents is the one that means something. There is no temperature,
+    because the encoder learns the scale of its latents.
+
+    Args:
+        latents: (batch, ...), of images.
+        of_copies: the same shape, of a copy of each.
+    """
+    originals, copies = (values.flatten(1).float() for values in (latents, of_copies))
+    # Not in bf16: a small distance is what is left of large numbers.
+    with torch.autocast(latents.device.type, enabled=False):
+        products = originals @ copies.T
+    # Without torch.cdist, whose gradient is not finite where two are equal.
+    squares = originals.square().sum(1)[:, None] + copies.square().sum(1) - 2 * products
+    scores, partners = -0.5 * squares, torch.arange(len(squares), device=squares.device)
+    return (F.cross_entropy(scores, partners) + F.cross_entropy(scores.T, partners)) / 2
 
 
 class AutoencoderObjective:
@@ -63,8 +100,9 @@ class AutoencoderObjective:
     ema_prefixes: tuple[str, ...] = ("",)
 
     def __init__(self, arguments: Arguments):
+        extra: AutoencoderArguments = arguments.extra
         self.model, self.data = load_image_model(AutoencoderModel, arguments, arguments.run.seed)
-        self.phases = [Phase("model", ReconstructionLoss(self.model))]
+        self.phases = [Phase("model", ReconstructionLoss(self.model, extra.contrastive_weight))]
         self.eval_batch_size = arguments.run.per_device_eval_batch_size
         self.shown = next(self.data.eval_batches(32, torch.device("cpu")))["pixel_values"]
 

@@ -13,6 +13,22 @@ from .flags import flag
 
 
 @dataclass
+class AutoencoderArguments:
+    """The flags of train_autoencoder.py alone."""
+
+    _argument_group_name = "autoencoder"
+
+    contrastive_weight: float = flag(
+        0.0,
+        "Weight of a term that pulls the latents of an image towards those of a distorted copy of it, and away from "
+        "those of the other images in the batch, so that near latents mean alike images. Above 0, latents are better "
+        "to search and to classify by; reconstructions are a little worse, and a step takes longer.",
+        on_resume="warn",
+        ge=0,
+    )
+
+
+@dataclass
 class VAEArguments:
     """The flags of train_vae.py and train_ladder_vae.py."""
 
@@ -132,6 +148,7 @@ SCRIPTS = {
             "autoencoder",
             "Trains a convolutional Auto-Encoder.",
             {"learning_rate": 6e-3, "optimizer": "muon", "ema_decay": 0.99},
+            AutoencoderArguments,
         ),
         Script("vae", "Trains a Variational Auto-Encoder.", {"learning_rate": 2e-3}, VAEArguments),
         Script(
