@@ -1,0 +1,108 @@
+"""The results of the Auto-Encoder beside those of methods that learn less, on the machine that this runs on.
+
+    python training/tools/autoencoder.py                        # every row, on an otherwise idle machine
+    python training/tools/autoencoder.py start --avx2           # as on a processor without AVX-512 and bf16
+    python training/tools/autoencoder.py reduction --seconds 10 # other flags go to each training
+    python training/tools/autoencoder.py --trials start-muon    # experiments, from autoencoder_trials.yaml
+
+It prints the table and writes autoencoder.json beside this file: new figures replace those of the same row and column,
+and each holds the processor, the versions, the seed and the seconds. The models are left in runs/.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+
+if __name__ == "__main__" and not __package__:  # started as a file: run it again as a module of its package
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    runpy.run_module(f"training.tools.{Path(__file__).stem}", run_name="__main__", alter_sys=True)
+    sys.exit()
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+from .measured_rows import Lines, Session, Tool, Training, read_recipe, run_command, train
+from .measured_runs import run_task, run_training
+from .measured_table import Runs, range_of, seconds_of
+
+
+RECIPE, EMBEDDING = "autoencoder-mnist", "autoencoder-mnist-embedding"
+START_SECONDS = 15.0
+COMPONENTS = 32  # the numbers that both recipes, and the defaults, compress an image to
+TRAININGS = [Training("Auto-Encoder", RECIPE), Training("Auto-Encoder, for embedding", EMBEDDING)]
+
+
+def measure_start(session: Session, row: str) -> Lines:
+    """Trains for a quarter of a minute with the default flags, on the data of the recipe."""
+    pca = measure_pca(session)
+    yield "mean image", [{"metrics": {"mse": pca["metrics"]["mean_image_mse"]}}]
+    yield f"PCA, {COMPONENTS} numbers", [without_neighbors(pca)]
+    seconds = session.seconds or START_SECONDS
+    data = [word for name, value in data_of(RECIPE).items() for word in (f"--{name}", value)]
+    runs = []
+    for seed in session.seeds:
+        flags = [*data, "--seed", str(seed), "--max_train_seconds", f"{seconds:g}", *session.flags]
+        output_dir = session.output_dir(row, seed, "autoencoder")
+        runs.append({"seed": seed, **run_training("autoencoder", [], output_dir, flags, session.environment)})
+    yield f"Auto-Encoder, default flags, {seconds:g} s", runs
+
+
+def measure_reduction(session: Session, row: str) -> Lines:
+    """Trains the recipes; measures errors and nearest neighbors, those of principal components too."""
+    yield f"PCA, {COMPONENTS} numbers", [measure_pca(session)]
+    for training in TRAININGS:
+        runs = train(session, row, training)
+        for run in runs:
+            task = {"folder": str(session.output_dir(row, run["seed"], training.recipe))}
+            run["metrics"] |= measured(session, task)["metrics"]
+        yield training.line, runs
+
+
+def measure_pca(session: Session) -> dict[str, Any]:
+    return measured(session, {"components": COMPONENTS})
+
+
+def measured(session: Session, task: dict[str, Any]) -> dict[str, Any]:
+    """What [`training.tools.reduction`] measures on the data of the recipe."""
+    most = int(session.flag("max_train_samples", 0)), int(session.flag("max_eval_samples", 0))
+    limits = {"max_train_samples": most[0] or None, "max_eval_samples": most[1] or None}
+    task = {"data": {**data_of(RECIPE), **limits}, **task}
+    return run_task("training.tools.reduction", task, environment=session.environment)
+
+
+def data_of(recipe: str) -> dict[str, str]:
+    """The flags of a recipe that name its data."""
+    settings = read_recipe(recipe)
+    return {name: settings[name] for name in ("dataset_name", "dataset_path") if name in settings}
+
+
+def without_neighbors(run: dict[str, Any]) -> dict[str, Any]:
+    return {**run, "metrics": {name: value for name, value in run["metrics"].items() if name != "nearest_neighbor"}}
+
+
+def figure(runs: Runs) -> str:
+    """The runs of a line in words: averages over the seeds, with their range if there are several."""
+    parts = []
+    for metric, template, decimals in (("mse", "MSE **{}**", 4), ("nearest_neighbor", "1-NN **{} %**", 2)):
+        values = [run["metrics"][metric] for run in runs if metric in run["metrics"]]
+        if values:
+            parts.append(template.format(f"{statistics.fmean(values):.{decimals}f}") + range_of(values, decimals))
+    if "seconds_trained" in runs[0]:
+        parts.append(seconds_of(runs))
+    return "; ".join(parts)
+
+
+ROWS: dict[str, Callable[[Session, str], Lines]] = {"start": measure_start, "reduction": measure_reduction}
+TOOL = Tool(Path(__file__), ROWS, figure, metric="mse", decimals=4)
+
+
+def main() -> None:
+    run_command(TOOL, __doc__)
+
+
+if __name__ == "__main__":
+    main()
