@@ -126,7 +126,7 @@ class AutoencoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model_ = self._new_model(seed) if self.model is None else self._given_model()
         self.model_.to(device)
-        if self.model is None and hasattr(self.model_, "start_at"):
+        if self.model is None:
             self.model_.start_at(self._batches(rows[:: math.ceil(len(rows) / START_IMAGES)]))
         self._n_features_out = math.prod(self.model_.config.latent_shape)
         self.loss_curve_ = self._train(rows, seed) if self.model is None else []
