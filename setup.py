@@ -19,9 +19,11 @@ TRAINING = [
 ]
 EMBEDDING = ["datasets>=4.4,<6", "scikit-learn>=1.6", "tqdm>=4.66"]
 DIFFUSERS = ["diffusers>=0.36,<1"]
+COMPRESSION = ["constriction>=0.5,<0.6"]  # another minor version may write other bits
 TEST = [
     *TRAINING,
     *DIFFUSERS,
+    *COMPRESSION,
     "hypothesis>=6.100",
     "mypy>=1.15",
     "pytest>=8.2",
@@ -49,9 +51,10 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=["hfgen", "hfgen.models", "hfgen.pipelines", *ELSEWHERE],
+    packages=["hfgen", "hfgen.compression", "hfgen.models", "hfgen.pipelines", *ELSEWHERE],
     package_dir=ELSEWHERE,
     package_data={
+        "hfgen.compression": ["FORMAT.md"],
         "hfgen.model_cards": ["template_*.md"],
         "hfgen.training": ["recipes/*.yaml", "slurm.sbatch", "README.md"],
     },
@@ -68,7 +71,13 @@ setup(
         "pyyaml>=6.0",
     ],
     entry_points={"console_scripts": ["hfgen=hfgen.cli:main"]},
-    extras_require={"training": TRAINING, "embedding": EMBEDDING, "diffusers": DIFFUSERS, "test": TEST},
+    extras_require={
+        "training": TRAINING,
+        "embedding": EMBEDDING,
+        "diffusers": DIFFUSERS,
+        "compression": COMPRESSION,
+        "test": TEST,
+    },
     classifiers=[
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",

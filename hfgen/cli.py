@@ -1,4 +1,4 @@
-"""The command `hfgen`: trains models, and moves them to the Hub and back.
+"""The command `hfgen`: trains models, moves them to the Hub and back, and compresses files with them.
 
 hfgen train vae --output_dir vae-digits     train a model
 hfgen push runs/vae-mnist me/vae-mnist      publish a folder as one commit
@@ -7,12 +7,16 @@ hfgen card runs/vae-mnist                   rewrite README.md
 hfgen check me/vae-mnist                    would it load?
 hfgen sample me/vae-mnist                   draw images, or write text
 hfgen embed me/vae-mnist photos z.parquet   write the latents of images
+hfgen compress --model me/gpt book.txt book.txt.hfz     a text in the bits that a GPT needs for it
+hfgen decompress book.txt.hfz               the same text, byte for byte
+hfgen info book.txt.hfz                     what is in the file?
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import logging
 import os
 import sys
@@ -54,8 +58,8 @@ def replace_unprintable_characters() -> None:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hfgen",
-        description="Trains the models of hfgen, and moves them to the Hugging Face Hub and back. Log in to the Hub "
-        "once with `hf auth login`.",
+        description="Trains the models of hfgen, moves them to the Hugging Face Hub and back, and compresses files "
+        "with them. Log in to the Hub once with `hf auth login`.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -124,6 +128,32 @@ def build_parser() -> argparse.ArgumentParser:
     embed.add_argument("--streaming", action="store_true", help="read from the Hub without a copy on the disk")
     embed.add_argument("--overwrite", action="store_true", help="replace OUT.parquet if it exists")
     embed.set_defaults(run=embed_command_line)
+
+    compress = commands.add_parser(
+        "compress", help="compress a text with a GPT", description=compress_command_line.__doc__
+    )
+    compress.add_argument("file", metavar="FILE", type=Path, help="text in UTF-8")
+    compress.add_argument("output", metavar="OUT", type=Path, help="new file, OUT.hfz by custom")
+    compress.add_argument("--model", metavar="FOLDER_OR_REPO", required=True, help="a GPT with its tokenizer")
+    compress.add_argument("--revision", help="branch, tag or commit of the model (default: main)")
+    compress.add_argument("--verify", action="store_true",
+                          help="decompress before OUT is written, which takes several times as long")  # fmt: skip
+    compress.set_defaults(run=compress_command_line)
+
+    decompress = commands.add_parser(
+        "decompress", help="restore a compressed file", description=decompress_command_line.__doc__
+    )
+    decompress.add_argument("file", metavar="FILE", type=Path, help="a .hfz file")
+    decompress.add_argument("output", metavar="OUT", type=Path, nargs="?", help="new file (default: FILE less .hfz)")
+    decompress.add_argument("--model", metavar="FOLDER_OR_REPO",
+                            help="where the model is (default: the repository that FILE names)")  # fmt: skip
+    decompress.add_argument("--revision", help="branch, tag or commit of --model (default: main)")
+    decompress.set_defaults(run=decompress_command_line)
+
+    info = commands.add_parser("info", help="describe a compressed file", description=info_command_line.__doc__)
+    info.add_argument("file", metavar="FILE", type=Path, help="a .hfz file")
+    info.add_argument("--json", action="store_true", help="print JSON")
+    info.set_defaults(run=info_command_line)
     return parser
 
 
@@ -231,6 +261,37 @@ def embed_command_line(arguments: argparse.Namespace) -> None:
         provenance={"model": arguments.model, "revision": arguments.revision},
     )  # fmt: skip
     print(f"Wrote {arguments.output}: {rows:,} images, {embedder.num_latents} numbers each.")
+
+
+def compress_command_line(arguments: argparse.Namespace) -> None:
+    """Compresses a text without loss. Each token takes as many bits as the model is surprised by it. The same model is
+    needed to decompress: the file names it, and holds the SHA-256 of its weights."""
+    from .compression import compress
+
+    container = compress(arguments.file, arguments.output, arguments.model, arguments.revision, arguments.verify)
+    size, original = arguments.output.stat().st_size, container.original_size
+    rate = f", {8 * size / original:.3f} bits per byte" if original else ""
+    print(f"Wrote {arguments.output}: {original:,} bytes in {size:,}{rate}.")
+
+
+def decompress_command_line(arguments: argparse.Namespace) -> None:
+    """Restores a compressed file byte for byte, which appears only once its checksum is right."""
+    from .compression import decompress
+
+    print(f"Wrote {decompress(arguments.file, arguments.output, arguments.model, arguments.revision)}.")
+
+
+def info_command_line(arguments: argparse.Namespace) -> None:
+    """Shows what a compressed file holds, and which model it needs; the model itself is not read."""
+    from .compression import describe
+
+    found = describe(arguments.file)
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+        return
+    for name, value in found.items():
+        shown = f"{value:,}" if isinstance(value, int) else f"{value:.3f}" if isinstance(value, float) else repr(value)
+        print(f"{name.replace('_', ' '):20} {'none' if value is None else shown}")
 
 
 def _labels(model: Any, arguments: argparse.Namespace) -> list[str | int] | None:

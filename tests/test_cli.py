@@ -15,7 +15,9 @@ from hfgen.cli import main
 from .runs import copy_run, trained_runs
 
 
-@pytest.mark.parametrize("command", ["train", "push", "pull", "card", "check", "sample", "embed"])
+@pytest.mark.parametrize(
+    "command", ["train", "push", "pull", "card", "check", "sample", "embed", "compress", "decompress", "info"]
+)
 def test_help_explains_every_argument(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
@@ -25,7 +27,16 @@ def test_help_explains_every_argument(command: str, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["publish"], ["push", "folder"], ["pull"], ["sample", "x", "--count", "0"], ["train", "x"]]
+    "words",
+    [
+        [],
+        ["publish"],
+        ["push", "folder"],
+        ["pull"],
+        ["sample", "x", "--count", "0"],
+        ["train", "x"],
+        ["compress", "x", "y"],
+    ],
 )
 def test_a_wrong_command_line_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:

@@ -324,6 +324,11 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """The dtype to add up in: float64 for float64, else float32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary positions (https://arxiv.org/abs/2104.09864, equation 34): turns each pair (x[i], x[i + head_dim/2]) by
     its position times the pair's frequency, so that the score of a query and a key depends only on their distance.
@@ -388,7 +393,7 @@ class GPTRMSNorm(nn.Module):
         if x.device.type != "cpu":
             return F.rms_norm(x, x.shape[-1:], weight, self.eps)
         # CPUs have no fused kernel; there this equivalent is a third faster, forward and backward together.
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_at_least_float32(x.dtype))
         return x * torch.rsqrt(norm.square() / x.shape[-1] + self.eps).to(x.dtype) * weight
 
 
@@ -410,19 +415,23 @@ class GPTRotaryEmbedding(nn.Module):
         super().__init__()
         self.config = config
 
-    def frequencies(self, device: torch.device) -> tuple[Tensor, float]:
-        """Radians per position of each pair, (head_dim / 2,), and a factor for the tables (1 unless rescaled)."""
+    def frequencies(self, device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[Tensor, float]:
+        """Radians per position of each pair, (head_dim / 2,), and a factor for the tables (1 unless rescaled).
+
+        `dtype` is that of the default type's; transformers computes the others in float32.
+        """
         rope = self.config.rope_parameters or {}
         if rope["rope_type"] != "default":
             return ROPE_INIT_FUNCTIONS[rope["rope_type"]](self.config, device)
-        pairs = torch.arange(0, self.config.head_dim, 2, dtype=torch.float32, device=device)
+        pairs = torch.arange(0, self.config.head_dim, 2, dtype=dtype, device=device)
         return rope["rope_theta"] ** (-pairs / self.config.head_dim), 1.0
 
     @torch.no_grad()
     def forward(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """(batch or 1, length) -> cosines and sines, each (batch or 1, 1, length, head_dim)."""
-        frequencies, scale = self.frequencies(position_ids.device)
-        angles = position_ids[:, None, :, None].float() * frequencies
+        precision = _at_least_float32(dtype)
+        frequencies, scale = self.frequencies(position_ids.device, precision)
+        angles = position_ids[:, None, :, None].to(precision) * frequencies
         cos, sin = angles.cos() * scale, angles.sin() * scale
         return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
 

@@ -126,6 +126,26 @@ def test_rotary_scores_depend_only_on_the_distance() -> None:
     assert score(7, 7) == pytest.approx(float((query * key).sum()), abs=1e-6)
 
 
+def test_a_model_in_double_precision_rounds_nothing_to_single() -> None:
+    """Compression counts on logits that machines agree about to the last digits of float64."""
+    model = GPTForCausalLM(tiny_config(rope_theta=100.0)).eval().double()
+    tokens = torch.arange(12)[None] % model.config.vocab_size
+    at_once = model(tokens).logits
+    cache, logits = None, []
+    for token in tokens[0]:
+        output = model.model(token.view(1, 1), cache=cache, use_cache=True)
+        cache = getattr(output, modeling_gpt.CACHE)
+        logits.append(model.lm_head(output.last_hidden_state))
+    assert float((torch.cat(logits, dim=1) - at_once).abs().max()) < 1e-13
+
+    x, position = torch.randn(4, 16, dtype=torch.float64), 11
+    exact = x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt()
+    torch.testing.assert_close(modeling_gpt.GPTRMSNorm(16, eps=1e-3).double()(x), exact, rtol=1e-14, atol=1e-14)
+    rotary = modeling_gpt.GPTRotaryEmbedding(tiny_config(hidden_size=16, rope_theta=100.0))
+    cos, _ = rotary(torch.tensor([[position]]), torch.float64)
+    assert cos.flatten()[:2].tolist() == pytest.approx([math.cos(position), math.cos(position * 0.1)], rel=1e-14)
+
+
 def test_rmsnorm_equals_that_of_torch_with_its_gradients() -> None:
     norm = modeling_gpt.GPTRMSNorm(16, eps=1e-3)
     randomized(norm)

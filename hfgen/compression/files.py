@@ -1,0 +1,161 @@
+"""From file to file: fetch the model, code, check, and only then write."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from ..model_folder import LoadError, read_json
+from ..models.modeling_gpt import GPTConfig, GPTForCausalLM
+from . import gpt_text_codec
+from .container import KINDS, SUFFIX, TEXT, VERSION, Container, parse, read
+from .identity import FetchedModel, fetch, fetch_for
+
+
+def compress(
+    file: str | Path, output: str | Path, model: str | Path, revision: str | None = None, verify: bool = False
+) -> Container:
+    """Compresses a text with a GPT, without loss.
+
+    Args:
+        file: a text in UTF-8.
+        output: a new file; `.hfz` by custom.
+        model: a folder, or a repository on the Hub, with a GPTForCausalLM and its tokenizer.
+        revision: branch, tag or commit of the repository.
+        verify: decompress the result before it is written, which takes several times as long.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: `output` exists, the text or the model does not fit, or the model cannot be had (HubError,
+            LoadError). Nothing is written.
+        OSError: a file cannot be read or written.
+    """
+    output = _check_new(output)
+    original = Path(file).read_bytes()
+    fetched = fetch(str(model), revision, GPTConfig.model_type)
+    gpt, tokenizer = load_gpt(fetched.folder)
+    parameters, payload = gpt_text_codec.encode(original, gpt, tokenizer)
+    digest = sha256(original).digest()
+    container = Container(
+        TEXT, fetched.name, fetched.revision, fetched.weights_sha256, len(original), digest, parameters, payload
+    )
+    if verify:
+        written = parse(container.to_bytes(), str(output))
+        written.check_original(gpt_text_codec.decode(written.parameters, written.payload, gpt, tokenizer))
+    _write(output, container.to_bytes())
+    return container
+
+
+def decompress(
+    file: str | Path, output: str | Path | None = None, model: str | Path | None = None, revision: str | None = None
+) -> Path:
+    """Restores the file that was compressed, byte for byte.
+
+    Args:
+        file: a `.hfz` file.
+        output: a new file; None: the name of `file` without `.hfz`, or with `.txt` if nothing but a stem is left.
+        model: a folder or a repository with the model that the file was compressed with; None: the repository and
+            revision that the file names.
+        revision: branch, tag or commit of `model`.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        ValueError: `output` exists; the file is foreign, damaged or of a newer version; the model is not the one that
+            compressed it, or cannot be had (HubError, LoadError); this machine's arithmetic is another. Nothing is
+            written.
+        OSError: a file cannot be read or written.
+    """
+    container = read(Path(file))
+    output = _check_new(output or _default_output(Path(file)))
+    fetched = fetch_for(container, GPTConfig.model_type, None if model is None else str(model), revision)
+    original = _DECODERS[container.kind](container, fetched)
+    _write(output, container.check_original(original))
+    return output
+
+
+def describe(file: str | Path) -> dict[str, Any]:
+    """What a `.hfz` file says of itself; the model is not needed.
+
+    Raises:
+        ValueError: the file is foreign, damaged or of a newer version.
+        OSError: it cannot be read.
+    """
+    container = read(Path(file))
+    size = Path(file).stat().st_size
+    return {
+        "format_version": VERSION,
+        "kind": KINDS[container.kind],
+        "model": container.model,
+        "revision": container.revision or None,
+        "weights_sha256": container.weights_sha256.hex(),
+        "original_size": container.original_size,
+        "original_sha256": container.original_sha256.hex(),
+        "size": size,
+        "bits_per_byte": 8 * size / container.original_size if container.original_size else None,
+        **_DESCRIPTIONS[container.kind](container.parameters),
+    }
+
+
+def load_gpt(folder: Path) -> tuple[GPTForCausalLM, Any]:
+    """A GPT as the codec needs it, in float64 and with eager attention, and its tokenizer.
+
+    Raises:
+        LoadError: there is no GPTForCausalLM or no tokenizer in the folder.
+    """
+    name = GPTForCausalLM.__name__
+    architectures = read_json(folder / "config.json").get("architectures") or []
+    if architectures[:1] != [name]:
+        raise LoadError(f"{folder} must hold a {name}, got {architectures}. Save the model with its output layer.")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise LoadError(f"{folder} must hold the model's tokenizer, got none that loads: {error}") from None
+    model = GPTForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager")
+    return model.eval(), tokenizer
+
+
+def _decode_text(container: Container, fetched: FetchedModel) -> bytes:
+    return gpt_text_codec.decode(container.parameters, container.payload, *load_gpt(fetched.folder))
+
+
+# By kind of content.
+_DECODERS: dict[int, Callable[[Container, FetchedModel], bytes]] = {TEXT: _decode_text}
+_DESCRIPTIONS: dict[int, Callable[[bytes], dict[str, Any]]] = {TEXT: gpt_text_codec.describe}
+
+
+def _default_output(file: Path) -> Path:
+    output = file.with_suffix("") if file.suffix == SUFFIX else file.with_name(f"{file.name}.txt")
+    return output if output.suffix else output.with_suffix(".txt")
+
+
+def _check_new(output: str | Path) -> Path:
+    """Before the work begins: a file that can be written and is not there yet."""
+    output = Path(output)
+    if output.exists():
+        raise ValueError(f"OUT must be a new file, got {str(output)!r}, which exists. Name another, or remove it.")
+    if not output.parent.is_dir():
+        raise ValueError(f"OUT must be in a folder that exists, got {str(output)!r}. Create {output.parent} first.")
+    return output
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Writes a file that appears only when it is complete."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
