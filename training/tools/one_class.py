@@ -45,7 +45,7 @@ from hfgen.models.modeling_autoencoder import AutoencoderModel
 from ..config.flags import DataArguments
 from ..data.images import FoundImages, find_images
 from .measured_runs import AVX2, ROOT, describe
-from .vae_table import COLUMNS
+from .measured_table import COLUMNS
 
 
 FIGURES = Path(__file__).with_suffix(".json")
