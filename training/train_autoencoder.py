@@ -46,8 +46,8 @@ from .run_script import run_script
 class ReconstructionLoss(nn.Module):
     """The model's loss on a batch, and the contrastive term if it has a weight.
 
-    Noise, erased rectangles and distortions belong to the examples. What an image is contrasted with are the others that
-    this process has at once, so `--per_device_train_batch_size` matters.
+    Noise, erased rectangles and distortions belong to the examples. What an image is contrasted with are the others
+    that this process has at once, so `--per_device_train_batch_size` matters.
 
     Args:
         model: that is trained.
