@@ -21,26 +21,23 @@ from training.tools.one_class import BASELINES, OURS, edges, isolation_forest, n
 
 
 @pytest.fixture
-def commands(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
+def trainings(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
     """The trainings that were started, each with the labels of its images; an untrained model is saved instead."""
     found: list[SimpleNamespace] = []
 
-    def run(command: list[str], cwd: Path, env: dict[str, str]) -> SimpleNamespace:
-        flags = {word: command[index + 1] for index, word in enumerate(command[:-1]) if word.startswith("--")}
-        splits = load_dataset("parquet", data_files={
-            split: str(next(Path(flags["--dataset_name"]).glob(f"{split}-*.parquet"))) for split in ("train", "test")
-        })  # fmt: skip
-        labels = {split: set(rows["label"]) for split, rows in splits.items()}
-        found.append(SimpleNamespace(command=command, flags=flags, labels=labels, env=env))
+    def run_training(
+        family: str, recipe: list[str], output_dir: Path, flags: list[str], environment: dict[str, str]
+    ) -> dict[str, Any]:
+        named = dict(zip(flags[::2], flags[1::2], strict=True))
+        files = {split: str(next(Path(named["--dataset_name"]).glob(f"{split}-*"))) for split in ("train", "test")}
+        labels = {split: set(rows["label"]) for split, rows in load_dataset("parquet", data_files=files).items()}
+        found.append(SimpleNamespace(flags=named, labels=labels, environment=environment))
         torch.manual_seed(0)
         sizes = {"image_size": 8, "hidden_channels": [4], "hidden_size": 16, "latent_dim": 4, "anomaly_dim": 32}
-        output_dir = Path(flags["--output_dir"])
         AutoencoderModel(AutoencoderConfig(**sizes)).save_pretrained(output_dir)
-        results = {"metrics": {"mse": 0.01}, "steps": 7, "seconds_trained": 1.0, "choices": {}}
-        (output_dir / "results.json").write_text(json.dumps(results))
-        return SimpleNamespace(returncode=0)
+        return {"steps": 7, "seconds_trained": 1.0}
 
-    monkeypatch.setattr(one_class.subprocess, "run", run)
+    monkeypatch.setattr(one_class, "run_training", run_training)
     return found
 
 
@@ -54,26 +51,26 @@ def run_tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *words: str) -> di
 
 
 def test_a_model_sees_its_own_class_and_all_methods_judge_all_test_images(
-    commands: list[SimpleNamespace],
+    trainings: list[SimpleNamespace],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     found = run_tool(monkeypatch, tmp_path, "--classes", "3", "--seconds", "5", "--learning_rate", "1e-3", "--avx2")
 
-    (one,) = commands
+    (one,) = trainings
     assert one.labels == {"train": {3}, "test": {3}}
     assert one.flags["--max_train_seconds"] == "5" and one.flags["--learning_rate"] == "1e-3"
-    assert AVX2.items() <= one.env.items()
+    assert one.environment == AVX2
     figures = found["digits"]["AVX2 alone"]["3"]
     assert set(figures["auroc"]) == {OURS, *BASELINES} == set(figures["seconds"])
     assert all(90 < value <= 100 for value in figures["auroc"].values()), "a 3 is easy to tell from other digits"
-    assert figures["steps"] == 7 and found["machine"]["cores"] >= 1
+    assert figures["training"]["steps"] == 7 and found["machine"]["cores"] >= 1
     assert "| edges, Mahalanobis | **" in capsys.readouterr().out
 
 
 def test_classes_are_added_to_those_that_were_measured(
-    commands: list[SimpleNamespace], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    trainings: list[SimpleNamespace], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     before = run_tool(monkeypatch, tmp_path, "--classes", "0")
     after = run_tool(monkeypatch, tmp_path, "--classes", "1")
@@ -83,28 +80,29 @@ def test_classes_are_added_to_those_that_were_measured(
 
 
 def test_a_training_that_fails_is_named_and_the_others_are_measured(
-    commands: list[SimpleNamespace], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    trainings: list[SimpleNamespace], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    play = one_class.subprocess.run
-    statuses = iter([1, 0])
+    play = one_class.run_training
+    outcomes = iter([ValueError("hfgen train must succeed"), None])
 
-    def run(command: list[str], **options: Any) -> Any:
-        status = next(statuses)
-        return SimpleNamespace(returncode=status) if status else play(command, **options)
+    def run_training(*how: Any) -> dict[str, Any]:
+        if error := next(outcomes):
+            raise error
+        return play(*how)
 
-    monkeypatch.setattr(one_class.subprocess, "run", run)
-    with pytest.raises(SystemExit, match=r"^0: hfgen train autoencoder .* got exit status 1\. See above\.$"):
+    monkeypatch.setattr(one_class, "run_training", run_training)
+    with pytest.raises(SystemExit, match=r"^0: hfgen train must succeed$"):
         run_tool(monkeypatch, tmp_path, "--classes", "0", "1")
 
     assert list(json.loads((tmp_path / "one_class.json").read_text())["digits"]["all instructions"]) == ["1"]
 
 
 def test_unknown_classes_are_refused_before_anything_is_trained(
-    commands: list[SimpleNamespace], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    trainings: list[SimpleNamespace], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with pytest.raises(SystemExit, match=r"--classes must be from 0 to 9, got 10, -1\."):
         run_tool(monkeypatch, tmp_path, "--classes", "3", "10", "-1")
-    assert commands == []
+    assert trainings == []
 
 
 # --------------------------------------------------------------------------------------------------------- baselines
