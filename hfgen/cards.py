@@ -52,8 +52,8 @@ class Family:
     Attributes:
         pipeline_tag: one of the Hub's tasks.
         tags: what people search for.
-        headline_metrics: for tables of results: metric, label, format; first the one that people compare. A label may
-            name a flag or a detail of the measurement in braces.
+        headline_metrics: for tables of results: metric, label, format; first the one that people compare, among those
+            that a run measures. A label may name a flag or a detail of the measurement in braces.
         meanings: metric -> what it says, where that differs from `hfgen.metrics.METRICS`.
     """
 
@@ -124,6 +124,7 @@ def render_card(folder: str | Path, repo_id: str | None = None, results: dict[st
         "steps": results.get("steps"),
         "num_parameters": f"{results['num_parameters']:,}" if "num_parameters" in results else None,
         "results": _results_section(family, results),
+        "details": results.get("metrics_details") or {},
         "training": _training_section(folder, MODELS[model_type].family, results),
     }
     card = ModelCard.from_template(

@@ -10,6 +10,7 @@ hfgen embed me/vae-mnist photos z.parquet   write the latents of images
 hfgen compress --model me/gpt book.txt book.txt.hfz     a text in the bits that a GPT needs for it
 hfgen decompress book.txt.hfz               the same text, byte for byte
 hfgen info book.txt.hfz                     what is in the file?
+hfgen score me/autoencoder photos/          find anomalies among images
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # of a pipe such as `| head`: nobody reads any further, and Python would say so at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError) as error:
         if os.environ.get("HFGEN_DEBUG"):
             raise
@@ -154,6 +158,15 @@ def build_parser() -> argparse.ArgumentParser:
     info.add_argument("file", metavar="FILE", type=Path, help="a .hfz file")
     info.add_argument("--json", action="store_true", help="print JSON")
     info.set_defaults(run=info_command_line)
+
+    score = commands.add_parser("score", help="find anomalies among images", description=score_command_line.__doc__)
+    score.add_argument("model", metavar="FOLDER_OR_REPO", help="an Auto-Encoder")
+    score.add_argument("images", metavar="IMAGES", type=Path, nargs="+", help="image files, and folders of them")
+    score.add_argument("--revision", help="branch, tag or commit (default: main)")
+    score.add_argument("--json", action="store_true", help="print a JSON object per line instead of a table")
+    score.add_argument("--maps", metavar="FOLDER", type=Path,
+                       help="write each image there, painted red where it is strange")  # fmt: skip
+    score.set_defaults(run=score_command_line)
     return parser
 
 
@@ -292,6 +305,15 @@ def info_command_line(arguments: argparse.Namespace) -> None:
     for name, value in found.items():
         shown = f"{value:,}" if isinstance(value, int) else f"{value:.3f}" if isinstance(value, float) else repr(value)
         print(f"{name.replace('_', ' '):20} {'none' if value is None else shown}")
+
+
+def score_command_line(arguments: argparse.Namespace) -> int:
+    """Prints how strange each image is to an Auto-Encoder, and which are anomalies by the threshold that its training
+    set. The exit status is 0 unless a file cannot be read. It runs hfgen's own code, never the code that comes with
+    the model."""
+    from .score_command import score
+
+    return score(arguments.model, arguments.images, arguments.json, arguments.maps, arguments.revision)
 
 
 def _labels(model: Any, arguments: argparse.Namespace) -> list[str | int] | None:

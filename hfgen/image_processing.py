@@ -3,6 +3,7 @@
     to_pixel_values(images, num_channels=1)    images of any kind -> one uint8 tensor (batch, channels, height, width)
     to_pil(pixel_values)                       floats in [0, 1] (or uint8) -> PIL images
     image_grid(pixel_values)                   ... -> one picture to look at
+    overlay_maps(pixel_values, maps)           images painted red where they are strange
     build_image_processor(1, (28, 28))         the processor that is saved with a model
 
 `preprocessor_config.json` names transformers' own `ViTImageProcessor`, so AutoImageProcessor loads it with no custom
@@ -32,6 +33,11 @@ from transformers.image_utils import ChannelDimension
 
 BILINEAR = PIL.Image.Resampling.BILINEAR
 
+# Of the files that are taken for images in a folder.
+IMAGE_SUFFIXES = {
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".bmp", ".dib", ".gif", ".webp", ".avif", ".tif"),
+    *(".tiff", ".pnm", ".ppm", ".pgm", ".pbm", ".tga", ".ico", ".psd"),
+}
 _MODES = {1: "L", 3: "RGB"}
 _CHANNEL_COUNTS = (1, 3, 4)
 # EXIF orientation -> what turns the stored image into the one to display.
@@ -197,6 +203,35 @@ def image_grid(
         cell = image.transpose(1, 2, 0).repeat(scale, axis=0).repeat(scale, axis=1)
         grid[top : top + cell.shape[0], left : left + cell.shape[1]] = cell
     return PIL.Image.fromarray(grid[..., 0] if channels == 1 else grid)
+
+
+def overlay_maps(pixel_values: torch.Tensor, maps: torch.Tensor, threshold: float | None = None) -> torch.Tensor:
+    """Paints images red where their anomaly maps are high, the more the higher.
+
+    Red begins at half of the threshold and has its full strength, which lets the image shine through, at one and a
+    half times the threshold.
+
+    Args:
+        pixel_values: floats in [0, 1], (batch, channels, height, width) with 1 or 3 channels.
+        maps: (batch, map height, map width), not negative; resized to the images.
+        threshold: what maps of normal images rarely exceed. By default two thirds of the largest value of each map:
+            maps are then comparable within an image only.
+
+    Returns:
+        (batch, 3, height, width).
+    """
+    if pixel_values.ndim != 4 or maps.ndim != 3 or len(maps) != len(pixel_values):
+        raise ValueError(
+            "maps must have the shape (batch, height, width), one for each image of pixel_values, got "
+            f"{tuple(maps.shape)} for images of shape {tuple(pixel_values.shape)}. Use predict_anomaly(...).maps."
+        )
+    maps = torch.nn.functional.interpolate(maps[:, None].float(), pixel_values.shape[2:], mode="bilinear")
+    limits = torch.full((len(maps), 1, 1, 1), threshold or 0.0, device=maps.device)
+    if not threshold:
+        limits = maps.amax((1, 2, 3), keepdim=True) * 2 / 3
+    strength = 0.8 * (maps / limits.clamp(min=1e-30) - 0.5).clamp(0, 1)
+    red = torch.tensor([1.0, 0.0, 0.0], device=maps.device).view(1, 3, 1, 1)
+    return pixel_values.float() * (1 - strength) + red * strength
 
 
 # ------------------------------------------------------- one image -> uint8 (height, width) or (height, width, 3)

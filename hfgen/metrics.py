@@ -38,6 +38,15 @@ METRICS = {
     "mse": Metric("MSE", "mean squared error of a pixel in [0, 1]; lower is better"),
     "psnr": Metric("PSNR", "peak signal-to-noise ratio, dB; higher is better"),
     "auroc": Metric("AUROC", "probability that an anomaly scores higher than a normal image; 0.5 is chance"),
+    "average_precision": Metric(
+        "Average precision", "area under the curve of precision over recall; by chance it is the share of anomalies"
+    ),
+    "f1": Metric("F1", "harmonic mean of the precision and the recall of alarms at the model's own threshold"),
+    "worst_class_auroc": Metric("AUROC of the worst class", "of the class that is hardest to tell from normal images"),
+    "false_alarm_rate": Metric("False alarms", "fraction of normal images that are taken for anomalies"),
+    "pixel_auroc": Metric(
+        "Pixel AUROC", "probability that an anomalous pixel has a higher value in the map than a normal one"
+    ),
     "classifier_fid": Metric(
         "Classifier FID",
         "Fréchet distance in the features of a small classifier of this dataset, not of Inception: comparable only "

@@ -101,6 +101,35 @@ def test_the_likelihood_has_its_standard_error_and_how_it_was_estimated(tmp_path
     assert "IW-1000" not in render_card(run).partition("## Results")[2].partition("## Training")[0]
 
 
+def test_an_anomaly_detector_says_what_is_normal_and_where_its_threshold_comes_from(tmp_path):
+    run = copy_run("autoencoder", tmp_path / "run")
+    assert "## Anomaly detection" not in render_card(run) and "is_anomaly" not in render_card(run)
+    results, config = (json.loads((run / name).read_text()) for name in ("results.json", "config.json"))
+    classes = [
+        {"name": "3", "images": 1010, "is_normal": False, "alarms": 0.875, "auroc": 0.98765},
+        {"name": "8|B", "images": 974, "is_normal": True, "alarms": 0.0123},
+    ]
+    details = {"normal_labels": ["8|B"], "held_out_images": 585, "false_alarm_rate_wanted": 0.01, "classes": classes,
+               "anomaly_threshold": 0.01234567, "anomaly_map_threshold": 0.5, "worst_class": "3"}  # fmt: skip
+    results |= {"metrics": results["metrics"] | {"auroc": 0.98765}, "metrics_details": details}
+    (run / "results.json").write_text(json.dumps(results))
+    (run / "config.json").write_text(json.dumps(config | {"anomaly_threshold": 0.01234567}))
+    (run / "samples" / "step-000002-anomalies.png").write_bytes(b"")
+    card = render_card(run)
+    assert not check_card(card).errors
+    assert "| `3` | 1,010 | 87.5% | 0.9877 |\n| `8\\|B` (normal) | 974 | 1.2% |  |\n" in card
+    assert (
+        "whether the score is above the threshold, 0.01235" in card and "(samples/step-000002-anomalies.png)" in card
+    )
+    text = " ".join(card.split())
+    assert "if its score is above 0.01235" in text and "the scores of 585 normal images that were held out" in text
+    assert "too few to show so small a share" not in text
+    results["metrics_details"] |= {"held_out_images": 49, "normal_labels": ["all"], "classes": []}
+    text = " ".join(render_card(run, results=results).split())
+    assert "Every training image counts as normal." in text and "up to 0.02 of other normal images" in text
+    assert "| Class |" not in text
+
+
 def test_what_could_not_be_measured_is_said_with_its_reason(tmp_path):
     run = copy_run("gan", tmp_path / "run")
     results = json.loads((run / "results.json").read_text())

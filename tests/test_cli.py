@@ -16,7 +16,7 @@ from .runs import copy_run, trained_runs
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "push", "pull", "card", "check", "sample", "embed", "compress", "decompress", "info"]
+    "command", ["train", "push", "pull", "card", "check", "sample", "embed", "compress", "decompress", "info", "score"]
 )
 def test_help_explains_every_argument(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:

@@ -22,6 +22,7 @@ from hfgen.image_processing import (
     HfgenImageProcessor,
     build_image_processor,
     image_grid,
+    overlay_maps,
     to_pil,
     to_pixel_values,
 )
@@ -404,3 +405,26 @@ def test_grid_of_small_images_is_at_least_512_wide(shape: tuple[int, ...], size:
     grid = image_grid(torch.zeros(shape))
     assert grid.size == size and grid.width >= 512
     assert grid.mode == ("L" if shape[1] == 1 else "RGB")
+
+
+def test_overlay_paints_red_from_half_of_the_threshold_to_one_and_a_half_times_it() -> None:
+    maps = torch.tensor([[[0.0, 0.5], [1.0, 9.0]]])
+    painted = overlay_maps(torch.ones(1, 1, 2, 2), maps, threshold=1.0)
+    expected = torch.tensor([[1.0, 1.0], [0.6, 0.2]])  # what is left of white
+    torch.testing.assert_close(painted, torch.stack([torch.ones(2, 2), expected, expected])[None])
+
+
+def test_overlay_without_a_threshold_shows_each_images_strangest_place() -> None:
+    maps = torch.tensor([[[0.0, 3.0]], [[0.0, 0.03]], [[0.0, 0.0]]])
+    painted = overlay_maps(torch.zeros(3, 3, 1, 2), maps)
+    assert painted[:, 0, 0].tolist() == [[0, pytest.approx(0.8)], [0, pytest.approx(0.8)], [0, 0]]
+    assert not painted[:, 1:].any()
+
+
+def test_overlay_resizes_maps_to_images() -> None:
+    maps = torch.zeros(1, 2, 2)
+    maps[0, :, 0] = 1
+    painted = overlay_maps(torch.zeros(1, 3, 8, 12), maps, threshold=0.5)
+    assert painted.shape == (1, 3, 8, 12) and painted[0, 0, :, 0].min() > 0.7 and painted[0, 0, :, -1].max() == 0
+    with pytest.raises(ValueError, match=r"maps must have the shape \(batch, height, width\), one for each image"):
+        overlay_maps(torch.zeros(2, 3, 8, 12), maps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -13,15 +13,18 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hfgen.hub import fetch_model
 
-from .config.flags import Arguments
+from .config.flags import Arguments, DataArguments
 from .config.parser import strict_error_text
 from .data.batches import Feed
 from .data.images import FoundImages, ImageData, find_images
+from .data.normal_images import FoundNormalImages
 
 
 TRAINING_BYTES = 16  # per weight: the weight, its gradient and two moments of the optimizer, in float32
 MAX_TRAINING_BYTES = 16 * 10**9  # of a model whose size nobody asked for: images of about 500 x 500 pixels
 START_EXAMPLES = 1024  # training images whose statistics a new model starts at
+# Config fields of a model that is trained to find anomalies, unless flags give them.
+OF_DETECTORS = {"anomaly_dim": 400, "noise_std": 0.25, "erase_prob": 0.5}
 Config = TypeVar("Config", bound=PreTrainedConfig)
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -94,7 +97,12 @@ def _check_every_weight_was_loaded(report: dict[str, Any], name: str, given: dic
         )
 
 
-def load_image_model(model_class: type[Model], arguments: Arguments, seed: int) -> tuple[Model, ImageData]:
+def load_image_model(
+    model_class: type[Model],
+    arguments: Arguments,
+    seed: int,
+    find: Callable[[DataArguments, list[int] | None, int | None, bool], FoundImages] = find_images,
+) -> tuple[Model, ImageData]:
     """Returns an image model and its data. A new model fits the data, and starts at its first training images if it
     has a method `start_at`; images are made to fit a published one.
 
@@ -102,6 +110,7 @@ def load_image_model(model_class: type[Model], arguments: Arguments, seed: int) 
         model_class: its config has image_size, num_channels and, if it can be conditional, num_labels.
         arguments: of the run.
         seed: of the order of the examples.
+        find: finds the data, as [`find_images`] does.
 
     Raises:
         ValueError: data or config cannot be used, or a conditional model and the data differ in their classes.
@@ -111,13 +120,15 @@ def load_image_model(model_class: type[Model], arguments: Arguments, seed: int) 
         config = model.config
         # transformers gives every config two labels; the architectures that can be conditional have none by default.
         num_labels = 0 if type(config)().num_labels else config.num_labels
-        found = find_images(arguments.data, config.image_size, config.num_channels, bool(num_labels))
+        found = find(arguments.data, config.image_size, config.num_channels, bool(num_labels))
         for field, value in _classes(num_labels, found).items():
             setattr(config, field, value)
         return model, found.load(seed)
     image_size, num_labels = given.get("image_size"), given.get("num_labels", 0)
-    found = find_images(arguments.data, image_size, given.get("num_channels"), bool(num_labels))
+    found = find(arguments.data, image_size, given.get("num_channels"), bool(num_labels))
     derived = {"num_channels": found.decoder.num_channels, **_classes(num_labels, found)}
+    if isinstance(found, FoundNormalImages):
+        derived |= OF_DETECTORS
     config_class = model_class.config_class
     assert config_class is not None
     fresh = {name: value for name, value in given.items() if name not in ("image_size", "num_labels")}

@@ -55,12 +55,12 @@ class Metrics:
     Attributes:
         values: metric name -> value.
         missing: metric name -> the reason why it has no value, without a period.
-        details: numbers that say how a metric was measured. results.json and the card have them, too.
+        details: JSON values that say how a metric was measured. results.json and the card have them, too.
     """
 
     values: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
-    details: dict[str, float] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def failed(cls, names: Iterable[str], error: Exception) -> Metrics:
@@ -97,7 +97,7 @@ class Data(Protocol):
 
 
 class Estimator(Protocol):
-    """A metric of the finished model that is not the average of one value per example."""
+    """A metric that is not the average of one value per example."""
 
     def steps(self) -> Steps:
         """Does the work of this process. Every process yields as often, and makes no collective call in between."""
@@ -132,9 +132,17 @@ class Objective(Protocol[Model]):
         ...
 
     def estimator(
-        self, model: Model, device: torch.device, processes: Processes, autocast: Autocast, /
+        self,
+        model: Model,
+        device: torch.device,
+        processes: Processes,
+        autocast: Autocast,
+        limit: int | None,
+        at_end: bool,
+        /,
     ) -> Estimator | None:
-        """Returns what measures the finished model on all evaluation examples at once; None if there is nothing."""
+        """Returns what measures the model on all evaluation examples at once, or on `limit` of them, evenly spread;
+        None if there is nothing. `at_end` says whether the model is finished."""
         ...
 
     def derive(self, means: dict[str, float]) -> dict[str, float]:

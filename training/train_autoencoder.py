@@ -22,6 +22,8 @@ if __name__ == "__main__":
     parse(SCRIPTS["autoencoder"])  # reports wrong flags before the imports below, which take seconds
 
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,10 +37,13 @@ from .config.flags import Arguments
 from .config.scripts import AutoencoderArguments
 from .data.batches import Batch
 from .data.distortions import distorted
+from .data.normal_images import NormalImageData, find_normal_images
+from .distributed.processes import Processes
+from .evaluation.anomalies import MOST_FITTED, AnomalyEstimator, training_images, warn_of_few
 from .loop import train
-from .objective import Metrics, Phase, Sample
+from .objective import Autocast, Metrics, Phase, Sample
 from .output.latent_map import draw_latent_map
-from .output.pictures import draw_reconstructions
+from .output.pictures import draw_anomalies, draw_reconstructions
 from .randomness import BatchRNG
 from .run_script import run_script
 
@@ -94,21 +99,39 @@ def contrastive_loss(latents: Tensor, of_copies: Tensor) -> Tensor:
 
 
 class AutoencoderObjective:
-    """Reconstruction of images; see [`training.objective.Objective`]."""
+    """Reconstruction of images; see [`training.objective.Objective`].
+
+    If it is known which images are normal, the model is trained on these to find others: the finished model gets an
+    anomaly detector with a threshold, and all metrics of reconstruction are of normal images.
+    """
 
     primary_metric = "mse"
     ema_prefixes: tuple[str, ...] = ("",)
 
     def __init__(self, arguments: Arguments):
         extra: AutoencoderArguments = arguments.extra
-        self.model, self.data = load_image_model(AutoencoderModel, arguments, arguments.run.seed)
+        run = arguments.run
+        find = partial(find_normal_images, extra.normal_label)
+        self.model, self.data = load_image_model(AutoencoderModel, arguments, run.seed, find)
+        # Those of a published model are about what it was trained on.
+        self.model.config.anomaly_threshold = self.model.config.anomaly_map_threshold = None
         self.phases = [Phase("model", ReconstructionLoss(self.model, extra.contrastive_weight))]
-        self.eval_batch_size = arguments.run.per_device_eval_batch_size
-        self.shown = next(self.data.eval_batches(32, torch.device("cpu")))["pixel_values"]
+        self.false_alarm_rate, self.eval_batch_size = extra.false_alarm_rate, run.per_device_eval_batch_size
+        self.measured: AnomalyEstimator | None = None
+        shown = torch.arange(self.data.num_eval_examples)
+        if isinstance(self.data, NormalImageData):
+            warn_of_few(len(self.data.held_out), extra.false_alarm_rate)
+            if not self.data.is_normal.all():
+                self.primary_metric = "auroc"
+            if self.data.is_normal.any():
+                shown = shown[self.data.is_normal]
+        self.shown = self.data.eval_batch(shown[:32], torch.device("cpu"))["pixel_values"]
 
     def evaluate(self, model: AutoencoderModel, batch: Batch, rng: BatchRNG) -> dict[str, Tensor]:
-        """Returns the errors of every image: the mean over its pixels."""
+        """Returns the errors of every image, or of every normal image: the mean over its pixels."""
         pixels = batch["pixel_values"]
+        if "is_normal" in batch:
+            pixels = pixels[batch["is_normal"]]
         reconstruction = model.decode(model.encode(pixels))
         difference = (reconstruction - pixels).flatten(1)
         errors = difference.square() if model.config.reconstruction_loss == "mse" else difference.abs()
@@ -119,8 +142,23 @@ class AutoencoderObjective:
             "psnr": psnr(reconstruction, pixels).clamp(max=100.0),
         }
 
-    def estimator(self, *_: object) -> None:
-        return None
+    def estimator(
+        self,
+        model: AutoencoderModel,
+        device: torch.device,
+        processes: Processes,
+        autocast: Autocast,
+        limit: int | None,
+        at_end: bool,
+    ) -> AnomalyEstimator | None:
+        """Returns what fits and measures the anomaly detector, if it is known which images are normal. A stream is
+        read from its start for that, so only at the end."""
+        if not isinstance(self.data, NormalImageData) or not (at_end or self.data.train.num_examples):
+            return None
+        self.measured = AnomalyEstimator(
+            model, self.model, self.data, self.false_alarm_rate, self.eval_batch_size, processes, device, limit, at_end
+        )
+        return self.measured
 
     def derive(self, means: dict[str, float]) -> dict[str, float]:
         return means
@@ -129,12 +167,28 @@ class AutoencoderObjective:
         return Metrics()
 
     def measure_config(self, model: AutoencoderModel) -> dict[str, float]:
+        """Returns the thresholds of the anomaly detector. If nothing is known to be normal, there are none, and the
+        detector is fitted here, to all training images."""
+        if self.measured is not None:
+            return self.measured.thresholds
+        model.fit_anomaly(training_images(self.data.train, MOST_FITTED, model.device))
         return {}
 
     def draw_samples(self, model: AutoencoderModel) -> dict[str, Sample]:
-        """Draws rows of originals and, below each, their reconstructions."""
+        """Draws rows of originals and, below each, their reconstructions; and, if anomalies were looked for, the
+        images of the evaluation split that are strangest, and the most normal ones, with their maps."""
         originals = self.shown.to(model.device)
-        return {"samples": draw_reconstructions(originals, model.decode(model.encode(originals)))}
+        samples: dict[str, Sample] = {
+            "samples": draw_reconstructions(originals, model.decode(model.encode(originals)))
+        }
+        if self.measured is not None and self.measured.scores is not None:
+            order = self.measured.rows[self.measured.scores.argsort(stable=True)]
+            normal, strange = (
+                self.data.eval_batch(rows, model.device)["pixel_values"] for rows in (order[:8], order.flip(0)[:8])
+            )
+            threshold = self.measured.thresholds.get("anomaly_map_threshold")
+            samples["anomalies"] = draw_anomalies(model, strange, normal, threshold)
+        return samples
 
     def draw_finished(self, model: AutoencoderModel) -> dict[str, Sample]:
         """Draws the map of the latents."""

@@ -113,10 +113,16 @@ class VariationalObjective:
         return {"elbo": -reconstruction - total, "reconstruction_loss": reconstruction, "kl_loss": total, **by_level}
 
     def estimator(
-        self, model: Any, device: torch.device, processes: Processes, autocast: Autocast
+        self,
+        model: Any,
+        device: torch.device,
+        processes: Processes,
+        autocast: Autocast,
+        limit: int | None,
+        at_end: bool,
     ) -> LikelihoodEstimator | None:
-        """Returns what estimates the importance-weighted likelihood, unless --nll_samples is 0."""
-        if not self.nll_samples:
+        """Returns what estimates the importance-weighted likelihood at the end, unless --nll_samples is 0."""
+        if not (self.nll_samples and at_end):
             return None
 
         def read(rows: Tensor) -> tuple[Tensor, Tensor | None]:

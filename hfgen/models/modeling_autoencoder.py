@@ -84,6 +84,8 @@ class AutoencoderConfig(StagedConfig):
         anomaly_dim: directions in which the anomaly detector tells normal images apart, at most 8 for each cell of its
             maps; 0 for no detector: images are as strange as their reconstruction is wrong.
         anomaly_threshold: score above which an image is an anomaly; None if that was not measured.
+        anomaly_map_threshold: value that the anomaly maps of normal images rarely exceed anywhere; None if that was
+            not measured.
 
     Raises:
         StrictDataclassError: a value has the wrong type or is out of range, or the stages do not divide image_size.
@@ -106,6 +108,7 @@ class AutoencoderConfig(StagedConfig):
     hidden_act: str = "silu"
     anomaly_dim: int = 0
     anomaly_threshold: float | int | None = None
+    anomaly_map_threshold: float | int | None = None
 
     def __post_init__(self, **kwargs):
         if self.hidden_channels is None:
@@ -134,8 +137,10 @@ class AutoencoderConfig(StagedConfig):
             problems.append(f"erase_prob must be from 0 to 1, got {self.erase_prob}")
         if self.anomaly_dim < 0:
             problems.append(f"anomaly_dim must be at least 0, got {self.anomaly_dim}")
-        if self.anomaly_threshold is not None and not math.isfinite(self.anomaly_threshold):
-            problems.append(f"anomaly_threshold must be a finite number or None, got {self.anomaly_threshold}")
+        for name in ("anomaly_threshold", "anomaly_map_threshold"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                problems.append(f"{name} must be a finite number or None, got {value}")
         if problems:
             raise ValueError("AutoencoderConfig: " + "; ".join(problems) + ".")
 

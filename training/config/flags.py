@@ -15,7 +15,7 @@ OF_ONE_DATASET = ("dataset_path", "dataset_sha256", "dataset_config_name", "data
 # Config fields whose default is what the data has.
 FROM_DATA = ("image_size", "num_channels", "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 # Config fields that a run measures on its finished model: neither flags nor settings.
-MEASURED = ("scaling_factor", "shift_factor", "anomaly_threshold")
+MEASURED = ("scaling_factor", "shift_factor", "anomaly_threshold", "anomaly_map_threshold")
 
 
 @dataclass(frozen=True)

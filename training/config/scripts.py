@@ -26,6 +26,22 @@ class AutoencoderArguments:
         on_resume="warn",
         ge=0,
     )
+    normal_label: list[str] | None = flag(  # noqa: RUF009 - an immutable default
+        None,
+        "Classes that are normal, by name or number, or all for every image: the model is trained on normal images "
+        "only, to find anomalies, and measured by how well it does. Unless they are given, --anomaly_dim is then 400, "
+        "--noise_std 0.25 and --erase_prob 0.5. Default: if all training images are of one class called good, normal "
+        "or ok, that one.",
+        on_resume="refuse",
+    )
+    false_alarm_rate: float = flag(
+        0.01,
+        "Share of normal images that may be taken for anomalies: it sets the threshold, by normal images that are "
+        "held out of the training.",
+        on_resume="free",
+        gt=0,
+        lt=1,
+    )
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import posixpath
+from collections.abc import Iterable
 from typing import Any
 
 from .layout import find_classes
@@ -11,12 +12,14 @@ from .local_files import TABLE_LOADERS, DataFile, LocalData, data_files
 
 
 logger = logging.getLogger(__name__)
+MASK_COLUMN = "mask"  # which pixels of an image are anomalous
 
 
 def image_splits(local: LocalData) -> dict[str, Any]:
     """The splits of a folder of images, a `datasets.Dataset` each.
 
-    They have a column `image`, and `label` if folders name classes. A `metadata.csv` (`.jsonl`, `.parquet`) with a
+    They have a column `image`, and `label` if folders name classes; a split with masks in a folder `ground_truth` has
+    `mask`, which is None for images without one. A `metadata.csv` (`.jsonl`, `.parquet`) with a
     column `file_name` replaces the classes by its own columns, as in the ImageFolder of `datasets`. Images that it
     does not name are left out, which is logged.
 
@@ -42,17 +45,22 @@ def image_splits(local: LocalData) -> dict[str, Any]:
         if names:
             columns["label"] = [classes[row] for row in rows]
             features["label"] = datasets.ClassLabel(names=names)
-        splits[split] = _dataset([local.files[row] for row in rows], columns, features)
+        splits[split] = _dataset(local, rows, columns, features)
     return splits
 
 
-def _dataset(files: list[DataFile], columns: dict[str, list[Any]], features: dict[str, Any]) -> Any:
+def _dataset(local: LocalData, rows: list[int], columns: dict[str, list[Any]], features: dict[str, Any]) -> Any:
     """Images, unread, and other columns beside them."""
     import datasets
 
-    paths = [{"bytes": None, "path": str(file.path)} for file in files]
-    with_image = datasets.Features({"image": datasets.Image(), **features})
-    return datasets.Dataset.from_dict({"image": paths, **columns}, features=with_image)
+    def paths(files: Iterable[int | None]) -> list[Any]:
+        return [None if row is None else {"bytes": None, "path": str(local.files[row].path)} for row in files]
+
+    columns, features = {"image": paths(rows), **columns}, {"image": datasets.Image(), **features}
+    masks = [local.layout.mask_of.get(row) for row in rows]
+    if any(mask is not None for mask in masks) and MASK_COLUMN not in columns:
+        columns[MASK_COLUMN], features[MASK_COLUMN] = paths(masks), datasets.Image(decode=False)
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 
 def _read_table(file: DataFile) -> tuple[DataFile, Any] | None:
@@ -91,7 +99,7 @@ def _described(local: LocalData, metadata: list[tuple[DataFile, Any]]) -> dict[s
         kept = [(number, row) for number, row in enumerate(named) if row is not None and row in inside]
         if kept:
             columns = table.select([number for number, _ in kept])[:] if table.column_names else {}
-            splits[split] = _dataset([local.files[row] for _, row in kept], columns, dict(table.features))
+            splits[split] = _dataset(local, [row for _, row in kept], columns, dict(table.features))
     return splits
 
 

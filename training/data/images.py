@@ -16,6 +16,7 @@ from hfgen.image_processing import exif_orientation, to_pixel_values, why_unread
 from ..config.flags import DataArguments
 from .batches import Batch, Feed, evenly_spread, fits_in_memory, image_batch
 from .feeds import DatasetFeed, TensorFeed
+from .image_folder import MASK_COLUMN
 from .labels import Labels, find_labels
 from .sources import find_eval_split, find_split, first_example, hold_out, limited, load_splits
 from .streams import ShuffledExamples, State, StreamFeed
@@ -117,7 +118,7 @@ class FoundImages:
             ValueError: An image or label cannot be used.
         """
         decoder, args = self.decoder, self.args
-        pixels, labels = _eval_images(self.evaluation, replace(decoder, name=f"{self.name} ({self.eval_split})"), args)
+        pixels, labels = decode_split(self.evaluation, replace(decoder, name=f"{self.name} ({self.eval_split})"), args)
         feed, revision = _feed(self.train, decoder, seed, args), args.version
         return ImageData(
             feed, pixels, labels, decoder.size, decoder.num_channels, self.label_names, self.name, self.eval_split,
@@ -136,8 +137,12 @@ def _feed(train: Any, decoder: ImageDecoder, seed: int, args: DataArguments) -> 
     return DatasetFeed(train, decoder, seed, workers)
 
 
-def _eval_images(dataset: Any, decoder: ImageDecoder, args: DataArguments) -> tuple[Any, Tensor | None]:
-    """Pixels and labels to evaluate on, decoded and checked once if they fit in memory."""
+def decode_split(dataset: Any, decoder: ImageDecoder, args: DataArguments) -> tuple[Any, Tensor | None]:
+    """Pixels and labels to evaluate on, decoded and checked once if they fit in memory.
+
+    Raises:
+        ValueError: An image or label cannot be used.
+    """
     # --in_memory false is about the training images: a small evaluation split is held all the same.
     if args.streaming or fits_in_memory(len(dataset) * decoder.bytes_per_image, args.in_memory or None):
         return _decode_all(dataset, decoder)
@@ -314,8 +319,11 @@ def _undecoded(dataset: Any, column: str, name: str) -> Any:
     features = dataset.features or {}
     if column not in features:
         raise ValueError(f"--image_column must be a column of {name} ({', '.join(features)}), got {column!r}.")
+    others = [name for name, feature in features.items() if isinstance(feature, Image) and name != column]
     try:
-        return dataset.cast_column(column, Image(decode=False))
+        for image in (column, *others):
+            dataset = dataset.cast_column(image, Image(decode=False))
+        return dataset
     except (TypeError, ValueError, NotImplementedError):
         raise ValueError(
             f"--image_column must be a column of images, got {column!r} of {name}, which holds {features[column]}."
@@ -327,6 +335,8 @@ def _find_image_column(dataset: Any, wanted: str | None, name: str) -> str:
         return wanted
     features = dataset.features or {}
     images = [column for column, feature in features.items() if type(feature).__name__ == "Image"]
+    if len(images) > 1:
+        images = [column for column in images if column != MASK_COLUMN]
     if len(images) != 1:
         raise ValueError(
             f"{name} must have one column of images, got {len(images)} among {', '.join(features) or 'its columns'}. "

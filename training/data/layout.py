@@ -19,6 +19,7 @@ SPLIT_WORDS = {  # those of `datasets`
 }
 GROUND_TRUTH_FOLDERS = {"ground_truth", "groundtruth"}
 MASK_FOLDERS = {*GROUND_TRUTH_FOLDERS, "gt", "mask", "masks", "annotations", "labels"}
+NORMAL_FOLDERS = {"good", "normal", "ok"}  # of MVTec AD and anomalib, of VisA, of BTAD
 IMAGE_FOLDERS = {"image", "images", "img", "imgs"}  # what masks lie beside, unless it is the splits
 _SHARD = re.compile(r"(?P<split>\w+(\.\w+)*)-\d{5}-of-\d{5}")
 
@@ -31,11 +32,13 @@ class Layout:
         splits: Indices of the files, by the name of the split.
         left_out: Indices of the files in none, by the reason.
         folders: The folders of each file, without the one that names its split.
+        mask_of: Index of the mask in `ground_truth`, by that of the image that it belongs to.
     """
 
     splits: dict[str, list[int]]
     left_out: dict[str, list[int]] = field(default_factory=dict)
     folders: list[Place] = field(default_factory=list)
+    mask_of: dict[int, int] = field(default_factory=dict)
 
 
 def find_splits(places: Sequence[Place], hold: Literal["images", "text", "tables"]) -> Layout:
@@ -59,7 +62,7 @@ def find_splits(places: Sequence[Place], hold: Literal["images", "text", "tables
         folders[row] = folder
     splits = {split: [kept[row] for row in rows] for split, rows in layout.splits.items()}
     left_out = {reason: [kept[row] for row in rows] for reason, rows in layout.left_out.items()}
-    return Layout(splits, {**masks, **left_out}, folders)
+    return Layout(splits, {**masks, **left_out}, folders, _match_masks(places, without, splits, folders))
 
 
 def _splits_of(places: Sequence[Place], hold: Literal["images", "text", "tables"]) -> Layout:
@@ -99,11 +102,29 @@ def _has_masks(name: str, others: set[str]) -> bool:
     return bool(others) and all(other.lower() in IMAGE_FOLDERS or _split_of_folder(other) for other in others)
 
 
+def _match_masks(
+    places: Sequence[Place], masks: set[int], splits: dict[str, list[int]], folders: list[Place]
+) -> dict[int, int]:
+    """The mask of each evaluation image: `ground_truth/KIND/NAME_mask.png` or `NAME.png` for `test/KIND/NAME.png`."""
+    found: dict[tuple[Place, str], int] = {}
+    for row in masks:
+        folder = tuple(name for name in places[row][:-1] if name.lower() not in GROUND_TRUTH_FOLDERS)
+        if len(folder) < len(places[row]) - 1:
+            found[folder, _stem(places[row]).removesuffix("_mask")] = row
+    evaluated = [row for split in ("validation", "test") for row in splits.get(split, [])]  # test last: it wins
+    image_of = {found[key]: row for row in evaluated if (key := (folders[row], _stem(places[row]))) in found}
+    return {image: mask for mask, image in image_of.items()}
+
+
+def _stem(place: Place) -> str:
+    return place[-1].rpartition(".")[0]
+
+
 def find_classes(layout: Layout) -> tuple[list[str], list[int | None]]:
     """The classes that the folders name, and the class of each file.
 
-    Folders name classes where there are several at one depth, the same for all files of the training split. Files of
-    another split at another depth have no class.
+    Folders name classes where there are several at one depth, the same for all files of the training split, or where
+    a single one has a name such as `good`. Files of another split at another depth have no class.
 
     Returns:
         The names, in natural order, and for each file the index of its class, or None. No names if there are none.
@@ -116,7 +137,7 @@ def find_classes(layout: Layout) -> tuple[list[str], list[int | None]]:
     rows = [row for split, rows in layout.splits.items() if depths[split] == reference for row in rows]
     for level in reversed(range(depth)):
         names = in_natural_order({layout.folders[row][level] for row in rows})
-        if len(names) > 1:
+        if len(names) > 1 or (level == depth - 1 and NORMAL_FOLDERS.issuperset(name.lower() for name in names)):
             index_of = {name: index for index, name in enumerate(names)}
             classes: list[int | None] = [None] * len(layout.folders)
             for row in rows:

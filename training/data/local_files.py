@@ -20,14 +20,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from hfgen.image_processing import IMAGE_SUFFIXES
+
 from .layout import Layout, Place, find_splits
 
 
 logger = logging.getLogger(__name__)
-IMAGE_KINDS = {
-    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".bmp", ".dib", ".gif", ".webp", ".avif", ".tif"),
-    *(".tiff", ".pnm", ".ppm", ".pgm", ".pbm", ".tga", ".ico", ".psd"),
-}
 UNREADABLE_IMAGE_KINDS = {".heic", ".heif", ".jxl", ".svg", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw"}
 TEXT_KINDS = {kind + end for kind in (".txt", ".md", ".rst", ".py") for end in ("", ".gz")}
 TABLE_LOADERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -217,7 +215,7 @@ def _of_folder(path: Path, wanted: Literal["images", "text"], files: list[DataFi
     if not taken:
         return None
     kind = taken[0].kind
-    data_type: DataType = "images" if kind in IMAGE_KINDS else "text" if kind in TEXT_KINDS else "tables"
+    data_type: DataType = "images" if kind in IMAGE_SUFFIXES else "text" if kind in TEXT_KINDS else "tables"
     metadata: list[DataFile] = []
     if data_type == "images":
         metadata = [file for file in files if file.path.name.lower() in METADATA_NAMES]
@@ -234,7 +232,7 @@ def _of_folder(path: Path, wanted: Literal["images", "text"], files: list[DataFi
 
 def _taken(files: list[DataFile], wanted: Literal["images", "text"]) -> list[DataFile]:
     """Those to read of a folder that may hold several things."""
-    images = [file for file in files if file.kind in IMAGE_KINDS]
+    images = [file for file in files if file.kind in IMAGE_SUFFIXES]
     texts = [file for file in files if file.kind in TEXT_KINDS]
     tables = [file for file in files if file.kind in TABLE_LOADERS and file.path.name not in NOT_DATA]
     tables = _largest([[file for file in tables if TABLE_LOADERS[file.kind] == loader] for loader in _loaders(tables)])
@@ -271,7 +269,7 @@ def _other_kinds(files: list[DataFile], read: list[DataFile], data_type: DataTyp
         unreadable = [file for file in others if file.kind in UNREADABLE_IMAGE_KINDS]
         others = [file for file in others if file.kind not in UNREADABLE_IMAGE_KINDS]
         if unreadable:
-            images = len(unreadable) + sum(file.kind in IMAGE_KINDS for file in read)
+            images = len(unreadable) + sum(file.kind in IMAGE_SUFFIXES for file in read)
             yield (
                 f"{len(unreadable):,} of {images:,} images, {_kinds(unreadable)}, {_were(len(unreadable))} left out "
                 "because Pillow cannot read them. Convert them to .png or .jpg."

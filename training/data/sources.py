@@ -186,28 +186,37 @@ def find_eval_split(splits: dict[str, Any], args: DataArguments) -> str | None:
     return next((name for name in EVAL_SPLITS if name in splits and name not in train_splits), None)
 
 
-def hold_out(train: Any, column: str, split: str) -> tuple[Any, Any, str]:
-    """Returns (the rest, a tenth to evaluate on, what that tenth is called).
+def hold_out(train: Any, column: str, split: str, part: int = 0, fewest: int = 1) -> tuple[Any, Any, str]:
+    """Returns (the rest, a tenth that is not trained on, what that tenth is called).
 
     Which examples are held out depends only on the dataset, so that runs with different seeds are comparable. In a
     stream a hash of their content decides: any other rule would depend on how the shards are divided.
 
+    Args:
+        train: Examples.
+        column: Of a stream, what the hash is of.
+        split: What the examples are called.
+        part: Another number holds out other examples of a stream, so that a tenth can be taken of what is left.
+        fewest: Examples to hold out at least, if they are not streamed.
+
     Raises:
-        ValueError: There are too few examples.
+        ValueError: There are not twice as many as are to be held out.
     """
     name = f"10 % of {split}"
     if not hasattr(train, "train_test_split"):
-        kept, held_out = (
-            train.filter(_HeldOut(column, wanted), batched=True, batch_size=FILTERED_AT_A_TIME)
-            for wanted in (False, True)
-        )
-        return kept, held_out, name
-    if len(train) < 2:
+        return (*(filtered(train, _HeldOut(column, wanted, part)) for wanted in (False, True)), name)
+    if len(train) < 2 * fewest:
         raise ValueError(
-            f"The split {split!r} must have at least 2 examples to hold one out, got {len(train)}. Use more data."
+            f"The split {split!r} must have at least {2 * fewest} examples to hold {'one' if fewest == 1 else fewest} "
+            f"out, got {len(train)}. Use more data."
         )
-    parts = train.train_test_split(test_size=max(1, len(train) // 10), seed=0)
+    parts = train.train_test_split(test_size=max(fewest, len(train) // 10), seed=0)
     return parts["train"], parts["test"], name
+
+
+def filtered(stream: Any, keeps: Callable[[dict[str, list]], list[bool]]) -> Any:
+    """The examples of a stream for which `keeps` is true; it gets the columns of some examples at a time."""
+    return stream.filter(keeps, batched=True, batch_size=FILTERED_AT_A_TIME)
 
 
 def limited(dataset: Any, count: int | None) -> Any:
@@ -240,8 +249,8 @@ def one_line(error: BaseException) -> str:
 class _HeldOut:
     """Filter for the tenth of the examples that their content chooses, or for the others if not `wanted`."""
 
-    def __init__(self, column: str, wanted: bool):
-        self.column, self.wanted = column, wanted
+    def __init__(self, column: str, wanted: bool, part: int):
+        self.column, self.wanted, self.part = column, wanted, part
 
     def __call__(self, examples: dict[str, list]) -> list[bool]:
         return [self._is_held_out(value) == self.wanted for value in examples[self.column]]
@@ -250,7 +259,7 @@ class _HeldOut:
         if isinstance(value, dict):  # an image: its content, or the end of its path, the same on every machine
             value = value["bytes"] or "/".join(re.split(r"[/\\]", value["path"] or "")[-2:])
         content = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
-        return hashlib.blake2b(content, digest_size=8).digest()[0] < 26  # of 256: a tenth
+        return hashlib.blake2b(content, digest_size=8).digest()[self.part] < 26  # of 256: a tenth
 
 
 def _local_copy_of(name: str, args: DataArguments) -> str:

@@ -50,7 +50,7 @@ def evaluate(
         run: the flags.
         device: of this process.
         stop: asked before every batch; knows the processes of the run.
-        at_end: whether the model is finished, and its likelihood is to be estimated.
+        at_end: whether the model is finished, and all of it is to be measured.
         limit: number of examples to measure, evenly spread over the split; None for all.
         before_batch: called before every batch.
         autocast: the precision of training. Only the likelihood is estimated in it: over so many passes, rounding
@@ -63,7 +63,7 @@ def evaluate(
     # Batch normalization's averages differ a little between processes, and those of the main process are saved.
     processes.copy_from_main(model.buffers())
     means = ItemMeans()
-    estimator = objective.estimator(model, device, processes, autocast) if at_end else None
+    estimator = objective.estimator(model, device, processes, autocast, limit, at_end)
     with torch.no_grad(), evaluation_mode(model):
         batches = objective.data.eval_batches(run.per_device_eval_batch_size, device, limit)
         own = _own_batches(batches, processes)
@@ -90,7 +90,8 @@ def evaluate(
     if estimator is None:
         return _derive(objective, averages)
     estimate = estimator.result()
-    return replace(_derive(objective, averages | estimate.values), details=estimate.details)
+    derived = _derive(objective, averages | estimate.values)
+    return replace(derived, missing=derived.missing | estimate.missing, details=estimate.details)
 
 
 def _steps(measured: Steps, estimator: Estimator | None) -> Steps:

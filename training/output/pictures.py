@@ -12,7 +12,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from hfgen.image_processing import image_grid
+from hfgen.image_processing import image_grid, overlay_maps
 
 
 # In pixels: small images are enlarged until a picture is this wide, and of large ones fewer are shown.
@@ -72,6 +72,29 @@ def draw_reconstructions(images: Tensor, reconstructions: Tensor) -> PIL.Image.I
     rows = list(zip(images.split(columns), reconstructions.split(columns)))[: _how_many_fit(2 * height, 4)]
     scale = _scale(columns * width)
     return _join([image_grid(torch.cat(pair), len(pair[0]), scale=scale) for pair in rows], vertically=True)
+
+
+@torch.no_grad()
+def draw_anomalies(model: Any, strange: Tensor, normal: Tensor, threshold: float | None = None) -> PIL.Image.Image:
+    """Draws the strangest images and the most normal ones, a row each, above the same images painted with their maps.
+
+    Args:
+        model: with the method `predict_anomaly` of [`hfgen.AutoencoderModel`].
+        strange: (batch, channels, height, width) in [0, 1], the strangest first.
+        normal: in the same form, the most normal first.
+        threshold: what maps of normal images rarely exceed; by default, the largest value of all maps is as red as
+            one and a half times a threshold.
+    """
+    columns = _how_many_fit(strange.shape[3], 8)
+    rows = [images[:columns] for images in (strange, normal)]
+    maps = [model.predict_anomaly(images).maps for images in rows]
+    threshold = threshold or float(torch.cat(maps).max()) * 2 / 3
+    scale = _scale(columns * strange.shape[3])
+    grids = []
+    for images, of_images in zip(rows, maps):
+        pair = torch.cat([images.expand(-1, 3, -1, -1), overlay_maps(images, of_images, threshold)])
+        grids.append(image_grid(pair, len(images), scale=scale))
+    return _join(grids, vertically=True)
 
 
 def _find_pairs(count: int, labels: Tensor | None) -> list[tuple[int, int]]:

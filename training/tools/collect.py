@@ -84,13 +84,14 @@ def _measured(results: dict[str, Any]) -> str:
     # The flag, in older results: all images had that many samples.
     numbers = {"nll_samples": "K", **results.get("arguments", {}), **details}
     headline = read_family(results["model_type"]).headline_metrics
+    first = next((key for key, _, _ in headline if key in metrics), None)  # an anomaly detector has another one
     shown = []
     for key, label, form in headline:
         if (value := metrics.get(key)) is None:
             continue
         error = details.get(f"{key}_standard_error")
         number = f"{value:{form}}" if error is None else format_with_error(value, error)
-        shown.append(f"{label.format_map(numbers)} {f'**{number}**' if key == headline[0][0] else number}")
+        shown.append(f"{label.format_map(numbers)} {f'**{number}**' if key == first else number}")
     return f"{', '.join(shown)}; {results['seconds_trained']:.0f} s, {results['steps']:,} steps"
 
 

@@ -106,6 +106,27 @@ def test_folders_name_classes() -> None:
     )
 
 
+def test_masks_belong_to_evaluation_images_of_the_same_place() -> None:
+    paths = [
+        "train/good/0.png", "train/dot/1.png",
+        "test/dot/0.png", "test/dot/1.png", "test/dot/2.png", "test/stain/0.jpg",
+        "ground_truth/dot/0_mask.png", "ground_truth/dot/1.png", "ground_truth/stain/0.png",
+        "ground_truth/other/2.png",
+    ]  # fmt: skip
+    for home in ("", "bottle/"):
+        masks = find_splits([tuple(f"{home}{path}".split("/")) for path in paths], "images").mask_of
+        assert {paths[image]: paths[mask] for image, mask in masks.items()} == {
+            "test/dot/0.png": "ground_truth/dot/0_mask.png",
+            "test/dot/1.png": "ground_truth/dot/1.png",
+            "test/stain/0.jpg": "ground_truth/stain/0.png",
+        }
+
+
+def test_a_single_folder_names_a_class_if_it_says_that_images_are_normal() -> None:
+    assert classes_of("train/good/a.png", "test/good/b.png") == (["good"], ["good", "good"])
+    assert classes_of("OK/a.png", "OK/b.png") == (["OK"], ["OK", "OK"])
+
+
 def test_folders_that_name_no_classes() -> None:
     for paths in (["train/a.png", "test/b.png"], ["a.png", "cat/b.png", "dog/c.png"], ["all/a.png", "all/b.png"]):
         assert classes_of(*paths) == ([], [None] * len(paths))

@@ -13,7 +13,14 @@ from PIL import Image
 from torch import Tensor
 
 from hfgen import VAEConfig, VAEModel
-from training.output.pictures import GAP, draw_latents, draw_reconstructions, images_needed, principal_directions
+from training.output.pictures import (
+    GAP,
+    draw_anomalies,
+    draw_latents,
+    draw_reconstructions,
+    images_needed,
+    principal_directions,
+)
 
 
 class TwoPixels:
@@ -56,6 +63,30 @@ def test_reconstructions_are_below_their_images() -> None:
         torch.testing.assert_close(found[row + 1, column], (image.flatten() - 0.1).clamp(0), rtol=0, atol=0.01)
     assert (found[4:, 4:] == 1).all()  # nothing, in the last and incomplete rows
     assert torch.equal(cells(draw_latents(TwoPixels(), images)["reconstructions"], 6, 8, (1, 3)), found)
+
+
+def test_strange_images_are_above_normal_ones_and_each_is_above_its_map() -> None:
+    """Of two gray images the map is their gray value; it is 0 for a black one."""
+    model = SimpleNamespace(predict_anomaly=lambda images: SimpleNamespace(maps=images[:, 0]))
+    strange, normal = gray(1.0, 0.4), gray(0.0, 0.2)
+    picture = np.asarray(draw_anomalies(model, strange, normal, threshold=0.4)).astype(int)
+    height, width = (picture.shape[0] - GAP) // 4, picture.shape[1] // 2
+    rows = [height // 2, height + height // 2, 2 * height + GAP + height // 2, 3 * height + GAP + height // 2]
+    shown = picture[rows][:, [width // 2, width + width // 2]]
+    # Twice the threshold is painted with four fifths of red, the threshold with two fifths, and half of it not at all.
+    assert shown.tolist() == [
+        [[255, 255, 255], [102, 102, 102]],
+        [[255, 51, 51], [163, 61, 61]],
+        [[0, 0, 0], [51, 51, 51]],
+        [[0, 0, 0], [51, 51, 51]],
+    ]
+    # Without a threshold, the largest value of all maps decides.
+    picture = np.asarray(draw_anomalies(model, strange, normal)).astype(int)
+    assert picture[rows[1], width // 2].tolist() == [255, 51, 51]
+
+
+def gray(*levels: float) -> Tensor:
+    return torch.tensor(levels)[:, None, None, None].expand(-1, 1, 4, 4)
 
 
 def test_rows_of_an_interpolation_lead_from_one_image_to_another() -> None:
