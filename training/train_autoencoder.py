@@ -25,7 +25,6 @@ if __name__ == "__main__":
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hfgen import AutoencoderConfig, AutoencoderModel
@@ -36,7 +35,6 @@ from .build_model import load_image_model
 from .config.flags import Arguments
 from .config.scripts import AutoencoderArguments
 from .data.batches import Batch
-from .data.distortions import distorted
 from .data.normal_images import NormalImageData, find_normal_images
 from .distributed.processes import Processes
 from .evaluation.anomalies import MOST_FITTED, AnomalyEstimator, training_images, warn_of_few
@@ -49,53 +47,18 @@ from .run_script import run_script
 
 
 class ReconstructionLoss(nn.Module):
-    """The model's loss on a batch, and the contrastive term if it has a weight.
+    """The model's loss on a batch; what a denoising model is not shown belongs to the examples."""
 
-    Noise, erased rectangles and distortions belong to the examples. What an image is contrasted with are the others
-    that this process has at once, so `--per_device_train_batch_size` matters.
-
-    Args:
-        model: that is trained.
-        contrastive_weight: of the contrastive term.
-    """
-
-    def __init__(self, model: AutoencoderModel, contrastive_weight: float):
+    def __init__(self, model: AutoencoderModel):
         super().__init__()
-        self.model, self.contrastive_weight = model, contrastive_weight
+        self.model = model
 
     def forward(self, batch: Batch, rng: BatchRNG, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        pixels = batch["pixel_values"]
-        config = self.model.config
+        pixels, config = batch["pixel_values"], self.model.config
         noise = rng.normal(*pixels.shape[1:]) if config.noise_std > 0 else None
         erasing = rng.uniform(5) if config.erase_prob > 0 else None
         output = self.model(pixels, noise=noise, erasing=erasing)
-        if not self.contrastive_weight:
-            return output.loss, {"loss": output.loss}
-        contrastive = contrastive_loss(output.latents, self.model.encode(distorted(pixels, rng)))
-        loss = output.loss + self.contrastive_weight * contrastive
-        return loss, {"loss": loss, "reconstruction_loss": output.loss, "contrastive_loss": contrastive}
-
-
-def contrastive_loss(latents: Tensor, of_copies: Tensor) -> Tensor:
-    """How well copies and originals find each other by their distance: InfoNCE (van den Oord et al. 2018,
-    https://arxiv.org/abs/1807.03748), in nats, averaged over both directions and the batch.
-
-    The score of a pair is the log-density of a normal distribution of variance 1 around the other's latents, and not a
-    cosine, so that the plain Euclidean distance of latents is the one that means something. There is no temperature,
-    because the encoder learns the scale of its latents.
-
-    Args:
-        latents: (batch, ...), of images.
-        of_copies: the same shape, of a copy of each.
-    """
-    originals, copies = (values.flatten(1).float() for values in (latents, of_copies))
-    # Not in bf16: a small distance is what is left of large numbers.
-    with torch.autocast(latents.device.type, enabled=False):
-        products = originals @ copies.T
-    # Without torch.cdist, whose gradient is not finite where two are equal.
-    squares = originals.square().sum(1)[:, None] + copies.square().sum(1) - 2 * products
-    scores, partners = -0.5 * squares, torch.arange(len(squares), device=squares.device)
-    return (F.cross_entropy(scores, partners) + F.cross_entropy(scores.T, partners)) / 2
+        return output.loss, {"loss": output.loss}
 
 
 class AutoencoderObjective:
@@ -115,7 +78,7 @@ class AutoencoderObjective:
         self.model, self.data = load_image_model(AutoencoderModel, arguments, run.seed, find)
         # Those of a published model are about what it was trained on.
         self.model.config.anomaly_threshold = self.model.config.anomaly_map_threshold = None
-        self.phases = [Phase("model", ReconstructionLoss(self.model, extra.contrastive_weight))]
+        self.phases = [Phase("model", ReconstructionLoss(self.model))]
         self.false_alarm_rate, self.eval_batch_size = extra.false_alarm_rate, run.per_device_eval_batch_size
         self.measured: AnomalyEstimator | None = None
         shown = torch.arange(self.data.num_eval_examples)

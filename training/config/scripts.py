@@ -18,14 +18,6 @@ class AutoencoderArguments:
 
     _argument_group_name = "autoencoder"
 
-    contrastive_weight: float = flag(
-        0.0,
-        "Weight of a term that pulls the latents of an image towards those of a distorted copy of it, and away from "
-        "those of the other images in the batch, so that near latents come to mean alike images. It takes several "
-        "epochs to do so; reconstructions are a little worse, and a step takes 1.4 times as long.",
-        on_resume="warn",
-        ge=0,
-    )
     normal_label: list[str] | None = flag(  # noqa: RUF009 - an immutable default
         None,
         "Classes that are normal, by name or number, or all for every image: the model is trained on normal images "

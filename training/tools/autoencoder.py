@@ -30,10 +30,10 @@ from .measured_runs import run_task, run_training
 from .measured_table import Runs, range_of, seconds_of
 
 
-RECIPE, EMBEDDING = "autoencoder-mnist", "autoencoder-mnist-embedding"
+RECIPE = "autoencoder-mnist"
 START_SECONDS = 15.0
-COMPONENTS = 32  # the numbers that both recipes, and the defaults, compress an image to
-TRAININGS = [Training("Auto-Encoder", RECIPE), Training("Auto-Encoder, for embedding", EMBEDDING)]
+COMPONENTS = 32  # the numbers that the recipe, and the defaults, compress an image to
+TRAININGS = [Training("Auto-Encoder", RECIPE)]
 
 
 def measure_start(session: Session, row: str) -> Lines:

@@ -15,7 +15,7 @@ from hfgen import AutoencoderConfig, AutoencoderModel
 from training.config.flags import DataArguments
 from training.data.images import load_images
 from training.tools import autoencoder, measured_rows, reduction
-from training.tools.autoencoder import EMBEDDING, RECIPE, figure
+from training.tools.autoencoder import RECIPE, figure
 from training.tools.measured_rows import read_trials
 from training.tools.measured_runs import AVX2, RECIPES
 
@@ -76,14 +76,14 @@ def test_start_trains_with_the_default_flags_beside_pca_and_the_mean_image(
     assert "MSE **0.0250** (0.0200 to 0.0300); 20 s in all, 15 s of training |" in lines[2]
 
 
-def test_reduction_measures_neighbors_in_the_latents_of_each_recipe(
+def test_reduction_measures_neighbors_in_the_latents_of_the_recipe(
     calls: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     words = ["--max_train_samples", "100", "--max_eval_samples", "50"]
     found = run(monkeypatch, tmp_path / "figures.json", "reduction", *words)["rows"]["reduction"]
-    pca, first, neighbors, second, _ = calls
+    pca, first, neighbors = calls
     assert pca[0]["components"] == 32
-    assert [entry[0] for entry in (first, second)] == [RECIPE, EMBEDDING] and first[2] == words
+    assert first[0] == RECIPE and first[2] == words
     assert neighbors[0]["folder"] == str(first[1]) and neighbors[0]["data"]["max_train_samples"] == 100
     assert neighbors[0]["data"]["max_eval_samples"] == 50
     (one,) = found["Auto-Encoder"]["all instructions"]
@@ -92,9 +92,8 @@ def test_reduction_measures_neighbors_in_the_latents_of_each_recipe(
 
 
 def test_recipes_and_trials_of_the_tool_are_there() -> None:
-    assert {RECIPE, EMBEDDING} <= {path.stem for path in RECIPES.glob("*.yaml")}
-    recipes = {trial.recipe for trial in read_trials(autoencoder.TOOL.trials).values()}
-    assert recipes <= {RECIPE, EMBEDDING}
+    assert RECIPE in {path.stem for path in RECIPES.glob("*.yaml")}
+    assert {trial.recipe for trial in read_trials(autoencoder.TOOL.trials).values()} == {RECIPE}
 
 
 # Errors and neighbors
