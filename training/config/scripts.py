@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from .flags import flag
+from .flags import flag, switch
 
 
 @dataclass
@@ -123,6 +123,20 @@ class GANArguments:
 
 
 @dataclass
+class CodecArguments:
+    """The flags of train_codec.py alone."""
+
+    _argument_group_name = "codec"
+
+    wrap_around: bool = switch(
+        True,
+        "Move training images by a random distance, and continue them at the other side. A codec for mosaics of small "
+        "images learns from the seams; for photographs, leave it out.",
+        on_resume="warn",
+    )
+
+
+@dataclass
 class GPTArguments:
     """The flags of train_gpt.py alone."""
 
@@ -173,6 +187,7 @@ SCRIPTS = {
             {"learning_rate": 4e-3, "optimizer": "muon", "ema_decay": 0.995},
             VAEArguments,
         ),
+        Script("codec", "Trains an image codec for a range of rates.", {"learning_rate": 2e-3}, CodecArguments),
         Script(
             "gan",
             "Trains a Generative Adversarial Network.",
