@@ -50,7 +50,9 @@ OWN = {
         "--hidden_channels 4 8 --hidden_size 16 --latent_dim 4 --num_prior_couplings 2 --prior_hidden_size 8 "
         "--nll_samples 2"
     ),
-    "codec": shlex.split("--hidden_channels 4 8 --num_residual_blocks 1 --latent_dim 4 --num_levels 3 --max_symbol 7"),
+    "codec": shlex.split(
+        "--hidden_channels 4 8 --num_residual_blocks 1 --latent_dim 4 --num_levels 3 --max_symbol 7 --wrap_around"
+    ),
     "gan": shlex.split("--generator_channels 8 4 --latent_dim 4 --discriminator_steps 2 --quality_samples 0"),
     "gpt": shlex.split(
         "--hidden_size 16 --num_hidden_layers 2 --num_attention_heads 2 --max_position_embeddings 8 "

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from .flags import flag, switch
+from .flags import flag
 
 
 @dataclass
@@ -128,10 +128,10 @@ class CodecArguments:
 
     _argument_group_name = "codec"
 
-    wrap_around: bool = switch(
-        True,
-        "Move training images by a random distance, and continue them at the other side. A codec for mosaics of small "
-        "images learns from the seams; for photographs, leave it out.",
+    wrap_around: bool = flag(
+        False,
+        "Move training images by a random distance, and continue them at the other side. From the seams, a codec learns "
+        "to code mosaics of small images.",
         on_resume="warn",
     )
 
