@@ -35,7 +35,7 @@ from .build_model import load_image_model
 from .config.flags import Arguments
 from .config.scripts import CodecArguments
 from .data.batches import Batch, GlobalBatch
-from .evaluation.rate_distortion import Curve, codec_curve, measure_formats, mosaic, psnr_at
+from .evaluation.rate_distortion import RATE, Curve, codec_curve, evaluation_mosaic, measure_formats, psnr_at
 from .loop import train
 from .objective import Metrics, Phase, Sample
 from .output.pictures import draw_reconstructions
@@ -45,8 +45,6 @@ from .run_script import run_script
 
 
 COUNTED_PIXELS = 2**22  # of training images, whose symbols are counted for the tables
-MOSAIC_PIXELS = 2**20  # of evaluation images, in the mosaic that is compared with other formats
-RATE = 0.5  # bits per pixel at which codecs are compared
 SHOWN_QUALITIES = {"q0": 0.0, "q50": 0.5, "q100": 1.0}
 
 
@@ -55,8 +53,8 @@ class RateDistortionLoss(nn.Module):
 
     Args:
         model: that is trained.
-        wraps_around: whether images are moved, and continued at the other side. The seams are like those of a mosaic of
-            small images, which a codec does not see otherwise.
+        wraps_around: whether images are moved, and continued at the other side. The seams are like those of a mosaic
+            of small images, which a codec does not see otherwise.
     """
 
     def __init__(self, model: CodecModel, wraps_around: bool):
@@ -129,7 +127,7 @@ class CodecObjective:
         names = ["psnr_at_half_bpp"]
         try:
             model.freeze_tables(self._training_images(model))
-            pixels = mosaic(self._mosaic_images())
+            pixels = evaluation_mosaic(self.data)
             curve = codec_curve(model, pixels)
             formats = measure_formats(pixels)
         except Exception as error:
@@ -154,7 +152,8 @@ class CodecObjective:
         return {}
 
     def draw_samples(self, model: CodecModel) -> dict[str, Sample]:
-        """Draws rows of originals and, below each, what quality 0.5 makes of them; at the end also the plot of rates."""
+        """Draws rows of originals and, below each, what quality 0.5 makes of them; at the end also the plot of
+        rates."""
         originals = next(self.data.eval_batches(32, model.device, limit=32))["pixel_values"]
         symbols = model.encode_symbols(originals)
         decoded = model.decode_symbols(symbols, size=tuple(originals.shape[2:]))
@@ -176,12 +175,6 @@ class CodecObjective:
             pixels = next(batches)["pixel_values"][:left]
             left -= len(pixels)
             yield pixels
-
-    def _mosaic_images(self) -> Tensor:
-        height, width = self.data.image_size
-        limit = max(1, MOSAIC_PIXELS // (height * width))
-        batches = self.data.eval_batches(self.batch_size, torch.device("cpu"), limit)
-        return torch.cat([(255 * batch["pixel_values"]).round().to(torch.uint8) for batch in batches])
 
 
 def main() -> None:

@@ -131,7 +131,9 @@ def check_name(name: str) -> str:
     if not name.endswith(".png") or name != name.strip() or len(name) > 255 or set(name) & set('/\\:*?"<>|'):
         raise ValueError(f"The name of an image must be that of a PNG file, got {name!r}. Rename the image.")
     if any(ord(character) < 32 for character in name) or name.startswith("."):
-        raise ValueError(f"The name of an image must have no control characters nor begin with a period, got {name!r}.")
+        raise ValueError(
+            f"The name of an image must have no control characters nor begin with a period, got {name!r}."
+        )
     return name
 
 
@@ -147,7 +149,9 @@ def unpack_parameters(parameters: bytes) -> tuple[int, list[Picture]]:
         Picture(check_name(reader.text()), reader.integer(_MAX_SIDE), reader.integer(_MAX_SIDE)) for _ in range(count)
     ]
     if reader.rest() or not pictures or min(min(picture.height, picture.width) for picture in pictures) < 1:
-        raise ValueError("The parameters must describe images of at least one pixel, got others. hfgen did not write it.")
+        raise ValueError(
+            "The parameters must describe images of at least one pixel, got others. hfgen did not write it."
+        )
     return level, pictures
 
 
@@ -219,9 +223,7 @@ def _encode_pass(
         encoder.encode_alike(codes[lengths > bit] >> bit & 1, _HALVES)
 
 
-def _decode_pass(
-    decoder: SymbolDecoder, contexts: np.ndarray, channels: np.ndarray, tables: np.ndarray
-) -> np.ndarray:
+def _decode_pass(decoder: SymbolDecoder, contexts: np.ndarray, channels: np.ndarray, tables: np.ndarray) -> np.ndarray:
     largest = tables.shape[1] // 2 - 1
     values = np.zeros(len(contexts), np.int64)
     for table, places in _by_table(channels, contexts):

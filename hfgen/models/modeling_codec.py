@@ -1,14 +1,14 @@
 """A learned codec for images of any size (Ballé et al. 2017, https://arxiv.org/abs/1611.01704).
 
-An encoder computes latents, which are scaled and rounded to integers, the symbols; a decoder computes an image from them.
-Both are trained for the sum of what a file costs and of what the image loses,
+An encoder computes latents, which are scaled and rounded to integers, the symbols; a decoder computes an image from
+them. Both are trained for the sum of what a file costs and of what the image loses,
 
     bits per pixel + weight * mean squared error
 
-where a prior, a distribution over the values of each channel, says how many bits a symbol costs. One model serves a range
-of qualities: each weight of the error has its own scale of every channel (gain), interpolated between a few learned ones
-(Cui et al. 2021, https://arxiv.org/abs/2003.02012). Rounding has no gradient, so the rate is that of latents with uniform
-noise, and the error that of rounded ones, whose gradient passes as if they had not been rounded.
+where a prior, a distribution over the values of each channel, says how many bits a symbol costs. One model serves a
+range of qualities: each weight of the error has its own scale of every channel (gain), interpolated between a few
+learned ones (Cui et al. 2021, https://arxiv.org/abs/2003.02012). Rounding has no gradient, so the rate is that of
+latents with uniform noise, and the error that of rounded ones, whose gradient passes as if they had not been rounded.
 
 For files, the prior is replaced by tables of integers that are counted on images after training and stored with the
 weights. What a symbol's table is depends on symbols around it that are decoded already, by integer arithmetic only. So
@@ -37,6 +37,7 @@ from .image_model import (
     takes_plain_values,
     with_init_gain,
 )
+from .symbol_prior import LevelParameters, MixturePrior
 from .symbol_tables import NUM_CONTEXTS, PRECISION, count_entries, flat_entries, to_frequencies
 
 
@@ -49,9 +50,6 @@ from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput, can_return_tuple
 
 
-ANCHORS = 5  # qualities from 0 to 1 for which gains and priors are learned; others lie between two of them
-COMPONENTS = 3  # logistics in the prior of a channel
-PRIOR_SPEED = 10.0  # its parameters have a longer way to go than the weights of the networks
 LARGEST_SYMBOL = 2**15 - 1
 
 
@@ -61,8 +59,8 @@ class CodecConfig(PreTrainedConfig):
     """Shape and objective of a [`CodecModel`].
 
     Args:
-        image_size: height and width of the training images in pixels; one number means a square. The model takes images
-            of any size.
+        image_size: height and width of the training images in pixels; one number means a square. The model takes
+            images of any size.
         num_channels: 1 for gray, 3 for RGB.
         hidden_channels: channels of each stage; every stage halves height and width.
         num_residual_blocks: residual blocks behind the last stage of the encoder, and before that of the decoder.
@@ -111,7 +109,9 @@ class CodecConfig(PreTrainedConfig):
             problems.append(f"max_symbol must be from 1 to 1023, got {self.max_symbol}")
         low, high = self.min_distortion_weight, self.max_distortion_weight
         if not 0 < low < high < math.inf:
-            problems.append(f"min_distortion_weight must be above 0 and below max_distortion_weight, got {low}, {high}")
+            problems.append(
+                f"min_distortion_weight must be above 0 and below max_distortion_weight, got {low}, {high}"
+            )
         if problems:
             raise ValueError("CodecConfig: " + "; ".join(problems) + ".")
 
@@ -144,35 +144,6 @@ class CodecOutput(ModelOutput):
     rate: Tensor | None = None
     mse: Tensor | None = None
     reconstruction: Tensor | None = None
-
-
-class LevelParameters(nn.Module):
-    """Parameters that depend on the quality: learned for a few qualities, and interpolated linearly between them.
-
-    Args:
-        shape: of the parameters of one quality.
-        first, last: initial values at quality 0 and 1.
-        speed: what the weights are multiplied by, so that an optimizer with steps of a fixed size moves them faster.
-    """
-
-    def __init__(self, *shape: int, first: float = 0.0, last: float = 0.0, speed: float = 1.0):
-        super().__init__()
-        self.first, self.last, self.speed = first / speed, last / speed, speed
-        self.weight = nn.Parameter(torch.empty(ANCHORS, *shape))
-
-    def forward(self, quality: Tensor) -> Tensor:
-        """Parameters (batch, *shape) for qualities (batch,) in [0, 1]."""
-        position = quality.to(self.weight.dtype) * (ANCHORS - 1)
-        lower = position.floor().clamp(0, ANCHORS - 2)
-        fraction = (position - lower).view(-1, *[1] * (self.weight.ndim - 1))
-        index = lower.long()
-        return torch.lerp(self.weight[index], self.weight[index + 1], fraction) * self.speed
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Sets them to their initial values."""
-        steps = torch.linspace(self.first, self.last, ANCHORS, dtype=self.weight.dtype, device=self.weight.device)
-        init.copy_(self.weight, steps.view(-1, *[1] * (self.weight.ndim - 1)).expand_as(self.weight))
 
 
 class LevelAffine(nn.Module):
@@ -251,37 +222,6 @@ class CodecDecoder(nn.Module):
         return hidden_states
 
 
-class MixturePrior(nn.Module):
-    """A mixture of logistics for each channel of the symbols, with means and scales that follow the gains."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.logits = LevelParameters(channels, COMPONENTS, speed=PRIOR_SPEED)
-        self.means = LevelParameters(channels, COMPONENTS, speed=PRIOR_SPEED)
-        self.log_scales = LevelParameters(channels, COMPONENTS, speed=PRIOR_SPEED)
-
-    def bits(self, symbols: Tensor, log_gains: Tensor, quality: Tensor) -> Tensor:
-        """Bits of each symbol: -log2 of the probability of the interval of length 1 around it.
-
-        Args:
-            symbols: (batch, channels, h, w), rounded or with noise.
-            log_gains: (batch, channels), what latents were scaled by.
-            quality: (batch,) in [0, 1].
-        """
-        gains = log_gains[:, :, None].exp()
-        log_weights = self.logits(quality).log_softmax(2)
-        # Components differ from the start: the first is narrow, the last wide.
-        spread = torch.arange(COMPONENTS, device=symbols.device) - (COMPONENTS - 1) / 2
-        log_scales = (self.log_scales(quality) + spread + log_gains[:, :, None]).clamp(-5, 7)
-        parameters = (log_weights, self.means(quality) * gains, torch.exp(-log_scales))
-        log_weights, means, slopes = (values[..., None, None] for values in parameters)
-        centered = (symbols[:, :, None] - means) * slopes
-        # log(sigmoid(u) - sigmoid(l)) = log sigmoid(u) + log sigmoid(-l) + log(1 - exp(l - u)), exact in both tails.
-        inside = F.logsigmoid(centered + slopes / 2) + F.logsigmoid(slopes / 2 - centered)
-        log_prob = (log_weights + inside + torch.log(-torch.expm1(-slopes))).logsumexp(2)
-        return -log_prob / math.log(2)
-
-
 class CodecModel(ImageModel):
     """A codec for images in [0, 1] of any size.
 
@@ -316,7 +256,7 @@ class CodecModel(ImageModel):
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
         if isinstance(module, LevelParameters):
-            module.reset_parameters()
+            init.copy_(module.weight, module.initial_weight())
         elif module is self:
             init.zeros_(self.tables)
 

@@ -1,9 +1,9 @@
 """Tables for entropy coding: how often each symbol occurs, given those around it that are decoded already.
 
-A codec's symbols are integers (batch, channels, height, width). They are coded in three passes, so that a decoder knows
-about all symbols of the passes before. Which table a symbol has, its context, follows from them by integer arithmetic
-only, and the tables are integers themselves, counted once and stored with a model's weights. So a decoder reads the very
-symbols that were encoded, on every machine.
+A codec's symbols are integers (batch, channels, height, width). They are coded in three passes, so that a decoder
+knows about all symbols of the passes before. Which table a symbol has, its context, follows from them by integer
+arithmetic only, and the tables are integers themselves, counted once and stored with a model's weights. So a decoder
+reads the very symbols that were encoded, on every machine.
 """
 
 import torch
@@ -30,7 +30,8 @@ def coding_passes(height: int, width: int) -> list[Tensor]:
 def symbol_contexts(symbols: Tensor) -> Tensor:
     """Which table of its channel each symbol has, from 0 to NUM_CONTEXTS - 1, by integer arithmetic.
 
-    It depends on how large four neighbors are that are coded in an earlier pass: the nearest ones on the diagonals in the
+    It depends on how large four neighbors are that are coded in an earlier pass: the nearest ones on the diagonals in
+        the
     second pass, and those beside, above and below in the third. The first pass has one table for each channel.
 
     Args:

@@ -7,7 +7,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
-from hfgen.models.modeling_codec import LARGEST_SYMBOL, CodecConfig, CodecModel, MixturePrior
+from hfgen.models.modeling_codec import LARGEST_SYMBOL, CodecConfig, CodecModel
+from hfgen.models.symbol_prior import MixturePrior
 from hfgen.models.symbol_tables import PRECISION
 
 
@@ -151,8 +152,8 @@ def test_a_quality_is_rounded_to_one_with_tables() -> None:
 
 @torch.no_grad()
 def test_a_new_model_has_finer_steps_at_a_higher_quality() -> None:
-    """A uniform step has an error in proportion to its square: from a weight to one a hundred times as large, it is ten
-    times as small."""
+    """A uniform step has an error in proportion to its square: from a weight to one a hundred times as large, it is
+    ten times as small."""
     model = tiny_model(min_distortion_weight=10, max_distortion_weight=1000)
 
     low, high = (model.log_gains(torch.tensor([quality])).exp() for quality in (0.0, 1.0))

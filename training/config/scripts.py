@@ -130,7 +130,7 @@ class CodecArguments:
 
     wrap_around: bool = flag(
         False,
-        "Move training images by a random distance, and continue them at the other side. From the seams, a codec learns "
+        "Move training images by a random distance, and continue them at the other side. The seams teach a codec "
         "to code mosaics of small images.",
         on_resume="warn",
     )

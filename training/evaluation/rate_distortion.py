@@ -15,7 +15,11 @@ from torch import Tensor
 
 from hfgen import CodecModel
 
+from ..data.images import ImageData
 
+
+RATE = 0.5  # bits per pixel at which codecs are compared
+MOSAIC_PIXELS = 2**20
 # More bytes than the headers of a .hfz file with one image take.
 HEADER_BYTES = 256
 FORMATS: dict[str, dict[str, Any]] = {
@@ -47,6 +51,15 @@ def mosaic(images: Tensor, columns: int | None = None) -> np.ndarray:
     _, channels, height, width = images.shape
     grid = images.view(-1, columns, channels, height, width).permute(0, 3, 1, 4, 2)
     return grid.reshape(-1, columns * width, channels).numpy()
+
+
+def evaluation_mosaic(data: ImageData) -> np.ndarray:
+    """A mosaic of about a million pixels, uint8 (height, width, channels), of evaluation images from all of the
+    split."""
+    height, width = data.image_size
+    limit = max(1, MOSAIC_PIXELS // (height * width))
+    batches = data.eval_batches(256, torch.device("cpu"), limit)
+    return mosaic(torch.cat([(255 * batch["pixel_values"]).round().to(torch.uint8) for batch in batches]))
 
 
 @torch.no_grad()
