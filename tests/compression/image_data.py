@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,13 @@ def tiny_codec(**fields: object) -> CodecModel:
 def write_data(folder: Path, model: CodecModel) -> None:
     """Writes the model, two images, their file, and what it is decompressed to."""
     model.save_pretrained(folder / "codec")
+    # Without the code that is saved beside it, which changes with the model's file.
     for code in (folder / "codec").glob("*.py"):
         code.unlink()
+    path = folder / "codec" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    del config["auto_map"]
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     noise = np.random.default_rng(0).integers(0, 256, (21, 34), dtype=np.uint8)
     ramp = (np.arange(40)[:, None] * np.arange(24)) % 256
     for name, pixels in (("noise", noise), ("ramp", ramp.astype(np.uint8))):
