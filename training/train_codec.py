@@ -133,7 +133,7 @@ class CodecObjective:
         except Exception as error:
             return Metrics.failed(names, error)
         self.curves = {"this model": curve, **formats}
-        found = {}
+        found: dict[str, float] = {}
         for name, quality in SHOWN_QUALITIES.items():
             point = curve[model.quality_level(quality)]
             found |= {f"bits_per_pixel_{name}": point.bits_per_pixel, f"psnr_{name}": point.psnr}

@@ -238,6 +238,7 @@ class CodecModel(ImageModel):
     main_input_name = "pixel_values"
     input_modalities = "image"
     takes_any_size = True
+    tables: Tensor
 
     def __init__(self, config: CodecConfig):
         super().__init__(config)
@@ -321,7 +322,7 @@ class CodecModel(ImageModel):
         return scaled.round().clamp(-LARGEST_SYMBOL, LARGEST_SYMBOL).to(torch.int32)
 
     @torch.no_grad()
-    def decode_symbols(self, symbols: Tensor, quality: float = 0.5, size: tuple[int, int] | None = None) -> Tensor:
+    def decode_symbols(self, symbols: Tensor, quality: float = 0.5, size: tuple[int, ...] | None = None) -> Tensor:
         """The images that symbols stand for, (batch, channels, height, width) in [0, 1].
 
         Args:
@@ -416,7 +417,7 @@ class CodecModel(ImageModel):
     def _latents(self, symbols: Tensor, quality: Tensor) -> Tensor:
         return symbols * self.log_steps(quality).exp()[:, :, None, None]
 
-    def _images(self, latents: Tensor, quality: Tensor, size: tuple[int, int]) -> Tensor:
+    def _images(self, latents: Tensor, quality: Tensor, size: tuple[int, ...]) -> Tensor:
         decoded = at_least_float32(self.decoder(latents.to(self.dtype), quality))
         images = (decoded[:, :, : size[0], : size[1]] + 1) / 2
         # The loss needs the unclamped output, as a clamped pixel has no gradient; callers get [0, 1].
