@@ -393,11 +393,11 @@ class CodecModel(ImageModel):
     def _qualities(self, quality: Tensor | float | None, like: Tensor) -> Tensor:
         """Qualities (batch,)."""
         if quality is None:
-            return torch.rand(len(like), device=like.device) if self.training else self._full(0.5, like)
+            return torch.rand(like.shape[0], device=like.device) if self.training else self._full(0.5, like)
         if not isinstance(quality, Tensor):
             self.quality_level(quality)
             return self._full(quality, like)
-        return quality.to(like.device).expand(len(like))
+        return quality.to(like.device).expand(like.shape[0])
 
     def _level_quality(self, quality: float, like: Tensor) -> Tensor:
         """The nearest quality with tables, for each image."""
@@ -405,7 +405,7 @@ class CodecModel(ImageModel):
 
     @staticmethod
     def _full(quality: float, like: Tensor) -> Tensor:
-        return torch.full((len(like),), quality, device=like.device)
+        return torch.full((like.shape[0],), quality, device=like.device)
 
     def _scaled_latents(self, pixel_values: Tensor, quality: Tensor) -> Tensor:
         """Latents that only need to be rounded. Images are continued at the right and below to whole cells."""

@@ -187,7 +187,18 @@ SCRIPTS = {
             {"learning_rate": 4e-3, "optimizer": "muon", "ema_decay": 0.995},
             VAEArguments,
         ),
-        Script("codec", "Trains an image codec for a range of rates.", {"learning_rate": 2e-3}, CodecArguments),
+        Script(
+            "codec",
+            "Trains an image codec for a range of rates.",
+            # With AdamW at 2e-3, the loss on CIFAR-10 after 300 steps was 3.0; with Muon it is 2.1.
+            {
+                "learning_rate": 5e-3,
+                "optimizer": "muon",
+                "max_grad_norm": 1.0,
+                "per_device_train_batch_size": 32,
+            },
+            CodecArguments,
+        ),
         Script(
             "gan",
             "Trains a Generative Adversarial Network.",
