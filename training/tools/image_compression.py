@@ -34,7 +34,7 @@ from typing import Any
 import yaml
 
 from .measured_runs import AVX2, RECIPES, ROOT, describe, run_recipe, run_task
-from .vae_table import COLUMNS
+from .measured_table import COLUMNS
 
 
 FIGURES = Path(__file__).with_suffix(".json")
