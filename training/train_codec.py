@@ -152,15 +152,15 @@ class CodecObjective:
         return {}
 
     def draw_samples(self, model: CodecModel) -> dict[str, Sample]:
-        """Draws rows of originals and, below each, what quality 0.5 makes of them; at the end also the plot of
-        rates."""
+        """Draws rows of originals and, below each, what quality 0.5 makes of them."""
         originals = next(self.data.eval_batches(32, model.device, limit=32))["pixel_values"]
         symbols = model.encode_symbols(originals)
-        decoded = model.decode_symbols(symbols, size=tuple(originals.shape[2:]))
-        pictures: dict[str, Sample] = {"samples": draw_reconstructions(originals, decoded)}
-        if self.curves:
-            pictures["rate-distortion"] = draw_rate_distortion(self.curves)
-        return pictures
+        decoded = model.decode_symbols(symbols, size=originals.shape[2:])
+        return {"samples": draw_reconstructions(originals, decoded)}
+
+    def draw_finished(self, model: CodecModel) -> dict[str, Sample]:
+        """Draws the curves that `measure_samples` measured."""
+        return {"rate-distortion": draw_rate_distortion(self.curves)} if self.curves else {}
 
     def save_extras(self, folder: Path) -> None:
         build_image_processor(self.data.num_channels, self.data.image_size).save_pretrained(folder)
