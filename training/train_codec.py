@@ -44,7 +44,7 @@ from .randomness import BatchRNG
 from .run_script import run_script
 
 
-COUNTED_PIXELS = 2**22  # of training images, whose symbols are counted for the tables
+COUNTED_PIXELS = 2**21  # of training images, whose symbols are counted for the tables
 SHOWN_QUALITIES = {"q0": 0.0, "q50": 0.5, "q100": 1.0}
 
 

@@ -90,10 +90,10 @@ def decode(parameters: bytes, payload: bytes, model: CodecModel, digest: bytes) 
     tables = _tables(model, level)
     cells = model.config.downsampling
     shapes = [(model.config.latent_dim, -(-image.height // cells), -(-image.width // cells)) for image in pictures]
-    # No image has fewer bits than this many symbols need at best: a foreign file must not claim memory without end.
-    most = sum(int(np.prod(shape)) for shape in shapes)
-    if most > _most_symbols(payload, tables):
-        raise ValueError(f"The payload must hold {most:,} symbols, got {len(payload):,} bytes. It was damaged.")
+    # A foreign file must not claim memory without end.
+    count = sum(channels * height * width for channels, height, width in shapes)
+    if count > _most_symbols(payload, tables):
+        raise ValueError(f"The payload must hold {count:,} symbols, got {len(payload):,} bytes. It was damaged.")
     symbols = [np.zeros(shape, np.int32) for shape in shapes]
     decoder = SymbolDecoder(payload)
     for masks in zip(*map(_passes, symbols)):
@@ -189,9 +189,10 @@ def _tables(model: CodecModel, level: int) -> np.ndarray:
 
 
 def _most_symbols(payload: bytes, tables: np.ndarray) -> float:
-    """More symbols than so many bytes can hold, even if all are the likeliest ones."""
+    """More symbols than so many bytes can hold, even if all are the likeliest ones, by a factor of two or more: the
+    coder's tables, of 24 bits, are not quite these."""
     likeliest = tables.max() / tables[0].sum()
-    return (8 * len(payload) + 64) / -np.log2(likeliest)
+    return 2 * (8 * len(payload) + 64) / -np.log2(likeliest)
 
 
 def _passes(symbols: np.ndarray) -> list[np.ndarray]:

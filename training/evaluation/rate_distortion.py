@@ -25,7 +25,7 @@ HEADER_BYTES = 256
 FORMATS: dict[str, dict[str, Any]] = {
     "JPEG": {"optimize": True},
     "WEBP": {"method": 6},
-    "AVIF": {"speed": 4},
+    "AVIF": {"speed": 6},
 }
 QUALITIES = (0, 5, 10, 15, 20, 30, 40, 50, 60, 70, 80)
 
