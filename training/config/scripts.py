@@ -190,7 +190,7 @@ SCRIPTS = {
         Script(
             "codec",
             "Trains an image codec for a range of rates.",
-            # With AdamW at 2e-3, the loss on CIFAR-10 after 300 steps was 3.0; with Muon it is 2.1.
+            # On CIFAR-10, 700 steps of Muon end at a loss of 1.59; 1,000 steps of AdamW at 2e-3 ended at 1.85.
             {
                 "learning_rate": 5e-3,
                 "optimizer": "muon",
