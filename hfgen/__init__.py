@@ -1,4 +1,4 @@
-"""The classic generative models as ordinary Hugging Face models: Auto-Encoder, VAE, Ladder VAE, GAN and GPT.
+"""The classic generative models as ordinary Hugging Face models: Auto-Encoder, VAE, GAN, GPT, and their relatives.
 
 Importing hfgen registers its classes with transformers' Auto classes, so that `AutoModel.from_pretrained(folder)`
 works without `trust_remote_code`. Everything else is loaded when one of its names is first used.
@@ -25,6 +25,8 @@ _LAZY = {
     "MODELS": "hfgen.models",
     "AutoencoderConfig": "hfgen.models",
     "AutoencoderModel": "hfgen.models",
+    "CodecConfig": "hfgen.models",
+    "CodecModel": "hfgen.models",
     "GANConfig": "hfgen.models",
     "GANModel": "hfgen.models",
     "GPTConfig": "hfgen.models",
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
         MODELS,
         AutoencoderConfig,
         AutoencoderModel,
+        CodecConfig,
+        CodecModel,
         GANConfig,
         GANModel,
         GPTConfig,
@@ -63,6 +67,8 @@ __all__ = [
     "AutoencoderConfig",
     "AutoencoderModel",
     "AutoencoderTransformer",
+    "CodecConfig",
+    "CodecModel",
     "Embedder",
     "GANConfig",
     "GANModel",

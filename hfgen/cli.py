@@ -9,6 +9,7 @@ hfgen sample me/vae-mnist                   draw images, or write text
 hfgen embed me/vae-mnist photos z.parquet   write the latents of images
 hfgen compress --model me/gpt book.txt book.txt.hfz     a text in the bits that a GPT needs for it
 hfgen decompress book.txt.hfz               the same text, byte for byte
+hfgen compress --model me/codec a.png b.png photos.hfz  images in the bits that a codec needs for them
 hfgen info book.txt.hfz                     what is in the file?
 hfgen score me/autoencoder photos/          find anomalies among images
 """
@@ -134,11 +135,13 @@ def build_parser() -> argparse.ArgumentParser:
     embed.set_defaults(run=embed_command_line)
 
     compress = commands.add_parser(
-        "compress", help="compress a text with a GPT", description=compress_command_line.__doc__
+        "compress", help="compress a text or images", description=compress_command_line.__doc__
     )
-    compress.add_argument("file", metavar="FILE", type=Path, help="text in UTF-8")
+    compress.add_argument("files", metavar="FILE", type=Path, nargs="+", help="text in UTF-8, or images")
     compress.add_argument("output", metavar="OUT", type=Path, help="new file, OUT.hfz by custom")
-    compress.add_argument("--model", metavar="FOLDER_OR_REPO", required=True, help="a GPT with its tokenizer")
+    compress.add_argument("--model", metavar="FOLDER_OR_REPO", required=True,
+                          help="a GPT with its tokenizer for a text, a codec for images")  # fmt: skip
+    compress.add_argument("--quality", type=float, help="of images, from 0 to 1 (default: 0.5)")
     compress.add_argument("--revision", help="branch, tag or commit of the model (default: main)")
     compress.add_argument("--verify", action="store_true",
                           help="decompress before OUT is written, which takes several times as long")  # fmt: skip
@@ -148,7 +151,9 @@ def build_parser() -> argparse.ArgumentParser:
         "decompress", help="restore a compressed file", description=decompress_command_line.__doc__
     )
     decompress.add_argument("file", metavar="FILE", type=Path, help="a .hfz file")
-    decompress.add_argument("output", metavar="OUT", type=Path, nargs="?", help="new file (default: FILE less .hfz)")
+    decompress.add_argument(
+        "output", metavar="OUT", type=Path, nargs="?", help="new file, or folder for images (default: FILE less .hfz)"
+    )
     decompress.add_argument("--model", metavar="FOLDER_OR_REPO",
                             help="where the model is (default: the repository that FILE names)")  # fmt: skip
     decompress.add_argument("--revision", help="branch, tag or commit of --model (default: main)")
@@ -277,18 +282,26 @@ def embed_command_line(arguments: argparse.Namespace) -> None:
 
 
 def compress_command_line(arguments: argparse.Namespace) -> None:
-    """Compresses a text without loss. Each token takes as many bits as the model is surprised by it. The same model is
-    needed to decompress: the file names it, and holds the SHA-256 of its weights."""
-    from .compression import compress
+    """Compresses a text without loss with a GPT, or images with a codec, which keeps as much as --quality says. The
+    same model is needed to decompress: the file names it, and holds the SHA-256 of its weights."""
+    from .compression import compress_files, describe
 
-    container = compress(arguments.file, arguments.output, arguments.model, arguments.revision, arguments.verify)
+    container = compress_files(
+        arguments.files, arguments.output, arguments.model, arguments.revision, arguments.verify, arguments.quality
+    )
     size, original = arguments.output.stat().st_size, container.original_size
-    rate = f", {8 * size / original:.3f} bits per byte" if original else ""
-    print(f"Wrote {arguments.output}: {original:,} bytes in {size:,}{rate}.")
+    found = describe(arguments.output)
+    if "pixels" in found:
+        count, rate = found["images"], 8 * size / found["pixels"]
+        print(f"Wrote {arguments.output}: {count:,} images in {size:,} bytes, {rate:.3f} bits per pixel.")
+        return
+    per_byte = f", {8 * size / original:.3f} bits per byte" if original else ""
+    print(f"Wrote {arguments.output}: {original:,} bytes in {size:,}{per_byte}.")
 
 
 def decompress_command_line(arguments: argparse.Namespace) -> None:
-    """Restores a compressed file byte for byte, which appears only once its checksum is right."""
+    """Restores a compressed file: a text byte for byte, images as PNG files in a new folder. It appears only once its
+    checksum is right."""
     from .compression import decompress
 
     print(f"Wrote {decompress(arguments.file, arguments.output, arguments.model, arguments.revision)}.")

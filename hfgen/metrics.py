@@ -37,6 +37,10 @@ METRICS = {
     "kl_loss": Metric("KL", "divergence of the encoder's distribution from the prior, nats per image"),
     "mse": Metric("MSE", "mean squared error of a pixel in [0, 1]; lower is better"),
     "psnr": Metric("PSNR", "peak signal-to-noise ratio, dB; higher is better"),
+    "bits_per_pixel": Metric("Bits per pixel", "of a compressed image; lower is better"),
+    "psnr_at_half_bpp": Metric(
+        "PSNR at 0.5 bits per pixel", "of a mosaic of images, with all headers counted, dB; higher is better"
+    ),
     "auroc": Metric("AUROC", "probability that an anomaly scores higher than a normal image; 0.5 is chance"),
     "average_precision": Metric(
         "Average precision", "area under the curve of precision over recall; by chance it is the share of anomalies"
@@ -78,10 +82,14 @@ METRICS = {
 
 
 def metric_named(name: str) -> Metric:
-    """How cards present the metric of this name: its entry in `METRICS`, that of a level, or the name itself."""
+    """How cards present the metric of this name: its entry in `METRICS`, that of a level or of a quality, or the name
+    itself."""
     level = name.removeprefix("kl_level_")
     if level != name:
         return Metric(f"KL of level {level}", "the part of the KL that this level of latents adds; level 0 is the top")
+    base, _, percent = name.rpartition("_q")
+    if base in METRICS and percent.isdigit():
+        return Metric(f"{METRICS[base].label} at quality {int(percent) / 100:g}", "of a mosaic of images")
     return METRICS.get(name, Metric(f"`{name}`"))
 
 

@@ -36,7 +36,7 @@ from safetensors.torch import load_file
 
 
 ROOT = Path(__file__).resolve().parents[1]
-FAMILIES = ("autoencoder", "vae", "ladder_vae", "gan", "gpt")
+FAMILIES = ("autoencoder", "vae", "ladder_vae", "codec", "gan", "gpt")
 # 50 examples at 8 per step, so that epochs end within a step.
 COMMON = shlex.split(
     "--per_device_train_batch_size 4 --gradient_accumulation_steps 2 --max_train_samples 50 --max_eval_samples 37 "
@@ -49,6 +49,9 @@ OWN = {
     "ladder_vae": shlex.split(
         "--hidden_channels 4 8 --hidden_size 16 --latent_dim 4 --num_prior_couplings 2 --prior_hidden_size 8 "
         "--nll_samples 2"
+    ),
+    "codec": shlex.split(
+        "--hidden_channels 4 8 --num_residual_blocks 1 --latent_dim 4 --num_levels 3 --max_symbol 7 --wrap_around"
     ),
     "gan": shlex.split("--generator_channels 8 4 --latent_dim 4 --discriminator_steps 2 --quality_samples 0"),
     "gpt": shlex.split(
@@ -424,6 +427,7 @@ _OWN_FOR_CARDS = {
     "autoencoder": "--hidden_channels 4 8 --latent_dim 4",
     "vae": "--hidden_channels 4 8 --hidden_size 16 --latent_dim 4 --nll_samples 2",
     "ladder_vae": "--hidden_channels 4 8 --hidden_size 16 --latent_dim 4 --nll_samples 2",
+    "codec": "--hidden_channels 4 8 --num_residual_blocks 1 --latent_dim 4 --num_levels 3 --max_symbol 7",
     "gan": "--generator_channels 8 4 --latent_dim 4 --quality_samples 0",
     "gpt": "--max_position_embeddings 16 --hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2 "
     "--sample_length 20",

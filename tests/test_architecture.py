@@ -29,7 +29,7 @@ SOURCES = {
 }
 # Top to bottom: a file imports from its own row and from those below.
 RANKS = [
-    "run_script train_autoencoder train_gan train_gpt train_ladder_vae train_vae",
+    "run_script train_autoencoder train_codec train_gan train_gpt train_ladder_vae train_vae",
     "loop",
     "variational",
     "checkpoint output",
@@ -360,6 +360,7 @@ each_model_file = pytest.mark.parametrize("path", MODEL_FILES, ids=[path.stem fo
 def test_each_architecture_has_a_file_and_the_others_are_shared() -> None:
     assert {path.stem.removeprefix("modeling_") for path in MODEL_FILES} >= {
         "autoencoder",
+        "codec",
         "gan",
         "gpt",
         "ladder_vae",

@@ -66,6 +66,11 @@ def build_families() -> dict[str, Family]:
             {**pixels, "noise": torch.randn(2, *ladder_config.latent_shape)},
             auto_map("ladder_vae", AutoConfig="LadderVAEConfig", AutoModel="LadderVAEModel"),
         ),
+        "codec": Family(
+            hfgen.CodecModel(hfgen.CodecConfig(image_size=8, num_channels=1, hidden_channels=[4, 6], latent_dim=3)),
+            pixels,
+            auto_map("codec", AutoConfig="CodecConfig", AutoModel="CodecModel"),
+        ),
         "gan": Family(
             hfgen.GANModel(gan_config),
             {"latents": torch.randn(2, 5), "labels": torch.tensor([0, 1])},
@@ -79,7 +84,7 @@ def build_families() -> dict[str, Family]:
     }
 
 
-FAMILIES = pytest.mark.parametrize("family", ["autoencoder", "vae", "ladder_vae", "gan", "gpt"])
+FAMILIES = pytest.mark.parametrize("family", ["autoencoder", "vae", "ladder_vae", "codec", "gan", "gpt"])
 
 
 def all_outputs(model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:

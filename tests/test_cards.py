@@ -22,6 +22,7 @@ PIPELINE_TAGS = {
     "autoencoder": "image-feature-extraction",
     "vae": "unconditional-image-generation",
     "ladder_vae": "unconditional-image-generation",
+    "codec": "image-to-image",
     "gan": "unconditional-image-generation",
     "gpt": "text-generation",
 }

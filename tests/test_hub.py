@@ -40,6 +40,8 @@ for family, (source, revision) in json.loads(sys.argv[1]).items():
     with torch.no_grad():
         if family == "autoencoder":
             answer = model(inputs).reconstruction
+        elif family == "codec":
+            answer = model.decode_symbols(model.encode_symbols(inputs))
         elif "vae" in family:
             answer = torch.cat([model.decode(model.encode(inputs).latent_dist.mode()).sample, model.sample(
                 4, generator=torch.Generator().manual_seed(0))])

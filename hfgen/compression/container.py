@@ -14,7 +14,8 @@ SUFFIX = ".hfz"
 MAGIC = b"\x89HFZ\r\n\x1a\n"
 VERSION = 1
 TEXT = 1
-KINDS = {TEXT: "text"}
+IMAGES = 2
+KINDS = {TEXT: "text", IMAGES: "images"}
 
 # Magic number, version, kind of content, bytes of the header, bytes of the payload.
 _PREFIX = struct.Struct("<8sBBIQ")
@@ -32,8 +33,8 @@ class Container:
         model: the repository on the Hub, or the name of the folder, that the content was compressed with.
         revision: the commit of the repository; empty for a folder.
         weights_sha256: 32 bytes, of the model's weights (`files.hash_weights`).
-        original_size: bytes of the original.
-        original_sha256: 32 bytes, of the original.
+        original_size: bytes of the original; of images, those of their pixels.
+        original_sha256: 32 bytes, of the original; of images, of their symbols.
         parameters: what the kind of content needs to be read, besides the payload.
         payload: what the entropy coder wrote, and what belongs to it.
     """

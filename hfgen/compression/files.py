@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,15 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
+from ..hub import fetch_model
 from ..model_folder import LoadError, read_json
+from ..models.modeling_codec import CodecConfig
 from ..models.modeling_gpt import GPTConfig, GPTForCausalLM
-from . import gpt_text_codec
-from .container import KINDS, SUFFIX, TEXT, VERSION, Container, parse, read
+from . import gpt_text_codec, image_codec
+from .container import IMAGES, KINDS, SUFFIX, TEXT, VERSION, Container, parse, read
 from .identity import FetchedModel, fetch, fetch_for
+from .image_files import QUALITY, compress_images, restore_images
+from .new_files import check_new, write_file
 
 
 def compress(
@@ -38,7 +41,7 @@ def compress(
             LoadError). Nothing is written.
         OSError: a file cannot be read or written.
     """
-    output = _check_new(output)
+    output = check_new(output)
     original = Path(file).read_bytes()
     fetched = fetch(str(model), revision, GPTConfig.model_type)
     gpt, tokenizer = load_gpt(fetched.folder)
@@ -50,24 +53,54 @@ def compress(
     if verify:
         written = parse(container.to_bytes(), str(output))
         written.check_original(gpt_text_codec.decode(written.parameters, written.payload, gpt, tokenizer))
-    _write(output, container.to_bytes())
+    write_file(output, container.to_bytes())
     return container
+
+
+def compress_files(
+    files: Sequence[str | Path],
+    output: str | Path,
+    model: str | Path,
+    revision: str | None = None,
+    verify: bool = False,
+    quality: float | None = None,
+) -> Container:
+    """Compresses what the model is for: one text with a GPT, or images with a codec.
+
+    Args:
+        files: a text, or images.
+        output, model, revision, verify: see [`compress`] and [`compress_images`].
+        quality: of images, in [0, 1]; None for 0.5.
+
+    Raises:
+        ValueError, OSError: see there.
+    """
+    folder = fetch_model(model, revision)
+    if read_json(folder / "config.json").get("model_type") == CodecConfig.model_type:
+        chosen = QUALITY if quality is None else quality
+        return compress_images(files, output, model, chosen, revision, verify)
+    if len(files) > 1:
+        raise ValueError(f"FILE must be one text for this model, got {len(files)} files. Only a codec takes several.")
+    if quality is not None:
+        raise ValueError("--quality must be left out, as this model compresses without loss. It is for images.")
+    return compress(files[0], output, model, revision, verify)
 
 
 def decompress(
     file: str | Path, output: str | Path | None = None, model: str | Path | None = None, revision: str | None = None
 ) -> Path:
-    """Restores the file that was compressed, byte for byte.
+    """Restores what was compressed: a text byte for byte, images as PNG files in a folder.
 
     Args:
         file: a `.hfz` file.
-        output: a new file; None: the name of `file` without `.hfz`, or with `.txt` if nothing but a stem is left.
+        output: a new file; None: the name of `file` without `.hfz`, or with `.txt` if nothing but a stem is left. For
+            images, a new folder; None: the name of `file` without suffixes.
         model: a folder or a repository with the model that the file was compressed with; None: the repository and
             revision that the file names.
         revision: branch, tag or commit of `model`.
 
     Returns:
-        The file that was written.
+        The file or folder that was written.
 
     Raises:
         ValueError: `output` exists; the file is foreign, damaged or of a newer version; the model is not the one that
@@ -76,10 +109,10 @@ def decompress(
         OSError: a file cannot be read or written.
     """
     container = read(Path(file))
-    output = _check_new(output or _default_output(Path(file)))
-    fetched = fetch_for(container, GPTConfig.model_type, None if model is None else str(model), revision)
-    original = _DECODERS[container.kind](container, fetched)
-    _write(output, container.check_original(original))
+    output = check_new(output or _default_output(Path(file), container.kind))
+    model_type = _MODEL_TYPES[container.kind]
+    fetched = fetch_for(container, model_type, None if model is None else str(model), revision)
+    _RESTORE[container.kind](container, fetched, output)
     return output
 
 
@@ -124,38 +157,22 @@ def load_gpt(folder: Path) -> tuple[GPTForCausalLM, Any]:
     return model.eval(), tokenizer
 
 
-def _decode_text(container: Container, fetched: FetchedModel) -> bytes:
-    return gpt_text_codec.decode(container.parameters, container.payload, *load_gpt(fetched.folder))
+def _restore_text(container: Container, fetched: FetchedModel, output: Path) -> None:
+    original = gpt_text_codec.decode(container.parameters, container.payload, *load_gpt(fetched.folder))
+    write_file(output, container.check_original(original))
 
 
 # By kind of content.
-_DECODERS: dict[int, Callable[[Container, FetchedModel], bytes]] = {TEXT: _decode_text}
-_DESCRIPTIONS: dict[int, Callable[[bytes], dict[str, Any]]] = {TEXT: gpt_text_codec.describe}
+_MODEL_TYPES = {TEXT: GPTConfig.model_type, IMAGES: CodecConfig.model_type}
+_RESTORE: dict[int, Callable[[Container, FetchedModel, Path], None]] = {TEXT: _restore_text, IMAGES: restore_images}
+_DESCRIPTIONS: dict[int, Callable[[bytes], dict[str, Any]]] = {
+    TEXT: gpt_text_codec.describe,
+    IMAGES: image_codec.describe,
+}
 
 
-def _default_output(file: Path) -> Path:
+def _default_output(file: Path, kind: int) -> Path:
+    if kind == IMAGES:
+        return file.with_suffix("").with_suffix("") if file.suffix == SUFFIX else file.with_name(f"{file.name}.images")
     output = file.with_suffix("") if file.suffix == SUFFIX else file.with_name(f"{file.name}.txt")
     return output if output.suffix else output.with_suffix(".txt")
-
-
-def _check_new(output: str | Path) -> Path:
-    """Before the work begins: a file that can be written and is not there yet."""
-    output = Path(output)
-    if output.exists():
-        raise ValueError(f"OUT must be a new file, got {str(output)!r}, which exists. Name another, or remove it.")
-    if not output.parent.is_dir():
-        raise ValueError(f"OUT must be in a folder that exists, got {str(output)!r}. Create {output.parent} first.")
-    return output
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Writes a file that appears only when it is complete."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .modeling_autoencoder import AutoencoderConfig, AutoencoderModel
+from .modeling_codec import CodecConfig, CodecModel
 from .modeling_gan import GANConfig, GANModel
 from .modeling_gpt import GPTConfig, GPTForCausalLM, GPTModel
 from .modeling_ladder_vae import LadderVAEConfig, LadderVAEModel
@@ -57,6 +58,7 @@ MODELS = MappingProxyType({
         Architecture(
             "gan", "Generative Adversarial Network", GANConfig, GANModel, samples="images", temperature="truncation"
         ),
+        Architecture("codec", "Image Codec", CodecConfig, CodecModel),
         Architecture("gpt", "GPT", GPTConfig, GPTModel, {"AutoModelForCausalLM": GPTForCausalLM}, samples="text"),
     )
 })  # fmt: skip
@@ -72,6 +74,8 @@ __all__ = [
     "MODELS",
     "AutoencoderConfig",
     "AutoencoderModel",
+    "CodecConfig",
+    "CodecModel",
     "GANConfig",
     "GANModel",
     "GPTConfig",

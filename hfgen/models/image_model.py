@@ -160,8 +160,13 @@ def evaluates_without_labels(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 class ImageModel(PreTrainedModel):
     """A model of images in [0, 1]. Its config has `image_size` and `num_channels`, and `num_labels` if it can be
-    conditional."""
+    conditional.
 
+    Attributes:
+        takes_any_size: whether images may have another size than `image_size`.
+    """
+
+    takes_any_size = False
     _range_is_checked = False
 
     def __init__(self, config: PreTrainedConfig):
@@ -181,8 +186,12 @@ class ImageModel(PreTrainedModel):
             red, green, blue = pixel_values.split(1, dim=1)
             # The luma of ITU-R BT.601, as in Pillow; in differences, which leave gray what it is to the bit.
             pixel_values = green + 0.299 * (red - green) + 0.114 * (blue - green)
-        expected = (self.config.num_channels, *self.config.image_size)
-        if pixel_values.shape[1:] != expected or not is_float:
+        expected: tuple[int | str, ...] = (self.config.num_channels, *self.config.image_size)
+        fits = pixel_values.shape[1:] == expected
+        if self.takes_any_size:
+            expected = (self.config.num_channels, "height", "width")
+            fits = pixel_values.ndim == 4 and pixel_values.shape[1] == expected[0] and 0 not in pixel_values.shape[2:]
+        if not (fits and is_float):
             raise ValueError(
                 f"pixel_values must be floats in [0, 1] of shape (batch, {', '.join(map(str, expected))}), got "
                 f"{pixel_values.dtype} of shape {tuple(pixel_values.shape)}. Use this "

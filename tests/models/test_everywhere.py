@@ -14,6 +14,7 @@ from hfgen import MODELS
 
 IMAGES = {"image_size": 8, "hidden_channels": [4, 6], "hidden_size": 16, "latent_dim": 3}
 GAN = {"image_size": 8, "generator_channels": [6, 4], "latent_dim": 5, "num_labels": 3}
+CODEC = {"image_size": 8, "hidden_channels": [4, 6], "latent_dim": 3}
 PRIOR = {"prior": "realnvp", "num_prior_couplings": 2, "prior_hidden_size": 8}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "autoencoder vector": ("hfgen_autoencoder", IMAGES),
@@ -24,6 +25,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "vae learned prior": ("hfgen_vae", {**IMAGES, "likelihood": "logistic_mixture", "num_labels": 3, **PRIOR}),
     "ladder vae": ("hfgen_ladder_vae", {**IMAGES, "prior": "normal", "likelihood": "gaussian", "num_levels": [0, 2]}),
     "ladder vae learned prior": ("hfgen_ladder_vae", {**IMAGES, "num_labels": 3, **PRIOR}),
+    "codec": ("hfgen_codec", {**CODEC, "num_channels": 1}),
     "gan spectral": ("hfgen_gan", GAN),
     "gan batch": ("hfgen_gan", {**GAN, "discriminator_norm": "batch", "loss_type": "non_saturating"}),
     "gan none": ("hfgen_gan", {**GAN, "discriminator_norm": "none", "num_labels": 0}),
@@ -43,7 +45,7 @@ class AllOfIt(nn.Module):
         classes = {"labels": labels} if getattr(model.config, "num_labels", 0) and model.config.id2label else {}
         if model.main_input_name == "latents":
             return model(latents, **classes), model.discriminate(images, **classes)
-        if model.config.model_type == "hfgen_autoencoder":
+        if model.config.model_type in ("hfgen_autoencoder", "hfgen_codec"):
             return model(images).to_tuple()
         return model(images, noise=latents, **classes).to_tuple()
 
@@ -83,7 +85,7 @@ def test_with_linear_layers_in_8_bits(case: str) -> None:
 
     plain = [name for name, module in network.named_modules() if type(module) is nn.Linear]
     assert not any(type(quantized.get_submodule(name)) is nn.Linear for name in plain)
-    assert len(plain) > 0 or "spatial" in case
+    assert len(plain) > 0 or "spatial" in case or case == "codec"
     for found, expected in zip(quantized(*inputs), network(*inputs), strict=True):
         assert (found - expected).norm() <= 0.05 * expected.norm()
 

@@ -13,7 +13,7 @@ from hfgen.model_folder import code_files
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "hfgen" / "models"
-FAMILIES = ("autoencoder", "gan", "gpt", "ladder_vae", "vae")
+FAMILIES = ("autoencoder", "codec", "gan", "gpt", "ladder_vae", "vae")
 OPENS_EACH = """
 import importlib, sys
 

@@ -64,6 +64,7 @@ def test_results_hold_metrics_data_and_time(family: str, finished: dict[str, Pat
         "autoencoder": "mse",
         "vae": "nll",
         "ladder_vae": "nll",
+        "codec": "bits_per_pixel",
         "gan": "discriminator_accuracy",
         "gpt": "bits_per_char",
     }[family]

@@ -14,6 +14,8 @@ from transformers import get_scheduler
 from hfgen import (
     AutoencoderConfig,
     AutoencoderModel,
+    CodecConfig,
+    CodecModel,
     GANConfig,
     GANModel,
     GPTConfig,
@@ -39,6 +41,7 @@ def models() -> dict[str, nn.Module]:
         "autoencoder": AutoencoderModel(AutoencoderConfig(**image)),
         "vae": VAEModel(VAEConfig(**image, num_labels=3, num_residual_blocks=1)),
         "ladder_vae": LadderVAEModel(LadderVAEConfig(**image, num_labels=3, num_prior_couplings=2)),
+        "codec": CodecModel(CodecConfig(image_size=8, hidden_channels=[4, 8], latent_dim=4)),
         "gan": GANModel(GANConfig(**SMALL_IMAGES, generator_channels=[8, 4], num_labels=3)),
         "gpt": GPTForCausalLM(GPTConfig(**SMALL_GPT)),
         "gpt-tied": GPTForCausalLM(GPTConfig(**SMALL_GPT, tie_word_embeddings=True)),
@@ -48,7 +51,7 @@ def models() -> dict[str, nn.Module]:
     }
 
 
-NAMES = ["autoencoder", "vae", "ladder_vae", "gan", "gpt", "gpt-tied", "gpt-2"]
+NAMES = ["autoencoder", "vae", "ladder_vae", "codec", "gan", "gpt", "gpt-tied", "gpt-2"]
 
 
 def optimizer_of(module: nn.Module, run: RunArguments) -> torch.optim.Optimizer:

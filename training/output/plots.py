@@ -1,12 +1,17 @@
-"""The plot of losses and evaluations."""
+"""The plots of losses and evaluations, and of rates and distortions."""
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
 from pathlib import Path
 from typing import Any
+
+import PIL.Image
+
+from ..evaluation.rate_distortion import Curve
 
 
 logger = logging.getLogger(__name__)
@@ -24,6 +29,33 @@ def plot_losses(metrics: Path, target: Path, primary_metric: str) -> None:
         _plot(metrics, target, primary_metric)
     except Exception as error:
         logger.warning("The losses were not plotted: %s: %s", type(error).__name__, error)
+
+
+def draw_rate_distortion(curves: dict[str, Curve]) -> PIL.Image.Image:
+    """Draws the peak signal-to-noise ratio of codecs over their rates, up to the largest rate of the first one."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.2), dpi=120)
+    shown = [point for curve in list(curves.values())[:1] for point in curve]
+    for index, (name, curve) in enumerate(curves.items()):
+        points = sorted((point.bits_per_pixel, point.psnr) for point in curve)
+        style = {"color": "#c0392b", "linewidth": 2.0, "zorder": 3} if index == 0 else {"linewidth": 1.2}
+        axes.plot(*zip(*points), "o-", markersize=3.5, label=name, **style)
+    axes.set_xlim(0, 1.05 * max(point.bits_per_pixel for point in shown))
+    axes.set_ylim(min(point.psnr for point in shown) - 3, max(point.psnr for point in shown) + 1)
+    axes.set_xlabel("bits per pixel")
+    axes.set_ylabel("PSNR, dB")
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    _remove_clutter(axes)
+    figure.tight_layout()
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    plt.close(figure)
+    file.seek(0)
+    return PIL.Image.open(file)
 
 
 def _plot(metrics: Path, target: Path, primary_metric: str) -> None:
@@ -55,12 +87,16 @@ def _plot(metrics: Path, target: Path, primary_metric: str) -> None:
     for axes in (left, right):
         axes.set_xlabel("step")
         axes.set_xlim(left=0)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        _remove_clutter(axes)
     figure.tight_layout()
     target.parent.mkdir(exist_ok=True)
     figure.savefig(target)
     plt.close(figure)
+
+
+def _remove_clutter(axes: Any) -> None:
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _curve(lines: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:

@@ -10,6 +10,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from ..evaluation.rate_distortion import mosaic
+
 
 # The most thorough settings of both. `exact` keeps the colors of transparent pixels, and there are none.
 CODECS: dict[str, dict[str, Any]] = {
@@ -37,13 +39,6 @@ def codec_bits(images: Tensor) -> dict[str, float]:
         found[f"{name}, a mosaic"] = 8 * _size(mosaic(whole, columns), options) / whole.numel()
         found[f"{name}, a file each"] = 8 * sum(_size(_hwc(image), options) for image in images) / images.numel()
     return found
-
-
-def mosaic(images: Tensor, columns: int) -> np.ndarray:
-    """Images (rows * columns, channels, height, width) side by side, (rows * height, columns * width, channels)."""
-    _, channels, height, width = images.shape
-    grid = images.view(-1, columns, channels, height, width).permute(0, 3, 1, 4, 2)
-    return grid.reshape(-1, columns * width, channels).numpy()
 
 
 def _hwc(image: Tensor) -> np.ndarray:

@@ -67,7 +67,7 @@ def numbers(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", ["accumulated", "two"])
-@pytest.mark.parametrize("family", ["autoencoder", "vae", "ladder_vae", "gpt"])
+@pytest.mark.parametrize("family", ["autoencoder", "vae", "ladder_vae", "codec", "gpt"])
 def test_losses_equal_those_of_one_process(family: str, kind: str, runs: dict[tuple[str, str], Path]) -> None:
     one, other = numbers(runs[family, "one"]), numbers(runs[family, kind])
     assert len(one) == len(other) == 16
