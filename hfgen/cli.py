@@ -10,6 +10,7 @@ hfgen embed me/vae-mnist photos z.parquet   write the latents of images
 hfgen compress --model me/gpt book.txt book.txt.hfz     a text in the bits that a GPT needs for it
 hfgen decompress book.txt.hfz               the same text, byte for byte
 hfgen compress --model me/codec a.png b.png photos.hfz  images in the bits that a codec needs for them
+hfgen compress --lossless --model me/vae scans scans.hfz   a folder of images, pixel for pixel
 hfgen info book.txt.hfz                     what is in the file?
 hfgen score me/autoencoder photos/          find anomalies among images
 """
@@ -140,7 +141,10 @@ def build_parser() -> argparse.ArgumentParser:
     compress.add_argument("files", metavar="FILE", type=Path, nargs="+", help="text in UTF-8, or images")
     compress.add_argument("output", metavar="OUT", type=Path, help="new file, OUT.hfz by custom")
     compress.add_argument("--model", metavar="FOLDER_OR_REPO", required=True,
-                          help="a GPT with its tokenizer for a text, a codec for images")  # fmt: skip
+                          help="a GPT with its tokenizer, for images a codec, or with --lossless a VAE")  # fmt: skip
+    compress.add_argument("--lossless", action="store_true",
+                          help="keep every pixel of images, or of folders of images, with a VAE")  # fmt: skip
+    compress.add_argument("--split", help="with --lossless, split of the dataset that FILE names")
     compress.add_argument("--quality", type=float, help="of images, from 0 to 1 (default: 0.5)")
     compress.add_argument("--revision", help="branch, tag or commit of the model (default: main)")
     compress.add_argument("--verify", action="store_true",
@@ -282,13 +286,15 @@ def embed_command_line(arguments: argparse.Namespace) -> None:
 
 
 def compress_command_line(arguments: argparse.Namespace) -> None:
-    """Compresses a text without loss with a GPT, or images with a codec, which keeps as much as --quality says. The
-    same model is needed to decompress: the file names it, and holds the SHA-256 of its weights."""
+    """Compresses a text without loss with a GPT; images with a codec, which keeps as much as --quality says; or images
+    of one size without loss with a VAE that was trained with --prior normal. The same model is needed to decompress:
+    the file names it, and holds the SHA-256 of its weights."""
     from .compression import compress_files, describe
 
     container = compress_files(
-        arguments.files, arguments.output, arguments.model, arguments.revision, arguments.verify, arguments.quality
-    )
+        arguments.files, arguments.output, arguments.model, arguments.revision, arguments.verify, arguments.quality,
+        arguments.lossless, arguments.split,
+    )  # fmt: skip
     size, original = arguments.output.stat().st_size, container.original_size
     found = describe(arguments.output)
     if "pixels" in found:

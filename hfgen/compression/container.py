@@ -15,7 +15,8 @@ MAGIC = b"\x89HFZ\r\n\x1a\n"
 VERSION = 1
 TEXT = 1
 IMAGES = 2
-KINDS = {TEXT: "text", IMAGES: "images"}
+LOSSLESS_IMAGES = 3
+KINDS = {TEXT: "text", IMAGES: "images", LOSSLESS_IMAGES: "lossless images"}
 
 # Magic number, version, kind of content, bytes of the header, bytes of the payload.
 _PREFIX = struct.Struct("<8sBBIQ")

@@ -49,7 +49,7 @@ class SymbolEncoder:
     """Turns symbols into bytes."""
 
     def __init__(self) -> None:
-        stream = _constriction_stream()
+        stream = constriction_stream()
         self._coder = stream.queue.RangeEncoder()
         self._model = stream.model
 
@@ -88,7 +88,7 @@ class SymbolDecoder:
     def __init__(self, content: bytes):
         if len(content) % _WORD.itemsize:
             raise ValueError(f"The coded symbols must have a multiple of 4 bytes, got {len(content)}.")
-        stream = _constriction_stream()
+        stream = constriction_stream()
         self._coder = stream.queue.RangeDecoder(np.frombuffer(content, _WORD).astype(np.uint32))
         self._model = stream.model
 
@@ -118,7 +118,7 @@ def _one_table(model: Any, weights: np.ndarray) -> Any:
     return model.Categorical(frequency_tables(weights[None])[0], perfect=False)
 
 
-def _constriction_stream() -> Any:
+def constriction_stream() -> Any:
     try:
         from constriction import stream
     except ImportError:

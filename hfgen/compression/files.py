@@ -14,10 +14,11 @@ from ..hub import fetch_model
 from ..model_folder import LoadError, read_json
 from ..models.modeling_codec import CodecConfig
 from ..models.modeling_gpt import GPTConfig, GPTForCausalLM
-from . import gpt_text_codec, image_codec
-from .container import IMAGES, KINDS, SUFFIX, TEXT, VERSION, Container, parse, read
+from . import gpt_text_codec, image_codec, lossless_files
+from .container import IMAGES, KINDS, LOSSLESS_IMAGES, SUFFIX, TEXT, VERSION, Container, parse, read
 from .identity import FetchedModel, fetch, fetch_for
 from .image_files import QUALITY, compress_images, restore_images
+from .lossless_files import VAES, compress_lossless, restore_lossless
 from .new_files import check_new, write_file
 
 
@@ -64,19 +65,32 @@ def compress_files(
     revision: str | None = None,
     verify: bool = False,
     quality: float | None = None,
+    lossless: bool = False,
+    split: str | None = None,
 ) -> Container:
-    """Compresses what the model is for: one text with a GPT, or images with a codec.
+    """Compresses what the model is for: one text with a GPT, or images with a codec, or without loss with a VAE.
 
     Args:
         files: a text, or images.
-        output, model, revision, verify: see [`compress`] and [`compress_images`].
+        output, model, revision, verify: see [`compress`], [`compress_images`] and [`compress_lossless`].
         quality: of images, in [0, 1]; None for 0.5.
+        lossless: keep every pixel of images.
+        split: of the dataset that `files` names; for lossless images only.
 
     Raises:
         ValueError, OSError: see there.
     """
     folder = fetch_model(model, revision)
-    if read_json(folder / "config.json").get("model_type") == CodecConfig.model_type:
+    model_type = read_json(folder / "config.json").get("model_type")
+    if model_type in VAES and lossless and quality is None:
+        return compress_lossless(files, output, model, revision, verify, split)
+    if model_type in VAES:
+        raise ValueError("A VAE must be used with --lossless and without --quality. For other images, name a codec.")
+    if split is not None:
+        raise ValueError("--split must be left out, as only a VAE compresses a dataset. It needs --lossless.")
+    if model_type == CodecConfig.model_type:
+        if lossless:
+            raise ValueError("--lossless must be left out, as a codec loses details. For lossless images, name a VAE.")
         chosen = QUALITY if quality is None else quality
         return compress_images(files, output, model, chosen, revision, verify)
     if len(files) > 1:
@@ -163,16 +177,21 @@ def _restore_text(container: Container, fetched: FetchedModel, output: Path) -> 
 
 
 # By kind of content.
-_MODEL_TYPES = {TEXT: GPTConfig.model_type, IMAGES: CodecConfig.model_type}
-_RESTORE: dict[int, Callable[[Container, FetchedModel, Path], None]] = {TEXT: _restore_text, IMAGES: restore_images}
+_MODEL_TYPES = {TEXT: GPTConfig.model_type, IMAGES: CodecConfig.model_type, LOSSLESS_IMAGES: None}
+_RESTORE: dict[int, Callable[[Container, FetchedModel, Path], None]] = {
+    TEXT: _restore_text,
+    IMAGES: restore_images,
+    LOSSLESS_IMAGES: restore_lossless,
+}
 _DESCRIPTIONS: dict[int, Callable[[bytes], dict[str, Any]]] = {
     TEXT: gpt_text_codec.describe,
     IMAGES: image_codec.describe,
+    LOSSLESS_IMAGES: lossless_files.describe,
 }
 
 
 def _default_output(file: Path, kind: int) -> Path:
-    if kind == IMAGES:
+    if kind != TEXT:
         return file.with_suffix("").with_suffix("") if file.suffix == SUFFIX else file.with_name(f"{file.name}.images")
     output = file.with_suffix("") if file.suffix == SUFFIX else file.with_name(f"{file.name}.txt")
     return output if output.suffix else output.with_suffix(".txt")

@@ -16,15 +16,12 @@ import numpy as np
 import torch
 
 from ..models.modeling_gpt import CACHE, GPTForCausalLM
-from .logit_levels import TOLERANCE
+from .self_test import check_independence, mix
 
 
 # Logits that are held at a time: 32 MB.
 _LOGITS_AT_ONCE = 1 << 22
 _SELF_TEST_TOKENS = 16
-SELF_TEST_NUMBERS = 2
-# A number of the self-test is off by about as much as a single logit; the worst of millions is off by some times more.
-_SELF_TEST_TOLERANCE = TOLERANCE / 16
 
 
 @dataclass(frozen=True)
@@ -106,13 +103,8 @@ class GPTPredictor:
         at_once = np.concatenate([*self.predict_window(tokens, Window(0, 1, 1 + length))])
         in_steps = [self.begin_window(tokens[:, :1])]
         in_steps += [self.continue_window(tokens[:, [place]]) for place in range(1, length)]
-        found = _mixed(np.stack(in_steps))
-        difference = _difference(_mixed(at_once), found)
-        if not difference < _SELF_TEST_TOLERANCE:  # NaN fails it
-            raise ValueError(
-                "The model's logits must not depend on how many tokens are computed at once, got a difference of "
-                f"{difference:.1e}. Some of its arithmetic is not in float64. Use another model."
-            )
+        found = mix(np.stack(in_steps))
+        check_independence(mix(at_once), found, "tokens")
         return found
 
     def _run(self, tokens: np.ndarray, use_cache: bool = False) -> torch.Tensor:
@@ -128,33 +120,3 @@ class GPTPredictor:
     def _logits(self, hidden: torch.Tensor) -> np.ndarray:
         with torch.inference_mode():
             return self._model.lm_head(hidden)[..., : self._alphabet_size].numpy()
-
-
-def check_self_test(expected: np.ndarray, found: np.ndarray) -> None:
-    """Compares the numbers of `GPTPredictor.self_test`.
-
-    Raises:
-        ValueError: logits may differ by more than the encoder allows for.
-    """
-    difference = _difference(expected, found)
-    if not difference < _SELF_TEST_TOLERANCE:
-        raise ValueError(
-            f"The self-test must differ by less than {_SELF_TEST_TOLERANCE:.1e}, got {difference:.1e}. This machine, "
-            "or its version of torch, computes the model too differently from where the file was compressed. Nothing "
-            "was written."
-        )
-
-
-def _difference(expected: np.ndarray, found: np.ndarray) -> float:
-    return float(np.abs(expected - found).max())
-
-
-def _mixed(logits: np.ndarray) -> np.ndarray:
-    """Sums of the logits with pseudo-random signs, over the root of their number, which scales them as one logit."""
-    parts = np.array_split(logits.ravel(), SELF_TEST_NUMBERS)
-    return np.array([part @ _signs(len(part)) / len(part) ** 0.5 for part in parts])
-
-
-def _signs(count: int) -> np.ndarray:
-    """+1 and -1, by a multiplicative hash of the place."""
-    return 1.0 - 2.0 * (np.arange(count, dtype=np.uint64) * 2654435761 >> 16 & 1)

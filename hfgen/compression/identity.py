@@ -34,7 +34,7 @@ class FetchedModel:
     weights_sha256: bytes
 
 
-def fetch(name_or_path: str, revision: str | None, model_type: str) -> FetchedModel:
+def fetch(name_or_path: str, revision: str | None, model_type: str | None = None) -> FetchedModel:
     """The model to compress with: a folder, or a repository on the Hub.
 
     Raises:
@@ -51,13 +51,13 @@ def fetch(name_or_path: str, revision: str | None, model_type: str) -> FetchedMo
 
 
 def fetch_for(
-    container: Container, model_type: str, name_or_path: str | None = None, revision: str | None = None
+    container: Container, model_type: str | None, name_or_path: str | None = None, revision: str | None = None
 ) -> FetchedModel:
     """The model that a file was compressed with.
 
     Args:
         container: the file's content.
-        model_type: of the model.
+        model_type: of the model; any if None.
         name_or_path: where the model is; None: the repository and revision that the file names.
         revision: branch, tag or commit of `name_or_path`.
 

@@ -109,15 +109,15 @@ class DiscretizedLogistic(Likelihood):
         self.parameters_per_pixel = 2 * num_channels
 
     def log_prob(self, parameters: Tensor, pixel_values: Tensor) -> Tensor:
-        return discretized_logistic_log_prob(pixel_values, *self._split(parameters)).flatten(1).sum(1)
+        return discretized_logistic_log_prob(pixel_values, *self.split(parameters)).flatten(1).sum(1)
 
     def mean(self, parameters: Tensor) -> Tensor:
-        return self._split(parameters)[0].clamp(0, 1)
+        return self.split(parameters)[0].clamp(0, 1)
 
     def draw(self, parameters: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return _draw_logistic(*self._split(parameters), generator)
+        return _draw_logistic(*self.split(parameters), generator)
 
-    def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-scale of every pixel. A decoder output of 0 means mid-gray and a scale of exp(-2) = 0.14."""
         mean, log_scale = parameters.chunk(2, dim=1)
         return mean + 0.5, log_scale - 2.0
@@ -142,7 +142,7 @@ class LogisticMixture(Likelihood):
         self.parameters_per_pixel = num_mixtures * (1 + 2 * num_channels + num_coefficients)
 
     def log_prob(self, parameters: Tensor, pixel_values: Tensor) -> Tensor:
-        logits, components = self._split(parameters)
+        logits, components = self.split(parameters)
         channels = pixel_values.split(1, dim=1)
         log_prob = logits.log_softmax(1)
         for channel, pixels in enumerate(channels):
@@ -152,7 +152,7 @@ class LogisticMixture(Likelihood):
 
     def mean(self, parameters: Tensor) -> Tensor:
         """The mean over the components; in each, the mean of a channel given the means of the channels before it."""
-        logits, components = self._split(parameters)
+        logits, components = self.split(parameters)
         channels: list[Tensor] = []
         for _ in range(self.num_channels):
             channels.append(_mean_of_clipped_logistic(*self._conditional(components, channels)))
@@ -160,7 +160,7 @@ class LogisticMixture(Likelihood):
         return torch.stack([(weights * channel).sum(1) for channel in channels], dim=1)
 
     def draw(self, parameters: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        logits, components = self._split(parameters)
+        logits, components = self.split(parameters)
         # The largest of the logits with Gumbel noise is a draw from their softmax.
         chosen = (logits - (-_uniform_like(logits, generator).log()).log()).argmax(1, keepdim=True)
         components = [component.gather(1, chosen) for component in components]
@@ -169,7 +169,7 @@ class LogisticMixture(Likelihood):
             channels.append(_draw_logistic(*self._conditional(components, channels), generator))
         return torch.cat(channels, dim=1)
 
-    def _split(self, parameters: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def split(self, parameters: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The logits of the components; and the means of each channel, its log-scales, and the coefficients that move
         its mean. All are (batch, mixtures, height, width). A decoder output of 0 spreads the means over the range."""
         logits, *blocks = parameters.unflatten(1, (-1, self.num_mixtures)).unbind(1)
