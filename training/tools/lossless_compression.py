@@ -39,7 +39,7 @@ import yaml
 
 from .image_codecs import CODECS, mosaic
 from .measured_runs import AVX2, RECIPES, ROOT, describe, run_recipe, run_task
-from .vae_table import COLUMNS
+from .measured_table import COLUMNS
 
 
 if TYPE_CHECKING:
