@@ -83,7 +83,7 @@ def test_every_lost_and_added_byte_is_found() -> None:
         (EXAMPLE.to_bytes().replace(b"me/gpt", b"me/gpu"), "The header of book.hfz must match its checksum"),
         (EXAMPLE.to_bytes().replace(b"payload", b"payloaD"), "The payload of book.hfz must match its checksum"),
         (damaged_checksums_repaired(EXAMPLE.to_bytes()[:9] + b"\x07" + EXAMPLE.to_bytes()[10:]),
-         "kind of content of book.hfz must be 1 (text), 2 (images), 3 (lossless images), got 7. Install a newer hfgen"),
+         "kind of content of book.hfz must be 1 (text), 2 (images), 3 (lossless images), got 7. Install a"),
         (damaged_checksums_repaired(EXAMPLE.to_bytes().replace(b"\x06me", b"\xffme")), "The header of book.hfz must"),
         (damaged_checksums_repaired(EXAMPLE.to_bytes().replace(b"me", b"\xffe")), "book.hfz must hold UTF-8"),
     ],
