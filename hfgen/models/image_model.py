@@ -283,6 +283,21 @@ class TransposedConv2d(nn.ConvTranspose2d):
         return pixels if self.bias is None else pixels + self.bias.to(pixels.dtype)
 
 
+class ResidualBlock(nn.Module):
+    """x + conv(act(conv(act(x)))); starts as the identity, so depth costs nothing at first."""
+
+    def __init__(self, channels: int, hidden_act: str, dropout: float = 0.0):
+        super().__init__()
+        self.act = ACT2FN[hidden_act]
+        self.conv1 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = with_init_gain(nn.Conv2d(channels, channels, kernel_size=3, padding=1), 0.0)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        update = self.act(self.conv1(self.act(hidden_states)))
+        return hidden_states + self.conv2(self.dropout(update))
+
+
 def pixel_moments(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and mean square of every pixel, (channels, height, width) each. In float64, where it makes no difference in
     which order a machine adds.

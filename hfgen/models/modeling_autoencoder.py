@@ -28,6 +28,7 @@ from .image_model import (
     Channels,
     ImageModel,
     ImageSize,
+    ResidualBlock,
     StagedConfig,
     TransposedConv2d,
     at_least_float32,
@@ -179,19 +180,6 @@ def erase_rectangles(images: Tensor, erasing: Tensor, erase_prob: float) -> Tens
         shape = [-1, 1, side, 1] if dim == 2 else [-1, 1, 1, side]
         is_erased = is_erased & ((pixels >= start) & (pixels < start + length[:, None])).view(shape)
     return images.masked_fill(is_erased, 0.0)
-
-
-class ResidualBlock(nn.Module):
-    """x + conv(act(conv(act(x)))); starts as the identity, so depth costs nothing at first."""
-
-    def __init__(self, channels: int, hidden_act: str):
-        super().__init__()
-        self.act = ACT2FN[hidden_act]
-        self.conv1 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
-        self.conv2 = with_init_gain(nn.Conv2d(channels, channels, kernel_size=3, padding=1), 0.0)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return hidden_states + self.conv2(self.act(self.conv1(self.act(hidden_states))))
 
 
 def residual_blocks(channels: int, config: AutoencoderConfig) -> nn.Sequential:

@@ -32,6 +32,7 @@ from .image_model import (
     ImageSize,
     LabeledConfig,
     Labels,
+    ResidualBlock,
     StagedConfig,
     append_labels,
     at_least_float32,
@@ -190,23 +191,8 @@ class LadderVAEOutput(ModelOutput):
     latents: Tensor | None = None
 
 
-class ResidualBlock(nn.Module):
-    """x + conv(act(conv(act(x)))); starts as the identity, so depth costs nothing at first."""
-
-    def __init__(self, channels: int, config: LadderVAEConfig):
-        super().__init__()
-        self.act = ACT2FN[config.hidden_act]
-        self.conv1 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
-        self.dropout = nn.Dropout(config.dropout)
-        self.conv2 = with_init_gain(nn.Conv2d(channels, channels, kernel_size=3, padding=1), 0.0)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        update = self.act(self.conv1(self.act(hidden_states)))
-        return hidden_states + self.conv2(self.dropout(update))
-
-
 def _residual_blocks(count: int, channels: int, config: LadderVAEConfig) -> nn.Sequential:
-    return nn.Sequential(*[ResidualBlock(channels, config) for _ in range(count)])
+    return nn.Sequential(*[ResidualBlock(channels, config.hidden_act, config.dropout) for _ in range(count)])
 
 
 @dataclass

@@ -25,6 +25,7 @@ from .image_model import (
     ImageSize,
     LabeledConfig,
     Labels,
+    ResidualBlock,
     StagedConfig,
     TransposedConv2d,
     append_labels,
@@ -155,20 +156,6 @@ class VAEOutput(ModelOutput):
     reconstruction_loss: Tensor | None = None
     kl_loss: Tensor | None = None
     latents: Tensor | None = None
-
-
-class ResidualBlock(nn.Module):
-    """x + conv(act(conv(act(x)))); starts as the identity, so depth costs nothing at first."""
-
-    def __init__(self, channels: int, hidden_act: str):
-        super().__init__()
-        self.act = ACT2FN[hidden_act]
-        self.conv1 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
-        self.conv2 = with_init_gain(nn.Conv2d(channels, channels, kernel_size=3, padding=1), 0.0)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        update = self.conv2(self.act(self.conv1(self.act(hidden_states))))
-        return hidden_states + update
 
 
 class VAEEncoder(nn.Module):
