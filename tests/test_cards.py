@@ -59,12 +59,13 @@ def test_every_metric_is_in_the_metadata_and_in_the_table(family):
     results = json.loads((trained_runs() / family / "results.json").read_text())
     card = card_of(family)
     eval_results = ModelCard(card).data.eval_results
-    assert {result.metric_type: result.metric_value for result in eval_results} == pytest.approx(
-        results["metrics"], abs=1e-6
-    )
+    measured = {name: value for name, value in results["metrics"].items() if value is not None}
+    # So short a training leaves no quality of a codec that takes half a bit per pixel.
+    assert set(results["metrics"]) - set(measured) <= {"psnr_at_half_bpp"}
+    assert {result.metric_type: result.metric_value for result in eval_results} == pytest.approx(measured, abs=1e-6)
     assert {result.dataset_split for result in eval_results} == {results["split"]}
     table = card.partition("## Results")[2].partition("## Training")[0]
-    assert table.count("\n| ") == len(results["metrics"]) + 1
+    assert table.count("\n| ") == len(measured) + 1
 
 
 def test_a_number_that_was_not_measured_is_not_in_the_card(tmp_path):
