@@ -96,7 +96,6 @@ class Trial:
         recipe: that the flags are added to.
         seeds: one run for each.
         against: the trial to compare with, or None.
-        result: in words, of a trial that was run in another way than by this command; None for what its runs show.
     """
 
     name: str
@@ -106,7 +105,6 @@ class Trial:
     recipe: str
     seeds: tuple[int, ...] = (0,)
     against: str | None = None
-    result: str | None = None
 
 
 @dataclass(frozen=True)
