@@ -1,4 +1,4 @@
-"""How good are the images that `hfgen compress` makes of so many bits, beside JPEG, WebP and AVIF?
+"""How good are the images of `hfgen compress` at a given size, beside those of JPEG, WebP and AVIF?
 
     python training/tools/image_compression.py                                  # trains both recipes, as a user would
     python training/tools/image_compression.py --recipes codec-mnist --model runs/codec-mnist  # with a trained model
@@ -24,8 +24,6 @@ if __name__ == "__main__" and not __package__:  # started as a file: run it agai
     runpy.run_module(f"training.tools.{Path(__file__).stem}", run_name="__main__", alter_sys=True)
     sys.exit()
 
-import argparse
-import json
 import tempfile
 import time
 from dataclasses import asdict
@@ -33,13 +31,11 @@ from typing import Any
 
 import yaml
 
-from .measured_runs import AVX2, RECIPES, ROOT, describe, run_recipe, run_task
-from .measured_table import COLUMNS
+from .measured_recipes import run_command
+from .measured_runs import RECIPES
 
 
-FIGURES = Path(__file__).with_suffix(".json")
 CODECS = ("codec-mnist", "codec-cifar10")
-MODULE = "training.tools.image_compression"
 OURS = "hfgen compress"
 
 
@@ -143,41 +139,7 @@ def table(figures: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument(
-        "--recipes", nargs="+", choices=CODECS, default=CODECS, help="which to measure (default: both)"
-    )
-    parser.add_argument(
-        "--model", type=Path, help="folder of a model that the only recipe trained (default: train it)"
-    )
-    parser.add_argument("--avx2", action="store_true", help="use no instructions beyond AVX2, and so none for bf16")
-    parser.add_argument(
-        "--figures", type=Path, default=FIGURES, help="file of the figures (default: image_compression.json)"
-    )
-    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
-    args, flags = parser.parse_known_args()
-    if args.child is not None:
-        print(json.dumps(measure(**args.child)))
-        return
-    if args.model is not None and (flags or len(args.recipes) > 1):
-        parser.error(
-            f"--model must come with one of --recipes and no flags of a training, got {args.recipes}, {flags}"
-        )
-    environment = AVX2 if args.avx2 else {}
-    figures = json.loads(args.figures.read_text(encoding="utf-8")) if args.figures.is_file() else {"columns": {}}
-    for recipe in args.recipes:
-        model, trained = args.model, None
-        if model is None:
-            model = ROOT / ("runs-avx2" if args.avx2 else "runs") / recipe
-            trained = run_recipe(recipe, model, flags, environment)
-        task = {"model": str(model.resolve()), "recipe": recipe}
-        measured = run_task(MODULE, task, environment=environment)
-        found = {"machine": describe(), "training": trained, "measured": measured}
-        figures["columns"].setdefault(COLUMNS[args.avx2], {})[recipe] = found
-        args.figures.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    print(table(figures))
+    run_command(Path(__file__), __doc__, CODECS, measure, table)
 
 
 if __name__ == "__main__":

@@ -25,10 +25,8 @@ if __name__ == "__main__" and not __package__:  # started as a file: run it agai
     runpy.run_module(f"training.tools.{Path(__file__).stem}", run_name="__main__", alter_sys=True)
     sys.exit()
 
-import argparse
 import bz2
 import io
-import json
 import lzma
 import math
 import tempfile
@@ -38,17 +36,15 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from .image_codecs import CODECS, mosaic
-from .measured_runs import AVX2, RECIPES, ROOT, describe, run_recipe, run_task
-from .measured_table import COLUMNS
+from .measured_recipes import run_command
+from .measured_runs import RECIPES
 
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-FIGURES = Path(__file__).with_suffix(".json")
 LOSSLESS = ("ladder-vae-binarized-mnist-lossless", "ladder-vae-mnist-lossless")
-MODULE = "training.tools.lossless_compression"
 OURS = "hfgen compress --lossless"
 MOSAIC_COLUMNS = 50
 _BATCH = 256
@@ -165,38 +161,7 @@ def table(figures: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--recipes", nargs="+", choices=LOSSLESS, default=LOSSLESS, help="(default: both)")
-    parser.add_argument(
-        "--model", type=Path, help="folder of a model that the only recipe trained (default: train it)"
-    )
-    parser.add_argument("--avx2", action="store_true", help="use no instructions beyond AVX2, and so none for bf16")
-    parser.add_argument(
-        "--figures", type=Path, default=FIGURES, help="file of the figures (default: lossless_compression.json)"
-    )
-    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
-    args, flags = parser.parse_known_args()
-    if args.child is not None:
-        print(json.dumps(measure(**args.child)))
-        return
-    if args.model is not None and (flags or len(args.recipes) > 1):
-        parser.error(
-            f"--model must come with one of --recipes and no flags of a training, got {args.recipes}, {flags}"
-        )
-    environment = AVX2 if args.avx2 else {}
-    figures = json.loads(args.figures.read_text(encoding="utf-8")) if args.figures.is_file() else {"columns": {}}
-    for recipe in args.recipes:
-        model, trained = args.model, None
-        if model is None:
-            model = ROOT / ("runs-avx2" if args.avx2 else "runs") / recipe
-            trained = run_recipe(recipe, model, flags, environment)
-        measured = run_task(MODULE, {"model": str(model.resolve()), "recipe": recipe}, environment=environment)
-        found = {"machine": describe(), "training": trained, "measured": measured}
-        figures["columns"].setdefault(COLUMNS[args.avx2], {})[recipe] = found
-        args.figures.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    print(table(figures))
+    run_command(Path(__file__), __doc__, LOSSLESS, measure, table)
 
 
 if __name__ == "__main__":

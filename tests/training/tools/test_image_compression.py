@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.compression.image_data import DATA
-from training.tools import image_compression
+from training.tools import image_compression, measured_recipes
 from training.tools.image_compression import OURS, measure_files, table
 
 
@@ -35,7 +35,7 @@ def test_the_table_has_ratios_at_half_a_bit_and_speeds(
         curves = {OURS: points, "JPEG": points[1:]}
         return {"pixels": 1_000_000, "curves": curves, "seconds_to_compress": 0.5, "seconds_to_decompress": 2.0}
 
-    monkeypatch.setattr(image_compression, "run_task", run_task)
+    monkeypatch.setattr(measured_recipes, "run_task", run_task)
     words = ["image_compression.py", "--recipes", "codec-mnist", "--model", str(tmp_path)]
     monkeypatch.setattr("sys.argv", [*words, "--figures", str(tmp_path / "figures.json")])
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.compression.tiny_vae import smooth_images, tiny_vae
-from training.tools import lossless_compression
+from training.tools import lossless_compression, measured_recipes
 from training.tools.lossless_compression import LOSSLESS, OURS, evidence_bits, general_sizes, measure, table
 from training.tools.measured_runs import AVX2
 
@@ -69,14 +69,14 @@ def test_recipes_are_trained_and_measured_with_the_instructions_of_the_column(
         calls.append((module, task, environment))
         return {"images": 80, "mosaic": 25, "rows": ROWS}
 
-    monkeypatch.setattr(lossless_compression, "run_recipe", run_recipe)
-    monkeypatch.setattr(lossless_compression, "run_task", run_task)
+    monkeypatch.setattr(measured_recipes, "run_recipe", run_recipe)
+    monkeypatch.setattr(measured_recipes, "run_task", run_task)
     figures = tmp_path / "figures.json"
     words = ["--recipes", LOSSLESS[0], "--avx2", "--max_train_steps", "5", "--figures", str(figures)]
     monkeypatch.setattr("sys.argv", ["lossless_compression.py", *words])
     lossless_compression.main()
 
-    folder = lossless_compression.ROOT / "runs-avx2" / LOSSLESS[0]
+    folder = measured_recipes.ROOT / "runs-avx2" / LOSSLESS[0]
     assert calls == [
         (LOSSLESS[0], folder, ["--max_train_steps", "5"], AVX2),
         ("training.tools.lossless_compression", {"model": str(folder.resolve()), "recipe": LOSSLESS[0]}, AVX2),
