@@ -68,7 +68,15 @@ def build_parser() -> argparse.ArgumentParser:
         "with them. Log in to the Hub once with `hf auth login`.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_training(commands)
+    _add_hub(commands)
+    _add_outputs(commands)
+    _add_compression(commands)
+    _add_score(commands)
+    return parser
 
+
+def _add_training(commands: Any) -> None:
     train = commands.add_parser("train", help="train a model", description=train_command_line.__doc__)
     model_files = sorted((Path(__file__).parent / "models").glob("modeling_*.py"))  # importing them takes seconds
     families = [file.stem.removeprefix("modeling_") for file in model_files]
@@ -77,6 +85,8 @@ def build_parser() -> argparse.ArgumentParser:
                        help="a recipe's name or path, and flags: `hfgen train FAMILY --help` lists them")  # fmt: skip
     train.set_defaults(run=train_command_line)
 
+
+def _add_hub(commands: Any) -> None:
     push = commands.add_parser("push", help="publish a folder as one commit", description=push_command_line.__doc__)
     push.add_argument("folder", metavar="FOLDER", type=Path, help="output folder of a training, or a saved model")
     push.add_argument("repo", metavar="REPO", help="owner/name on the Hub, or a name in your own namespace")
@@ -104,6 +114,8 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("--revision", help="branch, tag or commit (default: main)")
     check.set_defaults(run=check_command_line)
 
+
+def _add_outputs(commands: Any) -> None:
     sample = commands.add_parser("sample", help="draw images or write text", description=sample_command_line.__doc__)
     sample.add_argument("model", metavar="FOLDER_OR_REPO")
     sample.add_argument("--revision", help="branch, tag or commit (default: main)")
@@ -135,6 +147,8 @@ def build_parser() -> argparse.ArgumentParser:
     embed.add_argument("--overwrite", action="store_true", help="replace OUT.parquet if it exists")
     embed.set_defaults(run=embed_command_line)
 
+
+def _add_compression(commands: Any) -> None:
     compress = commands.add_parser(
         "compress", help="compress a text or images", description=compress_command_line.__doc__
     )
@@ -168,6 +182,8 @@ def build_parser() -> argparse.ArgumentParser:
     info.add_argument("--json", action="store_true", help="print JSON")
     info.set_defaults(run=info_command_line)
 
+
+def _add_score(commands: Any) -> None:
     score = commands.add_parser("score", help="find anomalies among images", description=score_command_line.__doc__)
     score.add_argument("model", metavar="FOLDER_OR_REPO", help="an Auto-Encoder")
     score.add_argument("images", metavar="IMAGES", type=Path, nargs="+", help="image files, and folders of them")
@@ -176,7 +192,6 @@ def build_parser() -> argparse.ArgumentParser:
     score.add_argument("--maps", metavar="FOLDER", type=Path,
                        help="write each image there, painted red where it is strange")  # fmt: skip
     score.set_defaults(run=score_command_line)
-    return parser
 
 
 def train_command_line(arguments: argparse.Namespace) -> int:
