@@ -177,7 +177,7 @@ class ByteReader:
         self._position = 0
 
     def take(self, size: int) -> bytes:
-        """The next bytes, exactly so many."""
+        """Returns the next `size` bytes."""
         left = len(self._content) - self._position
         if size > left:
             raise ValueError(f"{self._name} must have {size} more bytes, got {left}. It was not written by hfgen.")

@@ -65,7 +65,7 @@ class SymbolEncoder:
             self._coder.encode(symbols.astype(np.int32), _one_table(self._model, weights))
 
     def encode_number(self, value: int, bits: int) -> None:
-        """Appends a number below 2^bits, which takes so many bits; at most 24."""
+        """Appends a number below 2^bits, at a cost of `bits` bits, which can be up to 24."""
         self._coder.encode(np.array([value], np.int32), self._model.Uniform(1 << bits))
 
     def to_bytes(self) -> bytes:

@@ -40,7 +40,7 @@ class Window:
 
 
 def windows(length: int, context: int, kept: int) -> Iterator[Window]:
-    """The windows of streams with so many tokens.
+    """Splits streams into the windows that the network sees, one after the other.
 
     Args:
         length: tokens of the longest stream.

@@ -189,7 +189,7 @@ def _tables(model: CodecModel, level: int) -> np.ndarray:
 
 
 def _most_symbols(payload: bytes, tables: np.ndarray) -> float:
-    """More symbols than so many bytes can hold, even if all are the likeliest ones, by a factor of two or more: the
+    """More symbols than a payload can hold, even if each is the likeliest one: at least twice as many, because the
     coder's tables, of 24 bits, are not quite these."""
     likeliest = tables.max() / tables[0].sum()
     return 2 * (8 * len(payload) + 64) / -np.log2(likeliest)

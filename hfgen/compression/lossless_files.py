@@ -26,7 +26,7 @@ from .new_files import check_new, write_file, write_folder
 VAES: dict[str, type[VAEModel] | type[LadderVAEModel]] = {
     model.config_class.model_type: model for model in (VAEModel, LadderVAEModel)
 }
-# Modes of Pillow that a model with so many channels takes without loss.
+# Pillow's modes that lose nothing in a model's format, by its number of channels.
 _MODES = {1: ("1", "L"), 3: ("1", "L", "RGB")}
 
 

@@ -225,7 +225,8 @@ def build_pixel_symbols(likelihood: Likelihood) -> BinaryPixels | LogisticPixels
 
 
 def _shorten(weights: np.ndarray, bits: int) -> np.ndarray:
-    """Divides by a power of two for each first and last index, such that the largest along axis 1 has so many bits.
+    """Divides by a power of two, chosen for each first and last index, so that the largest value along axis 1 fits in
+    `bits` bits.
 
     Exact: a float64 holds the exponent of an int64, which its rounding can at most raise by one.
     """

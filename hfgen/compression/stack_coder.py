@@ -64,7 +64,7 @@ class StackCoder:
         self._restore(np.concatenate([words, self.words()]))
 
     def take_from_below(self, count: int) -> None:
-        """Removes so many words from the bottom."""
+        """Removes `count` words from the bottom."""
         self._restore(self.words()[count:])
 
     def push(self, symbols: np.ndarray, weights: np.ndarray) -> None:

@@ -113,7 +113,7 @@ class BitsBackCoder:
         return sum(self._latents) * PRECISION // 32 + 4
 
     def push(self, pixels: np.ndarray, first_image: int) -> int:
-        """Pushes images (batch, channels, height, width), uint8, the first of which is so many after that of the file.
+        """Pushes images (batch, channels, height, width), uint8; `first_image` is the index in the file of the first.
 
         Returns:
             the words that were on the stack when all latents had been popped. Below 0: too few, and what is on the
