@@ -7,6 +7,7 @@ The discriminator's accuracy on real and generated images is logged with the los
 apart, at 50 %, the two networks have converged.
 """
 
+import math
 import runpy
 import sys
 from pathlib import Path
@@ -30,7 +31,12 @@ from torch import Tensor, nn
 
 from hfgen import GANConfig, GANModel
 from hfgen.image_processing import build_image_processor, image_grid
-from hfgen.models.modeling_gan import discriminator_loss, generator_loss, gradient_penalty
+from hfgen.models.gan_losses import (
+    discriminator_loss,
+    generator_loss,
+    gradient_penalty,
+    logits_and_squared_gradients,
+)
 
 from .build_model import load_image_model
 from .config.flags import Arguments
@@ -55,33 +61,68 @@ class _AdversarialLoss(nn.Module):
 
 
 class DiscriminatorLoss(_AdversarialLoss):
-    """What the discriminator minimizes."""
+    """What the discriminator minimizes.
 
-    def __init__(self, model: GANModel):
+    Args:
+        model: whose discriminator it is.
+        penalized_share: share of each batch on which the gradient is penalized.
+    """
+
+    def __init__(self, model: GANModel, penalized_share: float):
         super().__init__(model)
         self.discriminator = model.discriminator
+        self.penalized_share = penalized_share
 
     def forward(self, batch: Batch, rng: BatchRNG, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         config, real = self.model.config, batch["pixel_values"]
         labels = batch["labels"] if config.num_labels else None
         with torch.no_grad():
             fake = self.model.generator(rng.normal(config.latent_dim), labels)
-        # One pass over both halves: two would cost more, and batch normalization in the discriminator would tell the
-        # halves apart by their statistics.
-        logits = self.discriminator(torch.cat([real, fake]), None if labels is None else torch.cat([labels, labels]))
-        real_logits, fake_logits = logits.chunk(2)
-        loss = discriminator_loss(real_logits, fake_logits, config.loss_type)
+        penalty = torch.zeros((), device=real.device)
         if config.loss_type == "wasserstein" and config.gradient_penalty_weight > 0:
+            real_logits, fake_logits = self._logits(real, fake, labels)
             penalty = gradient_penalty(self.discriminator, real, fake, labels, rng.uniform())
-            loss = loss + config.gradient_penalty_weight * penalty
+            weight = config.gradient_penalty_weight
+        elif config.gradient_penalty_weight > 0:
+            real_logits, fake_logits, penalty = self._penalized_logits(real, fake, labels)
+            weight = config.gradient_penalty_weight / 2 * _penalty_schedule(progress)
+        else:
+            real_logits, fake_logits = self._logits(real, fake, labels)
+            weight = 0.0
+        loss = discriminator_loss(real_logits, fake_logits, config.loss_type)
         real_right, fake_right = _is_right(real_logits, fake_logits, config.loss_type)
         accuracy_real, accuracy_fake = real_right.float().mean(), fake_right.float().mean()
-        return loss, {
+        return loss + weight * penalty, {
             "discriminator_loss": loss,
+            "gradient_penalty": penalty,
             "discriminator_accuracy": (accuracy_real + accuracy_fake) / 2,
             "discriminator_accuracy_real": accuracy_real,
             "discriminator_accuracy_fake": accuracy_fake,
         }
+
+    def _logits(self, real: Tensor, fake: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The logits of real and of generated images."""
+        if self.model.config.discriminator_norm == "batch":
+            # Apart, as in the paper: each half is normalized by its own statistics, and so are the generated images
+            # that the generator learns from. Statistics of both halves would be another discriminator's.
+            return self.discriminator(real, labels), self.discriminator(fake, labels)
+        both = None if labels is None else torch.cat([labels, labels])
+        real_logits, fake_logits = self.discriminator(torch.cat([real, fake]), both).chunk(2)
+        return real_logits, fake_logits
+
+    def _penalized_logits(self, real: Tensor, fake: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The logits of real and of generated images, and R1 + R2 over a share of them."""
+        count = math.ceil(self.penalized_share * len(real))
+        both = None if labels is None else torch.cat([labels[:count], labels[:count]])
+        logits, squares = logits_and_squared_gradients(
+            self.discriminator, torch.cat([real[:count], fake[:count]]), both
+        )
+        real_logits, fake_logits = logits.chunk(2)
+        if count < len(real):
+            # The batch is in random order, so that its first examples are as good as any others.
+            rest = self._logits(real[count:], fake[count:], None if labels is None else labels[count:])
+            real_logits, fake_logits = torch.cat([real_logits, rest[0]]), torch.cat([fake_logits, rest[1]])
+        return real_logits, fake_logits, 2 * squares.mean()
 
 
 class GeneratorLoss(_AdversarialLoss):
@@ -94,19 +135,31 @@ class GeneratorLoss(_AdversarialLoss):
     def forward(self, batch: Batch, rng: BatchRNG, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         model, config = self.model, self.model.config
         labels = batch["labels"] if config.num_labels else None
+        real_logits = None
+        if config.loss_type == "relativistic":
+            with torch.no_grad():
+                real_logits = model.discriminator(batch["pixel_values"], labels)
         fake = self.generator(rng.normal(config.latent_dim), labels)
         model.discriminator.requires_grad_(False)
-        loss = generator_loss(model.discriminator(fake, labels), config.loss_type)
+        loss = generator_loss(model.discriminator(fake, labels), config.loss_type, real_logits)
         model.discriminator.requires_grad_(True)
         return loss, {"generator_loss": loss}
+
+
+def _penalty_schedule(progress: float) -> float:
+    """Falls from 1 to a tenth along a cosine, as R3GAN's does: a strong penalty at first keeps the game stable, a weak
+    one at last lets the discriminator see details."""
+    return 0.55 + 0.45 * math.cos(math.pi * progress)
 
 
 def _is_right(real_logits: Tensor, fake_logits: Tensor, loss_type: str) -> tuple[Tensor, Tensor]:
     """Returns whether the discriminator is right about each real and each generated image.
 
-    A Wasserstein critic has no threshold of its own; the mean over both halves is a fair one.
+    A Wasserstein critic and a relativistic discriminator have no threshold of their own; the mean over both halves is
+    a fair one.
     """
-    threshold = torch.cat([real_logits, fake_logits]).mean() if loss_type == "wasserstein" else 0.0
+    has_no_threshold = loss_type in ("wasserstein", "relativistic")
+    threshold = torch.cat([real_logits, fake_logits]).mean() if has_no_threshold else 0.0
     return real_logits > threshold, fake_logits <= threshold
 
 
@@ -120,7 +173,7 @@ class GANObjective:
         self.model, self.data = load_image_model(GANModel, arguments, arguments.run.seed)
         extra: GANArguments = arguments.extra
         self.quality_samples = extra.quality_samples
-        discriminator = DiscriminatorLoss(self.model)
+        discriminator = DiscriminatorLoss(self.model, extra.penalized_share)
         self.phases = [
             Phase("discriminator", discriminator, extra.discriminator_learning_rate, extra.discriminator_steps),
             Phase("generator", GeneratorLoss(self.model)),

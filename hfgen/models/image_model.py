@@ -177,6 +177,8 @@ class ImageModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module):
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             _init_with_gain(module)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=getattr(module, "init_gain", 1.0))
 
     def check_images(self, pixel_values: Tensor) -> Tensor:
         """The images, if they fit the configuration; raises a ValueError if not. For a gray model, color becomes gray:

@@ -5,14 +5,18 @@ Two networks play a game: the generator turns random latents into images, and th
 real ones. Each learns from the other; once the discriminator is right only half of the time, the game has converged.
 
 A saved [`GANModel`] holds the moving average of the generator's weights, which draws better images than the last
-step's, and the discriminator, so that training can continue. What this model shares with other models of images is in
-image_model.py, which travels to the Hub beside this file.
+step's, and the discriminator, so that training can continue. The files that this one imports from travel to the Hub
+beside it: the losses (gan_losses.py), the networks of residual blocks (residual_gan.py), spectral normalization
+(spectral_norm.py), and what models of images share (image_model.py).
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+from .gan_losses import LOSS_TYPES
 
 # First, because it says what to do where transformers is too old for the imports below.
 from .image_model import (
@@ -28,6 +32,8 @@ from .image_model import (
     randn,
     takes_plain_values,
 )
+from .residual_gan import ResidualDiscriminator, ResidualGenerator
+from .spectral_norm import SpectralConv2d, SpectralEmbedding, SpectralLinear, SpectralNorm, norm_of
 
 
 # isort: split
@@ -36,8 +42,14 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 
-LOSS_TYPES = ("non_saturating", "hinge", "wasserstein")
+ARCHITECTURES = ("residual", "dcgan")
+GENERATOR_NORMS = ("batch", "none")
 DISCRIMINATOR_NORMS = ("spectral", "batch", "none")
+# What a config.json means that was written before it had these fields.
+OLDEST_NETWORK = {"architecture": "dcgan", "loss_type": "hinge", "discriminator_norm": "spectral"}
+# The smallest feature map of a residual network: its shorter side is at least this and below twice this, unless the
+# image's size cannot be halved as often.
+SMALLEST_SIDE = 4
 
 
 @takes_plain_values
@@ -48,15 +60,25 @@ class GANConfig(LabeledConfig):
     Args:
         image_size: height and width in pixels; one number means a square.
         num_channels: 1 for gray, 3 for RGB.
+        architecture: "residual", residual blocks without normalization (as in R3GAN, Huang et al. 2024), or "dcgan",
+            strided convolutions (Radford et al. 2015).
         latent_dim: numbers in a latent vector.
-        generator_channels: channels of each of the generator's stages, from the smallest feature map to the largest;
-            every stage doubles height and width.
-        discriminator_channels: channels of each of the discriminator's stages, from the largest feature map to the
-            smallest; every stage halves height and width.
-        loss_type: "non_saturating" (Goodfellow et al. 2014), "hinge" (Lim & Ye 2017), or "wasserstein" with gradient
-            penalty (Gulrajani et al. 2017).
-        gradient_penalty_weight: weight of the Wasserstein loss's gradient penalty.
-        discriminator_norm: "spectral" (Miyato et al. 2018), "batch" (as in DCGAN), or "none".
+        generator_channels: channels of the generator's feature maps, from the smallest map to the largest, each twice
+            as high and wide as the one before; the image is twice as high and wide as the last. Default: as many maps
+            as make the smallest one 4 to 7 pixels high or wide, or two for a DCGAN.
+        discriminator_channels: channels of the discriminator's feature maps, from the largest to the smallest.
+            Default: those of the generator in reverse.
+        num_residual_blocks: residual blocks for each feature map of a residual network.
+        loss_type: "relativistic" (Jolicoeur-Martineau 2018), "non_saturating" (Goodfellow et al. 2014), "hinge" (Lim
+            & Ye 2017), or "wasserstein" (Arjovsky et al. 2017).
+        gradient_penalty_weight: weight of the penalty on the discriminator's gradient: with the Wasserstein loss, on
+            its norm's distance from 1 between real and generated images (Gulrajani et al. 2017); with the others, half
+            the weight on its square at real and at generated images, R1 + R2 (Mescheder et al. 2018), which falls to
+            a tenth over the run. Default: 10 for the Wasserstein loss, 1 for the relativistic one, and 0 for others.
+        generator_norm: of a residual generator: "batch", which learns several times as fast, or "none", as in R3GAN. A
+            DCGAN has batch normalization.
+        discriminator_norm: of a DCGAN: "spectral" (Miyato et al. 2018), "batch" (Radford et al. 2015), or "none".
+            Default: "spectral" for a DCGAN. A residual network has none.
         num_labels: number of classes of a conditional model, 0 for an unconditional one. Not a field, but derived from
             `id2label`, as everywhere in transformers.
 
@@ -68,19 +90,43 @@ class GANConfig(LabeledConfig):
 
     image_size: ImageSize = 28
     num_channels: int = 1
+    architecture: str = "residual"
     latent_dim: int = 64
     generator_channels: Channels = None
     discriminator_channels: Channels = None
-    loss_type: str = "hinge"
-    gradient_penalty_weight: float | int = 10.0
-    discriminator_norm: str = "spectral"
+    num_residual_blocks: int = 1
+    loss_type: str = "relativistic"
+    gradient_penalty_weight: float | int | None = None
+    generator_norm: str = "batch"
+    discriminator_norm: str | None = None
 
     def __post_init__(self, **kwargs):
         if self.generator_channels is None:
-            self.generator_channels = [128, 64]
+            self.generator_channels = [128, 64] if self.architecture == "dcgan" else self._default_channels()
         if self.discriminator_channels is None:
             self.discriminator_channels = self.generator_channels[::-1]
+        if self.gradient_penalty_weight is None:
+            self.gradient_penalty_weight = {"wasserstein": 10.0, "relativistic": 1.0}.get(self.loss_type, 0.0)
+        if self.discriminator_norm is None:
+            self.discriminator_norm = "spectral" if self.architecture == "dcgan" else "none"
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The config that a config.json describes. One that is too old to have an architecture has a DCGAN's, and the
+        penalty that it names belonged to the Wasserstein loss alone."""
+        if "architecture" not in config_dict and "model_type" in config_dict:
+            config_dict = {**OLDEST_NETWORK, **config_dict}
+            if config_dict["loss_type"] != "wasserstein":
+                config_dict["gradient_penalty_weight"] = 0.0
+        return super().from_dict(config_dict, **kwargs)
+
+    def _default_channels(self) -> list[int]:
+        """64 channels for the largest map, and 128 for each further halving that the image's size allows."""
+        maps, (height, width) = 1, (side // 2 for side in self.image_size)
+        while not height % 2 and not width % 2 and min(height, width) // 2 >= SMALLEST_SIDE and maps < 5:
+            maps, height, width = maps + 1, height // 2, width // 2
+        return [*[128] * (maps - 1), 64]
 
     def feature_size(self, stages: int) -> tuple[int, int]:
         """Height and width of the smallest feature map of a network with this many stages."""
@@ -102,77 +148,36 @@ class GANConfig(LabeledConfig):
                 )
         if len(self.image_size) != 2 or min(self.image_size) < 1:
             problems.append(f"image_size must be one or two positive numbers (height, width), got {self.image_size}")
-        for name in ("num_channels", "latent_dim"):
+        for name in ("num_channels", "latent_dim", "num_residual_blocks"):
             if getattr(self, name) < 1:
                 problems.append(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not (math.isfinite(self.gradient_penalty_weight) and self.gradient_penalty_weight >= 0):
+        penalty_weight = self.gradient_penalty_weight or 0.0
+        if not (math.isfinite(penalty_weight) and penalty_weight >= 0):
+            problems.append(f"gradient_penalty_weight must be a finite number of at least 0, got {penalty_weight}")
+        problems += choice_problems(
+            self,
+            architecture=ARCHITECTURES,
+            loss_type=LOSS_TYPES,
+            generator_norm=GENERATOR_NORMS,
+            discriminator_norm=DISCRIMINATOR_NORMS,
+        )
+        if self.architecture == "dcgan" and self.generator_norm == "none":
             problems.append(
-                f"gradient_penalty_weight must be a finite number of at least 0, got {self.gradient_penalty_weight}"
+                'generator_norm must be "batch" with architecture "dcgan", whose generator has no other, got "none". '
+                'Leave it out, or use architecture "residual"'
             )
-        problems += choice_problems(self, loss_type=LOSS_TYPES, discriminator_norm=DISCRIMINATOR_NORMS)
-        if self.loss_type == "wasserstein" and self.discriminator_norm == "batch":
+        if self.architecture == "residual" and self.discriminator_norm in ("spectral", "batch"):
             problems.append(
-                'loss_type "wasserstein" penalizes the gradient of each image by itself, and discriminator_norm '
-                '"batch" makes images depend on each other: use "none" or "spectral"'
+                f'discriminator_norm must be "none" with architecture "residual", got "{self.discriminator_norm}": '
+                'residual networks need no normalization. Leave it out, or use architecture "dcgan"'
+            )
+        if penalty_weight and self.discriminator_norm == "batch":
+            problems.append(
+                "a gradient_penalty_weight penalizes the gradient of each image by itself, and discriminator_norm "
+                '"batch" makes images depend on each other: use "none" or "spectral", or set the weight to 0'
             )
         if problems:
             raise ValueError("GANConfig: " + "; ".join(problems) + ".")
-
-
-class SpectralNorm(nn.Module):
-    """Divides a weight by its largest singular value, which bounds how far the layer can stretch its input (Miyato et
-    al. 2018, https://arxiv.org/abs/1802.05957). A convolution's weight is read as a matrix (out, in * height * width).
-
-    One step of power iteration per training call tracks the singular value. Being a module of its own next to the
-    layer, it leaves the layer's weight an ordinary parameter, which loads and saves under its ordinary name. The layer
-    holds it in a tuple, unregistered, and applies it itself, so that an adapter can be wrapped around the layer.
-    """
-
-    left: Tensor
-
-    def __init__(self, rows: int):
-        super().__init__()
-        self.register_buffer("left", torch.full((rows,), rows**-0.5))
-
-    def forward(self, weight: Tensor) -> Tensor:
-        # In float32, even under autocast and in a 16-bit model: an error in sigma scales the whole layer.
-        with torch.autocast("cpu" if weight.is_meta else weight.device.type, enabled=False):
-            matrix = at_least_float32(weight).flatten(1)
-            with torch.no_grad():
-                right = F.normalize(matrix.T @ self.left.to(matrix.dtype), dim=0)
-                left = F.normalize(matrix @ right, dim=0)
-                if self.training:
-                    self.left.copy_(left)
-            # The gradient flows only here: d sigma / d weight = left right^T.
-            sigma = torch.dot(left, matrix @ right)
-        return weight / sigma.clamp(min=1e-12)
-
-
-class SpectralConv2d(nn.Conv2d):
-    """A convolution that normalizes its weight. Without a norm, as PEFT makes some for adapters, it is ordinary."""
-
-    norm: tuple[SpectralNorm, ...] = ()
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return self._conv_forward(hidden_states, _normalized_weight(self), self.bias)
-
-
-class SpectralLinear(nn.Linear):
-    """A fully connected layer that normalizes its weight."""
-
-    norm: tuple[SpectralNorm, ...] = ()
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return F.linear(hidden_states, _normalized_weight(self), self.bias)
-
-
-class SpectralEmbedding(nn.Embedding):
-    """An embedding that normalizes its weight."""
-
-    norm: tuple[SpectralNorm, ...] = ()
-
-    def forward(self, labels: Tensor) -> Tensor:
-        return F.embedding(labels, _normalized_weight(self))
 
 
 class DiscriminatorBlock(nn.Module):
@@ -182,7 +187,7 @@ class DiscriminatorBlock(nn.Module):
         super().__init__()
         conv_class = SpectralConv2d if norm == "spectral" else nn.Conv2d
         self.conv = conv_class(in_channels, out_channels, kernel_size=4, stride=2, padding=1)
-        self.weight_norm = _norm_of(self.conv)
+        self.weight_norm = norm_of(self.conv)
         self.norm: nn.Module = nn.BatchNorm2d(out_channels) if norm == "batch" else nn.Identity()
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -198,7 +203,7 @@ class GANDiscriminator(nn.Module):
     def __init__(self, config: GANConfig):
         super().__init__()
         channels = [config.num_channels, *config.discriminator_channels]
-        norm = config.discriminator_norm
+        norm = config.discriminator_norm or "none"
         self.blocks = nn.ModuleList(
             # DCGAN: no batch normalization at the discriminator's input, which would hide the images' own statistics.
             DiscriminatorBlock(narrow, wide, norm if i > 0 or norm == "spectral" else "none")
@@ -208,10 +213,10 @@ class GANDiscriminator(nn.Module):
         features = channels[-1] * height * width
         is_spectral = norm == "spectral"
         self.head = (SpectralLinear if is_spectral else nn.Linear)(features, 1)
-        self.head_norm = _norm_of(self.head)
+        self.head_norm = norm_of(self.head)
         if config.num_labels:
             self.label_embedding = (SpectralEmbedding if is_spectral else nn.Embedding)(config.num_labels, features)
-            self.label_norm = _norm_of(self.label_embedding)
+            self.label_norm = norm_of(self.label_embedding)
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> Tensor:
         hidden_states = (2 * pixel_values - 1).to(dtype_of(self))
@@ -264,22 +269,26 @@ class GANModel(ImageModel):
 
     def __init__(self, config: GANConfig):
         super().__init__(config)
-        self.generator = GANGenerator(config)
-        self.discriminator = GANDiscriminator(config)
+        is_residual = config.architecture == "residual"
+        self.generator = (ResidualGenerator if is_residual else GANGenerator)(config)
+        self.discriminator = (ResidualDiscriminator if is_residual else GANDiscriminator)(config)
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         # DCGAN section 4: every weight from a normal distribution with standard deviation 0.02, batch scales around 1.
-        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.Embedding)):
-            init.normal_(module.weight, std=0.02)
-            if not isinstance(module, nn.Embedding) and module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm2d):
-            init.normal_(module.weight, mean=1.0, std=0.02)
+        std = 0.02 if self.config.architecture == "dcgan" else 0.0
+        if isinstance(module, nn.BatchNorm2d):
+            init.normal_(module.weight, mean=1.0, std=std)
             init.zeros_(module.bias)
             for name, start in (("running_mean", 0.0), ("running_var", 1.0), ("num_batches_tracked", 0)):
                 init.constant_(module.get_buffer(name), start)
+        elif self.config.architecture == "residual":
+            super()._init_weights(module)
+        elif isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.Embedding)):
+            init.normal_(module.weight, std=std)
+            if not isinstance(module, nn.Embedding) and module.bias is not None:
+                init.zeros_(module.bias)
         elif isinstance(module, SpectralNorm):
             # Any start works for power iteration, as long as it is not orthogonal to the answer.
             init.copy_(module.left, F.normalize(torch.randn_like(module.left), dim=0))
@@ -335,81 +344,6 @@ class GANModel(ImageModel):
         return self(latents, labels)
 
 
-def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, loss_type: str) -> Tensor:
-    """The discriminator's loss, averaged over the batch, without the gradient penalty.
-
-    Args:
-        real_logits, fake_logits: (batch,) logits of real and of generated images.
-        loss_type: "non_saturating": -log D(x) - log(1 - D(G(z))); "hinge": max(0, 1 - real) + max(0, 1 + fake);
-            "wasserstein": fake - real.
-
-    Raises:
-        ValueError: there is no such loss.
-    """
-    if loss_type == "non_saturating":
-        return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
-    if loss_type == "hinge":
-        return F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean()
-    if loss_type == "wasserstein":
-        return fake_logits.mean() - real_logits.mean()
-    raise ValueError(f"loss_type must be one of {', '.join(LOSS_TYPES)}, got {loss_type!r}. See GANConfig.")
-
-
-def generator_loss(fake_logits: Tensor, loss_type: str) -> Tensor:
-    """The generator's loss, averaged over the batch.
-
-    Args:
-        fake_logits: (batch,) logits of generated images.
-        loss_type: "non_saturating": -log D(G(z)); "hinge" and "wasserstein": -fake.
-
-    Raises:
-        ValueError: there is no such loss.
-    """
-    if loss_type == "non_saturating":
-        return F.softplus(-fake_logits).mean()
-    if loss_type in ("hinge", "wasserstein"):
-        return -fake_logits.mean()
-    raise ValueError(f"loss_type must be one of {', '.join(LOSS_TYPES)}, got {loss_type!r}. See GANConfig.")
-
-
-def gradient_penalty(
-    discriminator: nn.Module, real: Tensor, fake: Tensor, labels: Tensor | None, mix: Tensor
-) -> Tensor:
-    """E[(|grad D(x_mix)| - 1)^2] between real and generated images (Gulrajani et al. 2017,
-    https://arxiv.org/abs/1704.00028); for the discriminator, so no gradient reaches the generator.
-
-    Args:
-        discriminator: maps images and labels to logits (batch,).
-        real, fake: (batch, channels, height, width) in [0, 1].
-        labels: (batch,) class indices, or None.
-        mix: (batch,) uniform random numbers: 0 takes the real image, 1 the generated one.
-    """
-    real, fake = at_least_float32(real.detach()), at_least_float32(fake.detach())
-    images = torch.lerp(real, fake, mix.to(real.dtype).view(-1, 1, 1, 1)).requires_grad_()
-    # Second derivatives in 16 bits are mostly noise.
-    with torch.autocast(images.device.type, enabled=False):
-        logits = discriminator(images, labels)
-        (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
-    # The networks see pixels in [-1, 1]; the gradient in that scale is half of that in [0, 1].
-    return ((gradient / 2).flatten(1).norm(dim=1) - 1).square().mean()
-
-
-def _normalized_weight(layer: SpectralConv2d | SpectralLinear | SpectralEmbedding) -> Tensor:
-    weight: Tensor = layer.weight
-    for norm in layer.norm:
-        weight = norm(weight)
-    return weight
-
-
-def _norm_of(layer: nn.Module) -> nn.Module:
-    """The spectral norm of a layer that applies one, to be registered by the module that the layer is in."""
-    if not isinstance(layer, (SpectralConv2d, SpectralLinear, SpectralEmbedding)):
-        return nn.Identity()
-    norm = SpectralNorm(len(layer.weight))
-    layer.norm = (norm,)
-    return norm
-
-
 # With these, save_pretrained and push_to_hub copy this file, and those that it imports from, next to the weights, even
 # if it was itself loaded from the Hub.
 GANConfig.register_for_auto_class("AutoConfig")
@@ -420,7 +354,4 @@ __all__ = [
     "GANDiscriminator",
     "GANGenerator",
     "GANModel",
-    "discriminator_loss",
-    "generator_loss",
-    "gradient_penalty",
 ]

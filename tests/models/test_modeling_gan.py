@@ -1,268 +1,22 @@
-"""The GAN: losses against their formulas, spectral normalization against a singular value decomposition."""
+"""The GAN with the networks of DCGAN: what it draws and judges, learns, refuses, saves and loads."""
 
 import copy
-import math
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
-from hfgen.models.modeling_gan import (
-    GANConfig,
-    GANModel,
-    SpectralNorm,
-    discriminator_loss,
-    generator_loss,
-    gradient_penalty,
-)
+from hfgen.models.gan_losses import discriminator_loss, generator_loss, gradient_penalty
+from hfgen.models.modeling_gan import GANConfig, GANModel
+from hfgen.models.spectral_norm import SpectralNorm
+
+from .gans import aligned, random_images, seeded, tiny_model
 
 
 NORMS = pytest.mark.parametrize("norm", ["spectral", "batch", "none"])
-
-
-def tiny_model(**fields: object) -> GANModel:
-    """In evaluation mode, with weights larger than DCGAN's start, so that latents and labels matter."""
-    torch.manual_seed(0)
-    sizes = {"image_size": 8, "generator_channels": [6, 4], "latent_dim": 5}
-    model = GANModel(GANConfig(**{**sizes, **fields})).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return model
-
-
-def aligned(model: GANModel) -> GANModel:
-    """The model with its weights in memory of torch's own, which begins at multiples of 64 bytes.
-
-    Those that were read from a file begin anywhere, and there some processors add up a dot product in another order.
-    """
-    for tensor in (*model.parameters(), *model.buffers()):
-        tensor.data = tensor.data.clone()
-    return model
-
-
-def random_images(model: GANModel, batch: int = 4, seed: int = 1) -> Tensor:
-    shape = (batch, model.config.num_channels, *model.config.image_size)
-    return torch.rand(shape, generator=seeded(seed))
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-# ------------------------------------------------------------------------------------------------------------ losses
-
-
-REAL, FAKE = torch.tensor([-2.0, 0.5, 3.0]), torch.tensor([-4.0, 0.0, 2.0])
-
-
-def sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
-
-
-def test_non_saturating_losses_by_hand() -> None:
-    """-log D(x) - log(1 - D(G(z))) for the discriminator, -log D(G(z)) for the generator, D = sigmoid(logit)."""
-    real = sum(-math.log(sigmoid(x)) for x in REAL.tolist()) / 3
-    fake = sum(-math.log(1 - sigmoid(x)) for x in FAKE.tolist()) / 3
-    fooled = sum(-math.log(sigmoid(x)) for x in FAKE.tolist()) / 3
-
-    assert discriminator_loss(REAL, FAKE, "non_saturating").item() == pytest.approx(real + fake, rel=1e-5)
-    assert generator_loss(FAKE, "non_saturating").item() == pytest.approx(fooled, rel=1e-5)
-
-
-def test_hinge_losses_by_hand() -> None:
-    assert discriminator_loss(REAL, FAKE, "hinge").item() == pytest.approx((3 + 0.5 + 0) / 3 + (0 + 1 + 3) / 3)
-    assert generator_loss(FAKE, "hinge").item() == pytest.approx(2 / 3)
-
-
-def test_wasserstein_losses_by_hand() -> None:
-    assert discriminator_loss(REAL, FAKE, "wasserstein").item() == pytest.approx(-2 / 3 - 0.5)
-    assert generator_loss(FAKE, "wasserstein").item() == pytest.approx(2 / 3)
-
-
-def test_the_generator_learns_even_when_the_discriminator_is_sure() -> None:
-    """What "non-saturating" says: log(1 - D(G(z))) would have the gradient 1e-44 here."""
-    logits = torch.tensor([-100.0], requires_grad=True)
-
-    generator_loss(logits, "non_saturating").backward()
-
-    assert logits.grad.item() == pytest.approx(-1.0)
-
-
-def test_a_loss_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(ValueError, match="one of non_saturating, hinge, wasserstein, got 'wgan'"):
-        discriminator_loss(REAL, FAKE, "wgan")
-    with pytest.raises(ValueError, match="one of non_saturating, hinge, wasserstein, got 'wgan'"):
-        generator_loss(FAKE, "wgan")
-
-
-# --------------------------------------------------------------------------------------------------- gradient penalty
-
-
-class LinearDiscriminator(nn.Module):
-    def __init__(self, weight: Tensor):
-        super().__init__()
-        self.weight = nn.Parameter(weight)
-
-    def forward(self, pixel_values: Tensor, labels: Tensor | None) -> Tensor:
-        return pixel_values.flatten(1) @ self.weight
-
-
-class QuadraticDiscriminator(nn.Module):
-    """|x|^2, whose gradient 2 x reveals where it was taken."""
-
-    def forward(self, pixel_values: Tensor, labels: Tensor | None) -> Tensor:
-        return pixel_values.flatten(1).square().sum(1)
-
-
-def test_gradient_penalty_of_a_linear_discriminator_has_a_formula() -> None:
-    """(|w| / 2 - 1)^2, as pixels in [-1, 1] have half of the gradient of pixels in [0, 1]; and its gradient in w."""
-    weight = torch.randn(12, generator=seeded()).double()
-    discriminator = LinearDiscriminator(weight.clone())
-    real, fake = torch.rand(2, 5, 3, 2, 2, generator=seeded(1)).double()
-
-    penalty = gradient_penalty(discriminator, real, fake, None, torch.rand(5).double())
-    penalty.backward()
-
-    excess = weight.norm() / 2 - 1
-    torch.testing.assert_close(penalty, excess.square())
-    torch.testing.assert_close(discriminator.weight.grad, excess * weight / weight.norm())
-
-
-def test_gradient_penalty_is_taken_between_real_and_generated_images() -> None:
-    real, fake = torch.rand(2, 3, 1, 2, 2, generator=seeded())
-    mix = torch.tensor([0.0, 0.25, 1.0])
-
-    penalty = gradient_penalty(QuadraticDiscriminator(), real, fake, None, mix)
-
-    between = torch.stack([real[0], 0.75 * real[1] + 0.25 * fake[1], fake[2]])
-    torch.testing.assert_close(penalty, (between.flatten(1).norm(dim=1) - 1).square().mean())
-
-
-def test_gradient_penalty_does_not_reach_the_images() -> None:
-    real, fake = torch.rand(3, 1, 2, 2, requires_grad=True), torch.rand(3, 1, 2, 2, requires_grad=True)
-    discriminator = LinearDiscriminator(torch.ones(4))
-
-    gradient_penalty(discriminator, real, fake, None, torch.rand(3)).backward()
-
-    assert real.grad is None and fake.grad is None and discriminator.weight.grad is not None
-
-
-@pytest.mark.parametrize("norm", ["spectral", "none"])
-def test_gradient_penalty_is_the_one_of_finite_differences(norm: str) -> None:
-    """Through the whole discriminator: the derivative of the penalty in one weight, by moving that weight."""
-    model = tiny_model(loss_type="wasserstein", discriminator_norm=norm, num_labels=2).double()
-    real, fake = random_images(model).double(), random_images(model, seed=2).double()
-    labels, mix = torch.tensor([0, 1, 1, 0]), torch.rand(4).double()
-    weight = model.discriminator.blocks[1].conv.weight
-    for _ in range(
-        300
-    ):  # the vectors of the singular value are held fixed in the derivative: exact once they converged
-        model.train().discriminate(real, labels)
-    model.eval()
-
-    def penalty() -> Tensor:
-        return gradient_penalty(model.discriminator, real, fake, labels, mix)
-
-    (derivative,) = torch.autograd.grad(penalty(), weight)
-    moved = []
-    for step in (1e-5, -1e-5):
-        weight.data[1, 2, 1, 1] += step
-        moved.append(penalty().item())
-        weight.data[1, 2, 1, 1] -= step
-
-    assert derivative[1, 2, 1, 1].item() == pytest.approx((moved[0] - moved[1]) / 2e-5, rel=1e-4)
-
-
-# ------------------------------------------------------------------------------------------- spectral normalization
-
-
-def converged(weight: Tensor, steps: int = 300) -> SpectralNorm:
-    norm = SpectralNorm(len(weight)).to(weight.dtype).train()
-    for _ in range(steps):
-        norm(weight)
-    return norm
-
-
-def random_weight(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=seeded())
-
-
-@pytest.mark.parametrize("shape", [(6, 4, 4, 4), (10, 30), (1, 12)])
-def test_spectral_norm_divides_by_the_largest_singular_value(shape: tuple[int, ...]) -> None:
-    weight = random_weight(*shape)
-
-    normalized = converged(weight)(weight)
-
-    exact = torch.linalg.svdvals(weight.flatten(1))[0]
-    torch.testing.assert_close(normalized, weight / exact)
-    assert torch.linalg.svdvals(normalized.flatten(1))[0].item() == pytest.approx(1)
-
-
-def test_gradient_of_the_spectral_norm_is_that_of_the_exact_singular_value() -> None:
-    weight, cotangent = random_weight(6, 4, 2, 2).requires_grad_(), random_weight(6, 4, 2, 2).flip(0)
-    norm = converged(weight.detach())
-
-    (gradient,) = torch.autograd.grad((norm(weight) * cotangent).sum(), weight)
-
-    exact = weight / torch.linalg.svdvals(weight.flatten(1))[0]
-    (expected,) = torch.autograd.grad((exact * cotangent).sum(), weight)
-    torch.testing.assert_close(gradient, expected)
-
-
-def test_power_iteration_advances_while_training_only() -> None:
-    weight = random_weight(6, 20)
-    norm = SpectralNorm(6).double()
-    start = norm.left.clone()
-
-    norm.eval()(weight)
-    assert torch.equal(norm.left, start)
-    assert torch.equal(norm(weight), norm(weight))
-    norm.train()(weight)
-    assert not torch.equal(norm.left, start)
-
-
-def test_spectral_norm_is_exact_under_autocast() -> None:
-    weight = random_weight(6, 20).float()
-    norm = converged(weight).eval()
-    expected = norm(weight)
-
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(norm(weight), expected)
-
-
-def test_spectral_norm_of_16_bit_weights_is_as_good_as_their_bits() -> None:
-    weight = random_weight(6, 200).bfloat16()
-
-    normalized = converged(weight)(weight)
-
-    assert normalized.dtype == torch.bfloat16
-    assert torch.linalg.svdvals(normalized.double())[0].item() == pytest.approx(1, abs=0.01)
-
-
-def test_a_weight_of_zeros_gives_zeros() -> None:
-    weight = torch.zeros(3, 5, requires_grad=True)
-
-    normalized = SpectralNorm(3)(weight)
-    normalized.sum().backward()
-
-    assert torch.equal(normalized, torch.zeros(3, 5)) and weight.grad.isfinite().all()
-
-
-def test_a_discriminator_under_spectral_norm_stretches_no_direction_much() -> None:
-    """Leaky rectifiers do not stretch; a 4 x 4 kernel of norm 1 with stride 2 stretches by at most 2, as each pixel is
-    in 4 of its windows. So three layers, the last a plain product, stretch [0, 1] pixels by at most 2 * 2 * 2 * 1."""
-    model = tiny_model().train()
-    for _ in range(100):
-        model.discriminate(random_images(model))
-    images = random_images(model.eval(), batch=64).requires_grad_()
-
-    (gradient,) = torch.autograd.grad(model.discriminate(images).sum(), images)
-
-    assert gradient.flatten(1).norm(dim=1).max() <= 8
 
 
 # ---------------------------------------------------------------------------------------------------------- networks
@@ -382,7 +136,7 @@ def test_a_short_game_moves_the_generator_towards_the_data() -> None:
 
 def test_a_fresh_model_has_the_weights_of_dcgan() -> None:
     torch.manual_seed(0)
-    model = GANModel(GANConfig(generator_channels=[64, 32], num_labels=10))
+    model = GANModel(GANConfig(architecture="dcgan", generator_channels=[64, 32], num_labels=10))
     weights = {name: weight for name, weight in model.named_parameters() if weight.ndim > 1 and weight.numel() > 500}
 
     assert len(weights) == 7
@@ -479,9 +233,27 @@ def test_wasserstein_with_batch_normalization_is_refused() -> None:
         GANConfig(loss_type="wasserstein", discriminator_norm="batch")
 
 
+def test_a_config_from_before_there_were_architectures_is_a_dcgan(tmp_path: Path) -> None:
+    """Its penalty was that of the Wasserstein loss, whatever its loss was."""
+    old = {
+        "model_type": "hfgen_gan",
+        "image_size": [8, 8],
+        "generator_channels": [6, 4],
+        "gradient_penalty_weight": 10.0,
+    }
+    hinge, wasserstein = GANConfig.from_dict(dict(old)), GANConfig.from_dict({**old, "loss_type": "wasserstein"})
+
+    for config, loss_type, weight in ((hinge, "hinge", 0), (wasserstein, "wasserstein", 10)):
+        assert config.architecture == "dcgan" and config.discriminator_norm == "spectral"
+        assert config.loss_type == loss_type and config.gradient_penalty_weight == weight
+    GANConfig(image_size=8).save_pretrained(tmp_path)
+    assert GANConfig.from_pretrained(tmp_path).architecture == "residual"
+
+
 def test_all_problems_of_a_config_are_reported_at_once() -> None:
     with pytest.raises(StrictDataclassError) as error:
         GANConfig(
+            architecture="dcgan",
             image_size=[30, 28],
             num_channels=0,
             latent_dim=0,
@@ -497,7 +269,7 @@ def test_all_problems_of_a_config_are_reported_at_once() -> None:
         "num_channels must be at least 1, got 0",
         "latent_dim must be at least 1, got 0",
         "discriminator_channels must be a non-empty list of positive numbers, got []",
-        "loss_type must be one of non_saturating, hinge, wasserstein, got 'wgan'",
+        "loss_type must be one of non_saturating, hinge, wasserstein, relativistic, got 'wgan'",
         "gradient_penalty_weight must be a finite number of at least 0, got -1.0",
         "discriminator_norm must be one of spectral, batch, none, got 'layer'",
     ):

@@ -1,8 +1,8 @@
 """Recipe and command line: parsed and checked as a whole, before any work starts.
 
 `train_X.py [recipe.yaml] [--flag value ...]`: a recipe is a command line written as YAML, a mapping of flag names to
-values. Flags override it, and it overrides the settings of the launcher. A flag that names another dataset drops what
-the recipe says of its own. Every field of the model's config is a flag, too.
+values. Flags override it, and it overrides the settings of a preset and those of the launcher. A flag that names
+another dataset drops what the recipe says of its own. Every field of the model's config is a flag, too.
 """
 
 from __future__ import annotations
@@ -67,13 +67,15 @@ def parse(
     parser.set_defaults(**script.defaults)
     # argparse takes the last of several values.
     words, problems = _sort_out([f"--{name}={value}" for name, value in launcher.settings().items()], parser)
+    of_recipe: list[str] = []
     if argv and not argv[0].startswith("-"):
-        good, bad = _recipe_words(argv.pop(0), parser)
-        words, problems = words + good, problems + bad
+        of_recipe, bad = _recipe_words(argv.pop(0), parser)
+        problems += bad
     good, bad = _sort_out(argv, parser)
+    words += _preset_words([*of_recipe, *good], script, parser) + of_recipe
     if any(word.partition("=")[0].replace("-", "_") == "__dataset_name" for word in good):
-        of_recipe = tuple(f"--{name}=" for name in OF_ONE_DATASET)
-        words = [word for word in words if not word.startswith(of_recipe)]
+        of_one_dataset = tuple(f"--{name}=" for name in OF_ONE_DATASET)
+        words = [word for word in words if not word.startswith(of_one_dataset)]
     words, problems = words + good, problems + bad
     data, model, *extra, run = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
     given = {name: value for name, value in vars(model).items() if value is not None}
@@ -205,6 +207,16 @@ def _recipe_words(name: str, parser: _Parser) -> tuple[list[str], list[str]]:
             words += good
             problems += [f"{path}: {problem}" for problem in bad]
     return words, problems
+
+
+def _preset_words(given: list[str], script: Script, parser: _Parser) -> list[str]:
+    """Returns the settings of the preset that recipe or flags name, as a command line: they override the defaults, and
+    the recipe and the flags override them."""
+    if not script.presets:
+        return []
+    preset = parser.parse_known_args(given)[0].preset
+    actions = {action.dest: action for action in parser._actions}
+    return [word for key, value in script.presets.get(preset, {}).items() for word in _flag_words(actions[key], value)]
 
 
 def _flag_words(action: argparse.Action, value: Any) -> list[str]:

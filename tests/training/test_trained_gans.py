@@ -1,0 +1,87 @@
+"""Every kind of GAN that the flags offer learns handwritten digits in some seconds: what it draws is nearer to digits
+than pixels drawn each from its own distribution, and as varied as they are."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from hfgen import GANConfig, GANModel
+from hfgen.metrics import frechet_distance
+from training.config.scripts import GAN_PRESETS, SCRIPTS
+from training.optim import EMA
+from training.randomness import BatchRNG
+from training.train_gan import DiscriminatorLoss, GeneratorLoss
+
+
+STEPS = 400
+BATCH = 64
+# Those of presets and defaults that are the training's own, and not the network's.
+TRAINING_FLAGS = {"learning_rate", "adam_beta1", "adam_beta2", "ema_decay", "discriminator_steps", "penalized_share"}
+PENALIZED = {"gradient_penalty_weight": 1.0, "learning_rate": 1e-2}
+KINDS = {
+    "default": {},
+    **GAN_PRESETS,
+    "dcgan relativistic": {**PENALIZED, "architecture": "dcgan", "discriminator_norm": "none", "learning_rate": 4e-3},
+    "dcgan hinge, batch": {**GAN_PRESETS["dcgan"], "loss_type": "hinge"},
+    "residual non-saturating": {**PENALIZED, "loss_type": "non_saturating"},
+    "residual hinge": {**PENALIZED, "loss_type": "hinge"},
+    "residual wasserstein": {"loss_type": "wasserstein", "discriminator_steps": 2, "learning_rate": 4e-3},
+}
+
+
+@functools.cache
+def digits() -> Tensor:
+    """1,797 images of 8 x 8 pixels in [0, 1]."""
+    return torch.from_numpy(load_digits().images).float()[:, None] / 16
+
+
+@functools.cache
+def distance_of_independent_pixels() -> float:
+    """Fréchet distance, in pixels, of images whose pixels are drawn each from its own distribution."""
+    generator, pixels = torch.Generator().manual_seed(0), digits().flatten(1)
+    rows = torch.randint(len(pixels), pixels.shape, generator=generator)
+    return frechet_distance(pixels, pixels.gather(0, rows))
+
+
+def train(settings: dict[str, object]) -> GANModel:
+    """Trains with the losses of train_gan.py and the flags of a preset, in a bare loop."""
+    defaults = {**SCRIPTS["gan"].defaults, "discriminator_steps": 1, "penalized_share": 1.0}
+    flags = {**defaults, **{name: value for name, value in settings.items() if name in TRAINING_FLAGS}}
+    fields = {name: value for name, value in settings.items() if name in GANConfig.__annotations__}
+    torch.manual_seed(0)
+    model = GANModel(GANConfig(**{**fields, "image_size": 8, "generator_channels": [48, 32]})).train()
+    average = GANModel(model.config)
+    ema = EMA(model, average, min(flags["ema_decay"], 0.98), ("generator.",))
+    losses = [DiscriminatorLoss(model, flags["penalized_share"])] * flags["discriminator_steps"] + [
+        GeneratorLoss(model)
+    ]
+    # The presets' learning rates are for minutes.
+    rate, betas = max(flags["learning_rate"], 1e-3), (flags["adam_beta1"], flags["adam_beta2"])
+    optimizers = {id(loss): torch.optim.AdamW(loss.parameters(), rate, betas, weight_decay=0.0) for loss in losses}
+    for step in range(STEPS):
+        rows = torch.randint(len(digits()), (BATCH,), generator=torch.Generator().manual_seed(step))
+        for repeat, loss in enumerate(losses):
+            optimizer = optimizers[id(loss)]
+            optimizer.param_groups[0]["lr"] = rate * (1 - step / STEPS)
+            rng = BatchRNG(("test", step, repeat), BATCH, slice(0, BATCH), torch.device("cpu"))
+            loss({"pixel_values": digits()[rows]}, rng, step / STEPS)[0].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        ema.update(step + 1)
+    return ema.updated_model().eval()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_gan_learns_digits(kind: str) -> None:
+    images = train(KINDS[kind]).sample(1500, generator=torch.Generator().manual_seed(0)).flatten(1)
+
+    distance = frechet_distance(digits().flatten(1), images)
+    spread = torch.pdist(images).mean() / torch.pdist(digits().flatten(1)).mean()
+    assert math.isfinite(distance) and distance < distance_of_independent_pixels() / 2
+    assert spread > 0.8
