@@ -101,7 +101,7 @@ def measure_speed(model: Path, pixels: Any, quality: float) -> dict[str, float]:
     import torch
 
     from hfgen import CodecModel
-    from hfgen.compression import image_codec
+    from hfgen.compression.lossy import image_codec
 
     codec = CodecModel.from_pretrained(model).eval()
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None]

@@ -129,7 +129,7 @@ def evidence_bits(model: str, images: Tensor) -> float:
     """The negative evidence lower bound in bits per pixel and channel."""
     import torch
 
-    from hfgen.compression.lossless_files import load_vae
+    from hfgen.compression.lossless.lossless_files import load_vae
 
     vae, total = load_vae(Path(model)).float(), 0.0
     torch.manual_seed(0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.compression.image_data import tiny_codec
+from tests.compression.lossy.image_data import tiny_codec
 from training.evaluation.rate_distortion import (
     HEADER_BYTES,
     Point,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.compression.image_data import DATA
+from tests.compression.lossy.image_data import DATA
 from training.tools import image_compression, measured_recipes
 from training.tools.image_compression import OURS, measure_files, table
 

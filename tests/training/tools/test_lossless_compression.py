@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.compression.tiny_vae import smooth_images, tiny_vae
+from tests.compression.lossless.tiny_vae import smooth_images, tiny_vae
 from training.tools import lossless_compression, measured_recipes
 from training.tools.lossless_compression import LOSSLESS, OURS, evidence_bits, general_sizes, measure, table
 from training.tools.measured_runs import AVX2

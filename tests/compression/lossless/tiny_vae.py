@@ -1,4 +1,4 @@
-"""Tiny VAEs, and the files that test_lossless_files.py reads: python -m tests.compression.tiny_vae"""
+"""Tiny VAEs, and the files that test_lossless_files.py reads: python -m tests.compression.lossless.tiny_vae"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hfgen import LadderVAEConfig, LadderVAEModel, VAEConfig, VAEModel
 from hfgen.compression import compress_lossless
 
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 SIZES = {"image_size": 8, "hidden_channels": [4, 6], "hidden_size": 8, "latent_dim": 4, "num_mixtures": 3}
 NOT_AT_REST = 0.1
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from .container import ByteReader, pack_integer
-from .image_codec import check_name
+from ..container import ByteReader, pack_integer
+from ..new_files import check_image_name
+from ..self_test import SELF_TEST_NUMBERS
 from .lattice import MAX_SPACING_BITS
-from .self_test import SELF_TEST_NUMBERS
 
 
 MAX_BATCH = 128
@@ -126,7 +126,7 @@ def _unpack_names(content: bytes, count: int) -> list[str]:
         stems = decompressor.decompress(content, _MAX_NAME_BYTES * count).decode("utf-8")
     except (zlib.error, UnicodeDecodeError) as error:
         raise ValueError(f"The names of the images must be compressed UTF-8, got other bytes: {error}.") from None
-    names = [check_name(f"{stem}.png") for stem in stems.split("\n")]
+    names = [check_image_name(f"{stem}.png") for stem in stems.split("\n")]
     if not decompressor.eof or decompressor.unused_data or len({name.casefold() for name in names}) != count:
         raise ValueError(f"The names of {count:,} images must differ, got {len(names):,}. hfgen did not write it.")
     return names

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from hfgen.compression.lattice import LARGEST, SCALES_PER_NAT, Lattice
 from hfgen.compression.logit_levels import round_logits
-from hfgen.compression.stack_coder import StackCoder, initial_words
+from hfgen.compression.lossless.lattice import LARGEST, SCALES_PER_NAT, Lattice
+from hfgen.compression.lossless.stack_coder import StackCoder, initial_words
 
 
 COUNT = 20_000

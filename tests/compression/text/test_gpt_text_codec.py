@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from hfgen import GPTForCausalLM
-from hfgen.compression import gpt_text_codec
 from hfgen.compression.container import ByteReader, pack_integer
-from hfgen.compression.files import load_gpt
-from hfgen.compression.gpt_predictor import Window, windows
-from hfgen.compression.gpt_text_codec import Layout, decode, encode
 from hfgen.compression.logit_levels import TOLERANCE, Decisions
-from hfgen.compression.text_tokens import split_text
+from hfgen.compression.text import gpt_text_codec
+from hfgen.compression.text.gpt_predictor import Window, windows
+from hfgen.compression.text.gpt_text_codec import Layout, decode, encode
+from hfgen.compression.text.text_files import load_gpt
+from hfgen.compression.text.text_tokens import split_text
 
+from ..tiny_gpt import save_tiny_gpt
 from .test_text_tokens import BYTE_LEVEL
-from .tiny_gpt import save_tiny_gpt
 
 
 SPEECH = "To bleat, or not to bleat: that is the crime.\nWhether it is nobler in the mind to suffer\n"

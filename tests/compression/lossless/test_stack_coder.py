@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from hfgen.compression.stack_coder import StackCoder, build_table, initial_words
+from hfgen.compression.lossless.stack_coder import StackCoder, build_table, initial_words
 
 
 WEIGHTS = arrays(np.int64, (9, 5), elements=st.integers(1, 1 << 32))

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..models.latents import DiagonalGaussianDistribution
-from ..models.modeling_ladder_vae import ImageFeatures, LadderVAEModel
-from ..models.modeling_vae import VAEModel
-from .self_test import check_independence, mix
+from ...models.latents import DiagonalGaussianDistribution
+from ...models.modeling_ladder_vae import ImageFeatures, LadderVAEModel
+from ...models.modeling_vae import VAEModel
+from ..self_test import check_independence, mix
 
 
 # Called with the number of a level and the features above it (None for the first level); returns its latents.

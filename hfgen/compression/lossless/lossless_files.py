@@ -11,16 +11,15 @@ import numpy as np
 import PIL.Image
 import torch
 
-from ..image_processing import to_pil, to_pixel_values, why_unreadable
-from ..model_folder import LoadError, read_json
-from ..models.modeling_ladder_vae import LadderVAEModel
-from ..models.modeling_vae import VAEModel
+from ...image_processing import to_pil, to_pixel_values, why_unreadable
+from ...model_folder import LoadError, read_json
+from ...models.modeling_ladder_vae import LadderVAEModel
+from ...models.modeling_vae import VAEModel
+from ..container import LOSSLESS_IMAGES, Container, parse
+from ..identity import FetchedModel, fetch
+from ..new_files import check_image_name, check_new, write_file, write_folder
 from . import vae_image_codec
-from .container import LOSSLESS_IMAGES, Container, parse
-from .identity import FetchedModel, fetch
-from .image_codec import check_name
 from .image_plan import ImagePlan, numbered_names
-from .new_files import check_new, write_file, write_folder
 
 
 VAES: dict[str, type[VAEModel] | type[LadderVAEModel]] = {
@@ -137,7 +136,7 @@ def _read_files(data: Sequence[str | Path], num_channels: int) -> tuple[np.ndarr
             files.append(path)
     if not files:
         raise ValueError(f"IMAGE must be files of images, or folders with some, got {', '.join(map(str, data))}.")
-    names = [check_name(f"{file.stem}.png") for file in files]
+    names = [check_image_name(f"{file.stem}.png") for file in files]
     if len({name.casefold() for name in names}) < len(names):
         raise ValueError("IMAGE must have names that differ before the suffix, as all become PNG files. Rename some.")
     images = []

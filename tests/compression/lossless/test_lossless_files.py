@@ -18,9 +18,9 @@ from hfgen.cli import main
 from hfgen.compression import compress_lossless, decompress, describe
 from hfgen.compression.container import read
 from hfgen.compression.identity import hash_weights
-from hfgen.compression.image_plan import ImagePlan, numbered_names
+from hfgen.compression.lossless.image_plan import ImagePlan, numbered_names
 
-from .tiny_gpt import save_tiny_gpt
+from ..tiny_gpt import save_tiny_gpt
 from .tiny_vae import DATA, smooth_images, tiny_vae
 
 

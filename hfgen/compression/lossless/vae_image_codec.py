@@ -23,15 +23,15 @@ import torch
 from huggingface_hub.utils import tqdm
 from torch import Tensor
 
-from ..models.modeling_ladder_vae import LadderVAEModel
-from ..models.modeling_vae import VAEModel
-from .container import ByteReader
-from .entropy_coder import PRECISION
+from ...models.modeling_ladder_vae import LadderVAEModel
+from ...models.modeling_vae import VAEModel
+from ..container import ByteReader
+from ..entropy_coder import PRECISION
+from ..logit_levels import Decisions, round_logits, round_logits_as
+from ..self_test import check_self_test
 from .image_plan import MAX_BATCH, ImagePlan
 from .lattice import MAX_SPACING_BITS, Lattice
-from .logit_levels import Decisions, round_logits, round_logits_as
 from .pixel_symbols import BinaryPixels, LogisticPixels, build_pixel_symbols
-from .self_test import check_self_test
 from .stack_coder import StackCoder, initial_words
 from .vae_networks import VAENetworks
 

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..models.modeling_codec import LARGEST_SYMBOL, CodecModel
-from ..models.symbol_tables import NUM_CONTEXTS, coding_passes, symbol_contexts, table_entries
-from .container import ByteReader, pack_integer, pack_text
-from .entropy_coder import SymbolDecoder, SymbolEncoder
+from ...models.modeling_codec import LARGEST_SYMBOL, CodecModel
+from ...models.symbol_tables import NUM_CONTEXTS, coding_passes, symbol_contexts, table_entries
+from ..container import ByteReader, pack_integer, pack_text
+from ..entropy_coder import SymbolDecoder, SymbolEncoder
+from ..new_files import check_image_name
 
 
 _MAX_SIDE = 1 << 20
@@ -56,7 +57,7 @@ def encode(images: Sequence[tuple[str, Tensor]], model: CodecModel, quality: flo
     """
     level = model.quality_level(quality)
     tables = _tables(model, level)
-    pictures = [Picture(check_name(name), *pixels.shape[2:]) for name, pixels in images]
+    pictures = [Picture(check_image_name(name), *pixels.shape[2:]) for name, pixels in images]
     if len({picture.name.casefold() for picture in pictures}) < len(pictures):
         raise ValueError("IMAGE must have names that differ before the suffix, as all become PNG files. Rename some.")
     symbols: list[np.ndarray] = []
@@ -122,21 +123,6 @@ def describe(parameters: bytes) -> dict[str, Any]:
     }
 
 
-def check_name(name: str) -> str:
-    """Returns a name that is safe as that of a new file in a folder.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if not name.endswith(".png") or name != name.strip() or len(name) > 255 or set(name) & set('/\\:*?"<>|'):
-        raise ValueError(f"The name of an image must be that of a PNG file, got {name!r}. Rename the image.")
-    if any(ord(character) < 32 for character in name) or name.startswith("."):
-        raise ValueError(
-            f"The name of an image must have no control characters nor begin with a period, got {name!r}."
-        )
-    return name
-
-
 def unpack_parameters(parameters: bytes) -> tuple[int, list[Picture]]:
     """Level of quality and images of a file.
 
@@ -146,7 +132,8 @@ def unpack_parameters(parameters: bytes) -> tuple[int, list[Picture]]:
     reader = ByteReader(parameters, "The parameters")
     level, count = reader.integer(), reader.integer(len(parameters))
     pictures = [
-        Picture(check_name(reader.text()), reader.integer(_MAX_SIDE), reader.integer(_MAX_SIDE)) for _ in range(count)
+        Picture(check_image_name(reader.text()), reader.integer(_MAX_SIDE), reader.integer(_MAX_SIDE))
+        for _ in range(count)
     ]
     if reader.rest() or not pictures or min(min(picture.height, picture.width) for picture in pictures) < 1:
         raise ValueError(

@@ -1,4 +1,7 @@
-"""Writes the model, the images and the file that test_image_files.py reads: python -m tests.compression.image_data"""
+"""Writes what test_image_files.py reads: a model, images and their file.
+
+python -m tests.compression.lossy.image_data
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from hfgen import CodecConfig, CodecModel
 from hfgen.compression import compress_images, decompress
 
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 
 
 def tiny_codec(**fields: object) -> CodecModel:

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from huggingface_hub.utils import tqdm
 
-from ..models.modeling_gpt import GPTForCausalLM
-from .container import ByteReader, pack_integer
-from .entropy_coder import SymbolDecoder, SymbolEncoder
+from ...models.modeling_gpt import GPTForCausalLM
+from ..container import ByteReader, pack_integer
+from ..entropy_coder import SymbolDecoder, SymbolEncoder
+from ..logit_levels import Decisions, round_logits, round_logits_as, weights_of_levels
+from ..self_test import SELF_TEST_NUMBERS, check_self_test
 from .gpt_predictor import GPTPredictor, windows
-from .logit_levels import Decisions, round_logits, round_logits_as, weights_of_levels
-from .self_test import SELF_TEST_NUMBERS, check_self_test
 from .text_tokens import StandIn, TextForm, join_text, split_text
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..models.likelihoods import MAX_LOG_SCALE, Bernoulli, DiscretizedLogistic, Likelihood, LogisticMixture
-from .entropy_coder import MAX_WEIGHT
-from .logit_levels import LEVELS_PER_NAT, weights_of_levels
+from ...models.likelihoods import MAX_LOG_SCALE, Bernoulli, DiscretizedLogistic, Likelihood, LogisticMixture
+from ..entropy_coder import MAX_WEIGHT
+from ..logit_levels import LEVELS_PER_NAT, weights_of_levels
 from .stack_coder import StackCoder
 
 

@@ -10,9 +10,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hfgen import build_character_tokenizer
-from hfgen.compression.text_tokens import TextForm, join_text, known_characters, split_text
+from hfgen.compression.text.text_tokens import TextForm, join_text, known_characters, split_text
 
-from .tiny_gpt import ALPHABET
+from ..tiny_gpt import ALPHABET
 
 
 # A busy machine may be slow to draw examples.

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hfgen.compression.logit_levels import round_logits
-from hfgen.compression.pixel_symbols import build_pixel_symbols
-from hfgen.compression.stack_coder import StackCoder, initial_words
+from hfgen.compression.lossless.pixel_symbols import build_pixel_symbols
+from hfgen.compression.lossless.stack_coder import StackCoder, initial_words
 from hfgen.models.likelihoods import Likelihood, build_likelihood
 
 

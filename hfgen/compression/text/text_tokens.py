@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..tokenization import encode_corpus
+from ...tokenization import encode_corpus
 
 
 if TYPE_CHECKING:

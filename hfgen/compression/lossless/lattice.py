@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from .logit_levels import LEVELS_PER_NAT, weights_of_levels
+from ..logit_levels import LEVELS_PER_NAT, weights_of_levels
 from .stack_coder import StackCoder, build_table
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..image_processing import to_pil, to_pixel_values
-from ..models.modeling_codec import CodecConfig, CodecModel
+from ...image_processing import to_pil, to_pixel_values
+from ...models.modeling_codec import CodecConfig, CodecModel
+from ..container import IMAGES, Container, parse
+from ..identity import FetchedModel, fetch
+from ..new_files import check_new, write_file, write_folder
 from . import image_codec
-from .container import IMAGES, Container, parse
-from .identity import FetchedModel, fetch
-from .new_files import check_new, write_file, write_folder
 
 
 QUALITY = 0.5

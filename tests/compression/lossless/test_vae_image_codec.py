@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from hfgen.compression import logit_levels, self_test, vae_image_codec
-from hfgen.compression.image_plan import ImagePlan, numbered_names
-from hfgen.compression.stack_coder import StackCoder, initial_words
-from hfgen.compression.vae_image_codec import decode, encode
+from hfgen.compression import logit_levels, self_test
+from hfgen.compression.lossless import vae_image_codec
+from hfgen.compression.lossless.image_plan import ImagePlan, numbered_names
+from hfgen.compression.lossless.stack_coder import StackCoder, initial_words
+from hfgen.compression.lossless.vae_image_codec import decode, encode
 
 from .tiny_vae import smooth_images, tiny_vae
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hfgen.compression import image_codec
+from hfgen.compression.lossy import image_codec
 from hfgen.models.modeling_codec import LARGEST_SYMBOL, CodecModel
 
 from .image_data import tiny_codec

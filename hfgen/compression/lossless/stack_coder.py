@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .entropy_coder import constriction_stream, frequency_tables
+from ..entropy_coder import constriction_stream, frequency_tables
 
 
 _WORD = np.dtype("<u4")

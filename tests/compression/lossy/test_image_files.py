@@ -16,8 +16,9 @@ from PIL import Image
 
 from hfgen import CodecModel
 from hfgen.cli import main
-from hfgen.compression import compress_images, decompress, describe, image_codec
+from hfgen.compression import compress_images, decompress, describe
 from hfgen.compression.container import read
+from hfgen.compression.lossy import image_codec
 
 from .image_data import DATA, tiny_codec, write_data
 

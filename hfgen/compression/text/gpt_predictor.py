@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..models.modeling_gpt import CACHE, GPTForCausalLM
-from .self_test import check_independence, mix
+from ...models.modeling_gpt import CACHE, GPTForCausalLM
+from ..self_test import check_independence, mix
 
 
 # Logits that are held at a time: 32 MB.
