@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 
@@ -12,6 +12,10 @@ COLUMNS = ("all instructions", "AVX2 alone")
 # The runs of a line of the table in a column: one for each seed or repeat.
 Runs = list[dict[str, Any]]
 InWords = Callable[[Runs], str]
+# The lines of a row, and of each the runs by column.
+RowFigures = dict[str, dict[str, Runs]]
+# A row as a table of its own, from its name and its figures.
+RowTable = Callable[[str, RowFigures], str]
 
 
 def table(figures: dict[str, Any], rows: list[str], in_words: InWords) -> str:
@@ -22,12 +26,12 @@ def table(figures: dict[str, Any], rows: list[str], in_words: InWords) -> str:
         rows: in this order.
         in_words: what a cell says of its runs.
     """
-    lines = [f"| | {' | '.join(COLUMNS)} |", "|---" * (1 + len(COLUMNS)) + "|"]
-    for row in rows:
-        for line, columns in figures.get("rows", {}).get(row, {}).items():
-            cells = [in_words(columns[column]) if column in columns else "" for column in COLUMNS]
-            lines.append(f"| {line} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    lines = [
+        [line, *(in_words(columns[column]) if column in columns else "" for column in COLUMNS)]
+        for row in rows
+        for line, columns in figures.get("rows", {}).get(row, {}).items()
+    ]
+    return markdown(["", *COLUMNS], lines)
 
 
 def trials_table(figures: dict[str, Any], in_words: InWords, metric: str, decimals: int = 2) -> str:
@@ -39,7 +43,7 @@ def trials_table(figures: dict[str, Any], in_words: InWords, metric: str, decima
         metric: the one whose difference from the trial in `against` is shown.
         decimals: of this difference.
     """
-    lines = ["| trial | change | prediction | result | seeds |", "|---|---|---|---|---|"]
+    lines = []
     for name, columns in figures.get("trials", {}).items():
         for column, trial in columns.items():
             other = figures["trials"].get(trial["against"], {}).get(column)
@@ -48,8 +52,41 @@ def trials_table(figures: dict[str, Any], in_words: InWords, metric: str, decima
                 result += _difference(trial["runs"], other["runs"], metric, decimals)
             seeds = ", ".join(str(run["seed"]) for run in trial["runs"])
             label = name if column == COLUMNS[0] else f"{name}, {column}"
-            lines.append(f"| {label} | {trial['change']} | {trial['prediction']} | {result} | {seeds} |")
-    return "\n".join(lines)
+            lines.append([label, str(trial["change"]), str(trial["prediction"]), result, seeds])
+    return markdown(["trial", "change", "prediction", "result", "seeds"], lines)
+
+
+def tables_by_column(figures: RowFigures, draw: Callable[[str, dict[str, Runs]], str]) -> str:
+    """A table for each column that was measured.
+
+    Args:
+        figures: of a row.
+        draw: a table, from the column and the runs of its lines.
+    """
+    found = []
+    for column in COLUMNS:
+        runs = {line: columns[column] for line, columns in figures.items() if column in columns}
+        if runs:
+            found.append(draw(column, runs))
+    return "\n\n".join(found)
+
+
+def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    found = ["|" + "".join(f" {name} |" if name else " |" for name in header), "|---" * len(header) + "|"]
+    return "\n".join([*found, *(f"| {' | '.join(cells)} |" for cells in lines)])
+
+
+def heading(row: str, column: str, run: dict[str, Any], what: str) -> str:
+    """The line above a table of one column: which row, where it was measured, and on what.
+
+    Args:
+        row, column: of the table.
+        run: one with the `machine` of `describe`.
+        what: was measured.
+    """
+    machine = run["machine"]
+    return f"**{row}**, {column} ({machine['hardware']}, {machine['cores']} cores): {what}"
 
 
 def range_of(values: list[float], decimals: int = 2) -> str:

@@ -6,8 +6,6 @@ prediction. `training.tools.autoencoder` runs this module.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,8 +17,9 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from hfgen import AutoencoderModel
 
-from ..config.flags import DataArguments
-from ..data.images import ImageData, load_images
+from ...config.flags import DataArguments
+from ...data.images import ImageData, load_images
+from ..measuring.runs import answer_task
 
 
 ENCODED_TOGETHER = 500
@@ -87,14 +86,11 @@ def _accuracy(data: ImageData, train: np.ndarray, test: np.ndarray, encode: Enco
     return {"nearest_neighbor": neighbor_accuracy(encode(train), labels.numpy(), encode(test), test_labels.numpy())}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--child", required=True, type=json.loads, help="what to measure, as JSON")
-    task = parser.parse_args().child
+def measure(task: dict[str, Any]) -> dict[str, Any]:
+    """Measures principal components, or the model in a folder, on the data of the task."""
     data = load_images(DataArguments(**task["data"]), 0)
-    found = measure_model(data, task["folder"]) if "folder" in task else measure_pca(data, task["components"])
-    print(json.dumps(found))
+    return measure_model(data, task["folder"]) if "folder" in task else measure_pca(data, task["components"])
 
 
 if __name__ == "__main__":
-    main()
+    answer_task(__doc__, measure)

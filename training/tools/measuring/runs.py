@@ -1,18 +1,20 @@
-"""What the measuring tools share: a recipe run as by a user, a module in its own process, the machine in words."""
+"""A recipe run as by a user, a module in a process of its own, and the machine in words."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 RECIPES = ROOT / "training" / "recipes"
 # Read by oneDNN, by torch's own kernels and by MKL.
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
@@ -24,7 +26,7 @@ def family_of(recipe: str) -> str:
     Raises:
         ValueError: there is no such family.
     """
-    from ..config.scripts import SCRIPTS
+    from ...config.scripts import SCRIPTS
 
     fitting = [family for family in SCRIPTS if recipe.startswith(f"{family.replace('_', '-')}-")]
     if not fitting:
@@ -109,11 +111,33 @@ def run_task(
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def answer_task(description: str | None, measure: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """The command of a module that [`run_task`] runs: takes the task, and prints what was measured.
+
+    Args:
+        description: for --help.
+        measure: from the task to a JSON object.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--child", required=True, type=json.loads, metavar="TASK", help="what to measure, as JSON")
+    print(json.dumps(measure(parser.parse_args().child)))
+
+
+def as_words(flags: dict[str, Any]) -> list[str]:
+    """Returns flags as words of a command line."""
+    words = []
+    for name, value in flags.items():
+        values = value if isinstance(value, list) else [] if value is True else [value]
+        if value is not False:
+            words += [f"--{name}", *map(str, values)]
+    return words
+
+
 def describe() -> dict[str, Any]:
     """Returns cores, hardware and versions."""
     import torch
 
-    from ..output.results import describe_machine
+    from ...output.results import describe_machine
 
     machine = describe_machine(1, torch.device("cpu"))
     return {"cores": len(os.sched_getaffinity(0)), "hardware": machine["hardware"], "versions": machine["versions"]}

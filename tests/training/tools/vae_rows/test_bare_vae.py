@@ -1,20 +1,17 @@
-"""The bare loop trains the network of the model, and an image format's bits are counted right."""
+"""The bare loop trains the network of the model."""
 
 from __future__ import annotations
 
-import io
 import itertools
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from hfgen import VAEConfig, VAEModel
-from training.tools import bare_vae
-from training.tools.bare_vae import build_decoder, build_encoder, negative_elbo
-from training.tools.image_codecs import codec_bits, mosaic
+from training.tools.vae_rows import bare_vae
+from training.tools.vae_rows.bare_vae import build_decoder, build_encoder, negative_elbo
 
 
 @pytest.mark.parametrize("blocks", [0, 1])
@@ -45,24 +42,3 @@ def test_training_improves_the_loss_and_counts_what_it_did(monkeypatch: pytest.M
     assert found["images_per_second"] == pytest.approx(1600 / 1.2)
     assert found["loss"] < 64 * np.log(2) / 4
     assert found["num_parameters"] == VAEModel(config).num_parameters()
-
-
-def test_mosaic_places_images_row_by_row() -> None:
-    images = torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1).expand(6, 3, 2, 4).contiguous()
-    found = mosaic(images, 3)
-    assert found.shape == (4, 12, 3)
-    assert found[::2, ::4, 0].tolist() == [[0, 1, 2], [3, 4, 5]]
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_bits_are_those_of_the_files(channels: int) -> None:
-    noise = torch.randint(256, (9, channels, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    bits = codec_bits(noise)
-    # Noise cannot be compressed, and a mosaic pays for one header instead of nine.
-    assert all(value >= 8 for name, value in bits.items() if channels == 3 or name.startswith("PNG")), bits
-    assert bits["PNG, a mosaic"] < bits["PNG, a file each"]
-    assert codec_bits(noise[:1].expand(9, -1, -1, -1).contiguous())["WebP-lossless, a mosaic"] < 6
-    file = io.BytesIO()
-    pixels = mosaic(noise[:9], 3)
-    Image.fromarray(pixels.squeeze(2) if channels == 1 else pixels).save(file, "PNG", optimize=True)
-    assert bits["PNG, a mosaic"] == pytest.approx(8 * len(file.getvalue()) / noise.numel())

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..evaluation.rate_distortion import mosaic
+from ...evaluation.rate_distortion import mosaic
 
 
 # The most thorough settings of both. `exact` keeps the colors of transparent pixels, and there are none.

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.tools.pythae_vae import SETTINGS, Encode, Leapfrog, PythaeSampler, moved_moments
+from training.tools.vae_rows.pythae_vae import SETTINGS, Encode, Leapfrog, PythaeSampler, moved_moments
 
 
 torch.manual_seed(0)
@@ -77,7 +77,7 @@ def test_samples_do_not_depend_on_the_batch_that_the_decoder_gets() -> None:
 def test_model_of_pythae_agrees_with_its_own_estimate(name: str) -> None:
     """Where pythae is installed: its VAE and IWAE estimate as we do."""
     pytest.importorskip("pythae")
-    from training.tools.pythae_vae import build_model, compare_estimates, sampler_of
+    from training.tools.vae_rows.pythae_vae import build_model, compare_estimates, sampler_of
 
     torch.manual_seed(0)
     model = build_model(name, (1, 28, 28))

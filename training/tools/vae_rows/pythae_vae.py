@@ -8,9 +8,7 @@ an environment of its own, as pythae is no dependency of hfgen.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import math
 import tempfile
 import time
@@ -23,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config.flags import DataArguments
-from ..data.images import load_images
-from ..distributed.processes import Processes
-from .measured_runs import describe
+from ...config.flags import DataArguments
+from ...data.images import load_images
+from ...distributed.processes import Processes
+from ..measuring.runs import answer_task, describe
 
 
 @dataclass(frozen=True)
@@ -282,7 +280,7 @@ def estimate_nll(
     sampler: PythaeSampler, images: Tensor, num_samples: int, seconds: float, seed: int
 ) -> dict[str, Any]:
     """Returns the metric nll of images, and its details, from the estimator that measures hfgen's models."""
-    from ..evaluation.likelihood import LikelihoodEstimator
+    from ...evaluation.likelihood import LikelihoodEstimator
 
     estimator = LikelihoodEstimator(
         sampler, lambda rows: (images[rows], None), len(images), num_samples, seconds, seed, Processes(),
@@ -327,11 +325,5 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
             "versions": versions}  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--child", required=True, type=json.loads, help="what to train and measure, as JSON")
-    print(json.dumps(measure(parser.parse_args().child)))
-
-
 if __name__ == "__main__":
-    main()
+    answer_task(__doc__, measure)

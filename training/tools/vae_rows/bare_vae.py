@@ -6,8 +6,6 @@ schedule or check for values that are not finite. `training.tools.vae` runs it.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import time
 from typing import Any
@@ -19,8 +17,9 @@ from transformers.activations import ACT2FN
 
 from hfgen import VAEConfig
 
-from ..config.flags import DataArguments
-from ..data.images import load_images
+from ...config.flags import DataArguments
+from ...data.images import load_images
+from ..measuring.runs import answer_task
 
 
 class Residual(nn.Sequential):
@@ -99,16 +98,14 @@ def train(config: VAEConfig, images: Tensor, batch_size: int, learning_rate: flo
                         "loss": loss.item(), "num_parameters": count}  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--child", required=True, type=json.loads, help="what to train, as JSON")
-    task = parser.parse_args().child
+def measure(task: dict[str, Any]) -> dict[str, Any]:
+    """Trains on the data of the task; returns what the table records of it."""
     torch.manual_seed(task["seed"])
     torch.set_num_threads(task["threads"])
     data = load_images(DataArguments(**task["data"]), task["seed"])
     config = VAEConfig(image_size=list(data.image_size), num_channels=data.num_channels, **task["config"])
     images = data.train.pixels.float() / 255  # type: ignore[attr-defined]
-    print(json.dumps(train(config, images, task["batch_size"], task["learning_rate"], task["seconds"])))
+    return train(config, images, task["batch_size"], task["learning_rate"], task["seconds"])
 
 
 def _act(config: VAEConfig) -> nn.Module:
@@ -128,4 +125,4 @@ def _residuals(channels: int, config: VAEConfig) -> list[nn.Module]:
 
 
 if __name__ == "__main__":
-    main()
+    answer_task(__doc__, measure)

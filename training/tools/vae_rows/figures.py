@@ -6,7 +6,7 @@ import math
 import statistics
 from typing import Any
 
-from .measured_table import Runs, range_of, seconds_of
+from ..measuring.table import Runs, range_of, seconds_of
 
 
 CIFAR_PIXELS = 3 * 32 * 32

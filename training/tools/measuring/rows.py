@@ -1,4 +1,4 @@
-"""The command of a tool that measures a table, row after row, on the machine that it runs on.
+"""The command of a tool that measures tables, row after row, on the machine that it runs on.
 
     python training/tools/X.py [ROW ...] [--avx2]       rows of the table
     python training/tools/X.py --trials [NAME ...]      experiments, from X_trials.yaml
@@ -19,9 +19,8 @@ from typing import Any
 
 import yaml
 
-from .measured_runs import AVX2, RECIPES, ROOT, describe, run_recipe
-from .measured_table import COLUMNS, InWords, Runs, table, trials_table
-from .scaling import as_words
+from .runs import AVX2, RECIPES, ROOT, as_words, describe, run_recipe
+from .table import COLUMNS, InWords, RowTable, Runs, table, trials_table
 
 
 @dataclass(frozen=True)
@@ -117,6 +116,8 @@ class Tool:
         in_words: what a cell of the table says of its runs.
         metric: the one by which trials are compared.
         decimals: of this metric.
+        tables: the rows that are tables of their own, by name; all others share one.
+        check: refuses flags of the tool's own that do not fit the rows, by a ValueError.
     """
 
     file: Path
@@ -124,10 +125,17 @@ class Tool:
     in_words: InWords
     metric: str
     decimals: int = 2
+    tables: dict[str, RowTable] = field(default_factory=dict)
+    check: Callable[[Session], None] = lambda session: None
 
     @property
     def trials(self) -> Path:
         return self.file.with_name(f"{self.file.stem}_trials.yaml")
+
+
+def seed_flags(seed: int) -> list[str]:
+    """Without a seed the command is the recipe, unchanged."""
+    return ["--seed", str(seed)] if seed else []
 
 
 def train(session: Session, row: str, training: Training) -> Runs:
@@ -138,9 +146,7 @@ def train(session: Session, row: str, training: Training) -> Runs:
     """
     runs = []
     for seed in session.seeds:
-        # Without a seed the command is the recipe, unchanged.
-        own = ["--seed", str(seed)] if seed else []
-        flags = [*training.flags, *own, *session.length, *session.flags]
+        flags = [*training.flags, *seed_flags(seed), *session.length, *session.flags]
         output_dir = session.output_dir(row, seed, training.recipe)
         runs.append({"seed": seed, **run_recipe(training.recipe, output_dir, flags, session.environment)})
     return runs
@@ -148,6 +154,11 @@ def train(session: Session, row: str, training: Training) -> Runs:
 
 def read_recipe(name: str) -> dict[str, Any]:
     return yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def data_of(recipe: str) -> dict[str, Any]:
+    """The flags of a recipe that name its data."""
+    return {name: value for name, value in read_recipe(recipe).items() if name.startswith("dataset_")}
 
 
 def read_trials(path: Path) -> dict[str, Trial]:
@@ -184,7 +195,7 @@ def save(figures: dict[str, Any], path: Path) -> None:
 
 
 def run_command(tool: Tool, description: str | None, *own: argparse.ArgumentParser) -> None:
-    """Parses the command line, measures, and prints the table.
+    """Parses the command line, measures, and prints the tables.
 
     Args:
         tool: whose command it is.
@@ -208,13 +219,24 @@ def run_command(tool: Tool, description: str | None, *own: argparse.ArgumentPars
     figures.pop("machine", None)
     folder = ROOT / ("runs-avx2" if args.avx2 else "runs")
     session = Session(COLUMNS[args.avx2], folder, figures, args.seconds, args.seeds, flags, args)
+    try:
+        tool.check(session)
+    except ValueError as error:
+        parser.error(str(error))
     failures = run_all(tool, session, args.rows, args.trials, args.figures)
     if args.trials is None:
-        print(table(figures, list(tool.rows), tool.in_words))
+        print(tables(tool, figures))
     else:
         print(trials_table(figures, tool.in_words, tool.metric, tool.decimals))
     if failures:
         sys.exit("\n".join(failures))
+
+
+def tables(tool: Tool, figures: dict[str, Any]) -> str:
+    """All that was measured: the table that rows share, and those of rows that have their own."""
+    shared = table(figures, [row for row in tool.rows if row not in tool.tables], tool.in_words)
+    measured = figures.get("rows", {})
+    return "\n\n".join([shared, *(draw(row, measured[row]) for row, draw in tool.tables.items() if row in measured)])
 
 
 def run_all(tool: Tool, session: Session, rows: list[str], trials: list[str] | None, path: Path) -> list[str]:
