@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 
 HERE = Path(__file__).parent
@@ -51,7 +51,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=["hfgen", "hfgen.compression", "hfgen.models", "hfgen.pipelines", *ELSEWHERE],
+    packages=[*find_packages(str(HERE), include=["hfgen", "hfgen.*"]), *ELSEWHERE],
     package_dir=ELSEWHERE,
     package_data={
         "hfgen.compression": ["FORMAT.md"],

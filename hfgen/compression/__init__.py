@@ -7,19 +7,17 @@
     compress_lossless(["scans"], "scans.hfz", model="me/ladder-vae")
     describe("book.txt.hfz")            # model, sizes, checksums
 
-FORMAT.md describes a `.hfz` file byte by byte. The modules, from the outside in: files.py goes from file to file,
-container.py is what every such file has, and identity.py says which model it needs. Each kind of content has a codec.
-Text: gpt_text_codec.py, over text_tokens.py (a text as tokens), gpt_predictor.py (what the network expects),
-logit_levels.py (its numbers made exact) and entropy_coder.py (symbols as bits). Images: image_codec.py, which
-image_files.py reads and writes. Lossless images: vae_image_codec.py, which lossless_files.py reads and writes, over
-image_plan.py (what a decoder must know), vae_networks.py (what the networks say), lattice.py and pixel_symbols.py
-(latents and pixels as symbols) and stack_coder.py (these as bits). self_test.py tells machines apart. new_files.py
-lets files appear whole or not at all.
+FORMAT.md describes a `.hfz` file byte by byte. Each folder has what belongs to one kind of content: text/, lossy/ and
+lossless/, whose docstrings name their files. Beside them is what they share. files.py goes from file to file and
+chooses among them. container.py is what every such file has, and identity.py says which model it needs.
+entropy_coder.py turns symbols into bits, logit_levels.py makes the numbers of a network exact, and self_test.py tells
+machines apart. new_files.py lets files appear whole or not at all.
 """
 
-from .files import compress, compress_files, decompress, describe
-from .image_files import compress_images
-from .lossless_files import compress_lossless
+from .files import compress_files, decompress, describe
+from .lossless.lossless_files import compress_lossless
+from .lossy.image_files import compress_images
+from .text.text_files import compress
 
 
 __all__ = ["compress", "compress_files", "compress_images", "compress_lossless", "decompress", "describe"]

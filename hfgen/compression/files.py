@@ -1,61 +1,24 @@
-"""From file to file: fetch the model, code, check, and only then write."""
+"""From file to file: whose codec is it? It follows from the model, or from the file."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoTokenizer
-
 from ..hub import fetch_model
-from ..model_folder import LoadError, read_json
+from ..model_folder import read_json
 from ..models.modeling_codec import CodecConfig
-from ..models.modeling_gpt import GPTConfig, GPTForCausalLM
-from . import gpt_text_codec, image_codec, lossless_files
-from .container import IMAGES, KINDS, LOSSLESS_IMAGES, SUFFIX, TEXT, VERSION, Container, parse, read
-from .identity import FetchedModel, fetch, fetch_for
-from .image_files import QUALITY, compress_images, restore_images
-from .lossless_files import VAES, compress_lossless, restore_lossless
-from .new_files import check_new, write_file
-
-
-def compress(
-    file: str | Path, output: str | Path, model: str | Path, revision: str | None = None, verify: bool = False
-) -> Container:
-    """Compresses a text with a GPT, without loss.
-
-    Args:
-        file: a text in UTF-8.
-        output: a new file; `.hfz` by custom.
-        model: a folder, or a repository on the Hub, with a GPTForCausalLM and its tokenizer.
-        revision: branch, tag or commit of the repository.
-        verify: decompress the result before it is written, which takes several times as long.
-
-    Returns:
-        What was written.
-
-    Raises:
-        ValueError: `output` exists, the text or the model does not fit, or the model cannot be had (HubError,
-            LoadError). Nothing is written.
-        OSError: a file cannot be read or written.
-    """
-    output = check_new(output)
-    original = Path(file).read_bytes()
-    fetched = fetch(str(model), revision, GPTConfig.model_type)
-    gpt, tokenizer = load_gpt(fetched.folder)
-    parameters, payload = gpt_text_codec.encode(original, gpt, tokenizer)
-    digest = sha256(original).digest()
-    container = Container(
-        TEXT, fetched.name, fetched.revision, fetched.weights_sha256, len(original), digest, parameters, payload
-    )
-    if verify:
-        written = parse(container.to_bytes(), str(output))
-        written.check_original(gpt_text_codec.decode(written.parameters, written.payload, gpt, tokenizer))
-    write_file(output, container.to_bytes())
-    return container
+from ..models.modeling_gpt import GPTConfig
+from .container import IMAGES, KINDS, LOSSLESS_IMAGES, SUFFIX, TEXT, VERSION, Container, read
+from .identity import FetchedModel, fetch_for
+from .lossless.lossless_files import VAES, compress_lossless, restore_lossless
+from .lossless.lossless_files import describe as describe_lossless
+from .lossy.image_codec import describe as describe_images
+from .lossy.image_files import QUALITY, compress_images, restore_images
+from .new_files import check_new
+from .text.gpt_text_codec import describe as describe_text
+from .text.text_files import compress, restore_text
 
 
 def compress_files(
@@ -153,40 +116,17 @@ def describe(file: str | Path) -> dict[str, Any]:
     }
 
 
-def load_gpt(folder: Path) -> tuple[GPTForCausalLM, Any]:
-    """A GPT as the codec needs it, in float64 and with eager attention, and its tokenizer.
-
-    Raises:
-        LoadError: there is no GPTForCausalLM or no tokenizer in the folder.
-    """
-    name = GPTForCausalLM.__name__
-    architectures = read_json(folder / "config.json").get("architectures") or []
-    if architectures[:1] != [name]:
-        raise LoadError(f"{folder} must hold a {name}, got {architectures}. Save the model with its output layer.")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise LoadError(f"{folder} must hold the model's tokenizer, got none that loads: {error}") from None
-    model = GPTForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager")
-    return model.eval(), tokenizer
-
-
-def _restore_text(container: Container, fetched: FetchedModel, output: Path) -> None:
-    original = gpt_text_codec.decode(container.parameters, container.payload, *load_gpt(fetched.folder))
-    write_file(output, container.check_original(original))
-
-
 # By kind of content.
 _MODEL_TYPES = {TEXT: GPTConfig.model_type, IMAGES: CodecConfig.model_type, LOSSLESS_IMAGES: None}
 _RESTORE: dict[int, Callable[[Container, FetchedModel, Path], None]] = {
-    TEXT: _restore_text,
+    TEXT: restore_text,
     IMAGES: restore_images,
     LOSSLESS_IMAGES: restore_lossless,
 }
 _DESCRIPTIONS: dict[int, Callable[[bytes], dict[str, Any]]] = {
-    TEXT: gpt_text_codec.describe,
-    IMAGES: image_codec.describe,
-    LOSSLESS_IMAGES: lossless_files.describe,
+    TEXT: describe_text,
+    IMAGES: describe_images,
+    LOSSLESS_IMAGES: describe_lossless,
 }
 
 

@@ -22,6 +22,21 @@ def check_new(output: str | Path) -> Path:
     return output
 
 
+def check_image_name(name: str) -> str:
+    """Returns a name that is safe as that of a new file in a folder.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not name.endswith(".png") or name != name.strip() or len(name) > 255 or set(name) & set('/\\:*?"<>|'):
+        raise ValueError(f"The name of an image must be that of a PNG file, got {name!r}. Rename the image.")
+    if any(ord(character) < 32 for character in name) or name.startswith("."):
+        raise ValueError(
+            f"The name of an image must have no control characters nor begin with a period, got {name!r}."
+        )
+    return name
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Writes a file that appears only when it is complete."""
     temporary = _temporary(path)

@@ -209,7 +209,7 @@ class AnomalyDetector(nn.Module):
         self.halvings = halvings_for(image_size)
         fine, coarse = (_num_cells(image_size, self.halvings + more) for more in (0, 1))
         # Coarse edges gain most from whitening, fine ones less, and brightness nothing: measured on training images of
-        # MNIST, see training/tools/one_class.py.
+        # MNIST, see training/tools/autoencoder_rows/one_class.py.
         sizes = ((ORIENTATIONS * fine, 10.0), (ORIENTATIONS * coarse, 1.0), (num_channels * fine, 100.0))
         self.distances = nn.ModuleList(GaussianDistance(size, rank, shrinkage) for size, shrinkage in sizes)
         self.register_buffer("num_images", torch.zeros((), dtype=torch.long))

@@ -24,7 +24,7 @@ MOSAIC_PIXELS = 2**20
 HEADER_BYTES = 256
 FORMATS: dict[str, dict[str, Any]] = {
     "JPEG": {"optimize": True},
-    "WEBP": {"method": 6},
+    "WebP": {"method": 6},
     "AVIF": {"speed": 6},
 }
 QUALITIES = (0, 5, 10, 15, 20, 30, 40, 50, 60, 70, 80)
@@ -90,7 +90,7 @@ def measure_formats(pixels: np.ndarray, qualities: Iterable[int] = QUALITIES) ->
         pixels: uint8 (height, width, channels).
         qualities: from 0 to 100.
     """
-    known = {"WEBP": features.check("webp"), "AVIF": features.check("avif")}
+    known = {"WebP": features.check("webp"), "AVIF": features.check("avif")}
     return {
         name: [_measure_file(pixels, name, {"quality": quality, **options}) for quality in qualities]
         for name, options in FORMATS.items()

@@ -3,10 +3,14 @@
     python training/tools/autoencoder.py                        # every row, on an otherwise idle machine
     python training/tools/autoencoder.py start --avx2           # as on a processor without AVX-512 and bf16
     python training/tools/autoencoder.py reduction --seconds 10 # other flags go to each training
+    python training/tools/autoencoder.py one-class --classes 8  # the digit 8 alone is normal
+    python training/tools/autoencoder.py codec-mnist --model runs/codec-mnist    # with a trained model
     python training/tools/autoencoder.py --trials start-muon    # experiments, from autoencoder_trials.yaml
 
-It prints the table and writes autoencoder.json beside this file: new figures replace those of the same row and column,
-and each holds the processor, the versions, the seed and the seconds. The models are left in runs/.
+Beside the Auto-Encoder are the models that compress: the codec, the VAE without loss, and the GPT, by the files of
+`hfgen compress`. It prints the tables and writes autoencoder.json beside this file: new figures replace those of the
+same row, line and column, and each holds the processor, the versions, the seed and the seconds. The models are left in
+runs/.
 """
 
 from __future__ import annotations
@@ -21,87 +25,70 @@ if __name__ == "__main__" and not __package__:  # started as a file: run it agai
     runpy.run_module(f"training.tools.{Path(__file__).stem}", run_name="__main__", alter_sys=True)
     sys.exit()
 
-import statistics
+import argparse
 from collections.abc import Callable
-from typing import Any
 
-from .measured_rows import Lines, Session, Tool, Training, read_recipe, run_command, train
-from .measured_runs import run_task, run_training
-from .measured_table import Runs, range_of, seconds_of
-
-
-RECIPE = "autoencoder-mnist"
-START_SECONDS = 15.0
-COMPONENTS = 32  # the numbers that the recipe, and the defaults, compress an image to
-TRAININGS = [Training("Auto-Encoder", RECIPE)]
+from .autoencoder_rows import lossless_images, lossy_images, one_class, texts
+from .autoencoder_rows.reconstruction import figure, measure_reduction, measure_start
+from .measuring.rows import Lines, Session, Tool, run_command
+from .measuring.table import RowTable
 
 
-def measure_start(session: Session, row: str) -> Lines:
-    """Trains for a quarter of a minute with the default flags, on the data of the recipe."""
-    pca = measure_pca(session)
-    yield "mean image", [{"metrics": {"mse": pca["metrics"]["mean_image_mse"]}}]
-    yield f"PCA, {COMPONENTS} numbers", [without_neighbors(pca)]
-    seconds = session.seconds or START_SECONDS
-    data = [word for name, value in data_of(RECIPE).items() for word in (f"--{name}", value)]
-    runs = []
-    for seed in session.seeds:
-        flags = [*data, "--seed", str(seed), "--max_train_seconds", f"{seconds:g}", *session.flags]
-        output_dir = session.output_dir(row, seed, "autoencoder")
-        runs.append({"seed": seed, **run_training("autoencoder", [], output_dir, flags, session.environment)})
-    yield f"Auto-Encoder, default flags, {seconds:g} s", runs
+ROWS: dict[str, Callable[[Session, str], Lines]] = {
+    "start": measure_start,
+    "reduction": measure_reduction,
+    "one-class": one_class.measure_classes,
+    "one-class-cifar": one_class.measure_classes,
+    "codec-mnist": lossy_images.measure_codec,
+    "codec-cifar10": lossy_images.measure_codec,
+    "lossless-mnist": lossless_images.measure_lossless,
+    "lossless-binarized": lossless_images.measure_lossless,
+    "text": texts.measure_text,
+}
+TABLES: dict[str, RowTable] = {
+    "one-class": one_class.table,
+    "one-class-cifar": one_class.table,
+    "codec-mnist": lossy_images.table,
+    "codec-cifar10": lossy_images.table,
+    "lossless-mnist": lossless_images.table,
+    "lossless-binarized": lossless_images.table,
+    "text": texts.table,
+}
+# The recipes of rows that measure one model, which can be one that is there.
+MODEL_ROWS = {**lossy_images.RECIPES, **lossless_images.RECIPES, **texts.RECIPES}
 
 
-def measure_reduction(session: Session, row: str) -> Lines:
-    """Trains the recipes; measures errors and nearest neighbors, those of principal components too."""
-    yield f"PCA, {COMPONENTS} numbers", [measure_pca(session)]
-    for training in TRAININGS:
-        runs = train(session, row, training)
-        for run in runs:
-            task = {"folder": str(session.output_dir(row, run["seed"], training.recipe))}
-            run["metrics"] |= measured(session, task)["metrics"]
-        yield training.line, runs
+def check_flags(session: Session) -> None:
+    """Refuses flags of this tool that would be left out.
+
+    Raises:
+        ValueError: a flag does not fit the rows.
+    """
+    options = session.options
+    rows = [] if options.trials is not None else options.rows or list(ROWS)
+    if options.model is not None:
+        if len(rows) != 1 or rows[0] not in MODEL_ROWS:
+            raise ValueError(
+                f"--model must come with one of the rows {', '.join(MODEL_ROWS)}, got {rows or 'trials'}."
+            )
+        if session.flags or session.seconds is not None:
+            raise ValueError("--model must come without flags of a training, as nothing is trained. Leave them out.")
+        if not options.model.is_dir():
+            raise ValueError(f"--model must be the folder of a model, got {options.model}, which is none.")
+    if options.classes is not None and not set(rows) & set(one_class.DATASETS):
+        raise ValueError(f"--classes must come with {' or '.join(one_class.DATASETS)}, got {rows or 'trials'}.")
 
 
-def measure_pca(session: Session) -> dict[str, Any]:
-    return measured(session, {"components": COMPONENTS})
-
-
-def measured(session: Session, task: dict[str, Any]) -> dict[str, Any]:
-    """What [`training.tools.reduction`] measures on the data of the recipe."""
-    most = int(session.flag("max_train_samples", 0)), int(session.flag("max_eval_samples", 0))
-    limits = {"max_train_samples": most[0] or None, "max_eval_samples": most[1] or None}
-    task = {"data": {**data_of(RECIPE), **limits}, **task}
-    return run_task("training.tools.reduction", task, environment=session.environment)
-
-
-def data_of(recipe: str) -> dict[str, str]:
-    """The flags of a recipe that name its data."""
-    settings = read_recipe(recipe)
-    return {name: settings[name] for name in ("dataset_name", "dataset_path") if name in settings}
-
-
-def without_neighbors(run: dict[str, Any]) -> dict[str, Any]:
-    return {**run, "metrics": {name: value for name, value in run["metrics"].items() if name != "nearest_neighbor"}}
-
-
-def figure(runs: Runs) -> str:
-    """The runs of a line in words: averages over the seeds, with their range if there are several."""
-    parts = []
-    for metric, template, decimals in (("mse", "MSE **{}**", 4), ("nearest_neighbor", "1-NN **{} %**", 2)):
-        values = [run["metrics"][metric] for run in runs if metric in run["metrics"]]
-        if values:
-            parts.append(template.format(f"{statistics.fmean(values):.{decimals}f}") + range_of(values, decimals))
-    if "seconds_trained" in runs[0]:
-        parts.append(seconds_of(runs))
-    return "; ".join(parts)
-
-
-ROWS: dict[str, Callable[[Session, str], Lines]] = {"start": measure_start, "reduction": measure_reduction}
-TOOL = Tool(Path(__file__), ROWS, figure, metric="mse", decimals=4)
+TOOL = Tool(Path(__file__), ROWS, figure, metric="mse", decimals=4, tables=TABLES, check=check_flags)
 
 
 def main() -> None:
-    run_command(TOOL, __doc__)
+    own = argparse.ArgumentParser(add_help=False)
+    own.add_argument("--classes", nargs="+", type=int, metavar="N", help="of one-class, by number (default: all)")
+    own.add_argument(
+        "--model", type=Path, help=f"folder that holds the model of a row (default: train it); {', '.join(MODEL_ROWS)}"
+    )
+    run_command(TOOL, __doc__, own)
 
 
 if __name__ == "__main__":

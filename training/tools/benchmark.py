@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .measured_runs import AVX2, RECIPES, ROOT, run_recipe
+from .measuring.runs import AVX2, RECIPES, ROOT, run_recipe
 
 
 FIGURES = Path(__file__).with_suffix(".json")

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .measured_runs import ROOT, describe, run_task
+from .measuring.runs import ROOT, as_words, describe, run_task
 
 
 MODULE = "training.tools.scaling"
@@ -227,16 +227,6 @@ def read_status(pid: int | str) -> dict[str, float]:
     except (OSError, ProcessLookupError):
         return {}
     return {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines if line.endswith(" kB")}
-
-
-def as_words(flags: dict[str, Any]) -> list[str]:
-    """Returns flags as words of a command line."""
-    words = []
-    for name, value in flags.items():
-        values = value if isinstance(value, list) else [] if value is True else [value]
-        if value is not False:
-            words += [f"--{name}", *map(str, values)]
-    return words
 
 
 def free_port() -> int:

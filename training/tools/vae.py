@@ -29,9 +29,9 @@ import tempfile
 import venv
 from collections.abc import Callable
 
-from .measured_rows import Lines, Session, Tool, Training, read_recipe, run_command, train
-from .measured_runs import run_recipe, run_task
-from .vae_table import bits_of, figure
+from .measuring.rows import Lines, Session, Tool, Training, data_of, read_recipe, run_command, train
+from .measuring.runs import run_recipe, run_task
+from .vae_rows.figures import bits_of, figure
 
 
 PYTHAE = "pythae==0.1.2"
@@ -88,17 +88,15 @@ def plain_seconds(session: Session) -> float:
 
 def run_pythae(session: Session, python: Path, seconds: float) -> Lines:
     """Trains and measures each of pythae's models."""
-    recipe = read_recipe(PLAIN)
-    data = {name: recipe[name] for name in ("dataset_name", "dataset_path") if name in recipe}
     most = session.flag("max_eval_samples", 0)
-    common = {"data": data, "seconds": seconds, "max_eval_samples": int(most) or None,
+    common = {"data": data_of(PLAIN), "seconds": seconds, "max_eval_samples": int(most) or None,
               "nll_samples": int(session.flag("nll_samples", 1000)),
               "nll_seconds": session.flag("nll_seconds", 30)}  # fmt: skip
     for name in ("VAE", "IWAE", "HVAE"):
         runs = []
         for seed in session.seeds:
             task = {**common, "name": name, "seed": seed}
-            found = run_task("training.tools.pythae_vae", task, python, session.environment)
+            found = run_task("training.tools.vae_rows.pythae_vae", task, python, session.environment)
             runs.append({"seed": seed, **found})
         yield f"pythae's {name}", runs
 
@@ -127,16 +125,15 @@ def measure_throughput(session: Session, row: str) -> Lines:
     environment = session.environment
     threads = len(os.sched_getaffinity(0))
     config = {name: recipe[name] for name in BARE_FIELDS if name in recipe}
-    data = {name: recipe[name] for name in ("dataset_name", "dataset_path") if name in recipe}
     rate = float(recipe["learning_rate"])  # YAML takes 6e-3 for a word
-    task = {"data": data, "config": config, "batch_size": recipe["per_device_train_batch_size"],
+    task = {"data": data_of(PLAIN), "config": config, "batch_size": recipe["per_device_train_batch_size"],
             "learning_rate": rate, "seconds": seconds, "threads": threads, "seed": 0}  # fmt: skip
     # Nothing is measured at the end but the speed.
     flags = ["--max_train_seconds", f"{seconds:g}", "--nll_samples", "0", "--max_eval_samples", "256"]
     runs = []
     for number in range(session.options.repeats):
         ours = run_recipe(PLAIN, session.folder / row / f"run-{number}" / PLAIN, [*flags, *session.flags], environment)
-        bare = run_task("training.tools.bare_vae", task, environment=environment)
+        bare = run_task("training.tools.vae_rows.bare_vae", task, environment=environment)
         speed = ours["examples_seen"] / ours["seconds_trained"]
         runs.append({**ours, "seed": 0, "images_per_second": speed, "bare": bare,
                      "ratio": speed / bare["images_per_second"]})  # fmt: skip
@@ -147,7 +144,7 @@ def measure_cifar(session: Session, row: str) -> Lines:
     """Compresses the test images by other means, then trains."""
     from ..config.flags import DataArguments
     from ..data.images import load_images
-    from .image_codecs import codec_bits
+    from .measuring.lossless_formats import codec_bits
 
     most = int(session.flag("max_eval_samples", 0)) or None
     images = load_images(DataArguments(dataset_name=CIFAR), 0).eval_pixels[:most]

@@ -1,133 +1,92 @@
-"""The table of the Auto-Encoder: what is run for each row, and how it reads; errors and neighbors against answers
-that are known. Trainings are played."""
+"""The command of the Auto-Encoder's tables: its rows, its flags, and what it prints of all that was measured."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
-from hfgen import AutoencoderConfig, AutoencoderModel
-from training.config.flags import DataArguments
-from training.data.images import load_images
-from training.tools import autoencoder, measured_rows, reduction
-from training.tools.autoencoder import RECIPE, figure
-from training.tools.measured_rows import read_trials
-from training.tools.measured_runs import AVX2, RECIPES
-
-
-PCA = {"metrics": {"mse": 0.0152, "mean_image_mse": 0.067, "nearest_neighbor": 97.2}, "seconds_trained": 2.0}
+from training.tools import autoencoder
+from training.tools.autoencoder import MODEL_ROWS, ROWS, TOOL
+from training.tools.autoencoder_rows.one_class import DATASETS
+from training.tools.measuring.rows import read_trials, tables
+from training.tools.measuring.runs import RECIPES
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """What was run, instead of running it. The error is 0.01 for each run so far, the accuracy 90 and one more."""
-    found: list[tuple[Any, ...]] = []
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The rows that would be measured, instead of measuring them."""
+    found: list[str] = []
 
-    def played(flags: list[str]) -> dict[str, Any]:
-        return {"metrics": {"mse": 0.01 * len(found), "psnr": 20.0}, "flags": flags, "seconds": 20.0,
-                "seconds_trained": 15.0}  # fmt: skip
+    def measure(session: Any, row: str) -> Any:
+        found.append(row)
+        return iter(())
 
-    def run_training(family: str, recipe: list[str], output_dir: Path, flags: list[str], env: Any) -> dict[str, Any]:
-        found.append((family, recipe, output_dir, flags, env))
-        return played(flags)
-
-    def run_recipe(recipe: str, output_dir: Path, flags: list[str], env: Any) -> dict[str, Any]:
-        found.append((recipe, output_dir, flags, env))
-        return played(flags)
-
-    def run_task(module: str, task: dict[str, Any], environment: Any) -> dict[str, Any]:
-        assert module == "training.tools.reduction"
-        found.append((task, environment))
-        return PCA if "components" in task else {"metrics": {"nearest_neighbor": 90.0 + len(found)}}
-
-    monkeypatch.setattr(autoencoder, "run_training", run_training)
-    monkeypatch.setattr(autoencoder, "run_task", run_task)
-    monkeypatch.setattr(measured_rows, "run_recipe", run_recipe)
+    for row in ROWS:
+        monkeypatch.setitem(ROWS, row, measure)
     return found
 
 
-def run(monkeypatch: pytest.MonkeyPatch, path: Path, *words: str) -> dict[str, Any]:
-    """Runs the command; returns what it wrote."""
-    monkeypatch.setattr("sys.argv", ["autoencoder.py", *words, "--figures", str(path)])
+def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr("sys.argv", ["autoencoder.py", *words])
     autoencoder.main()
-    return json.loads(path.read_text())
 
 
-def test_start_trains_with_the_default_flags_beside_pca_and_the_mean_image(
-    calls: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    found = run(monkeypatch, tmp_path / "figures.json", "start", "--seeds", "0", "1", "--avx2")
-    (task, environment), *trainings = calls
-    assert task["components"] == 32 and task["data"]["dataset_name"] == "ylecun/mnist" and environment == AVX2
-    for seed, (family, recipe, _, flags, environment) in enumerate(trainings):
-        assert (family, recipe, environment) == ("autoencoder", [], AVX2)
-        names = flags[::2]
-        assert names == ["--dataset_name", "--dataset_path", "--seed", "--max_train_seconds"]
-        assert flags[-3:] == [str(seed), "--max_train_seconds", "15"]
-    assert list(found["rows"]["start"]) == ["mean image", "PCA, 32 numbers", "Auto-Encoder, default flags, 15 s"]
-    lines = capsys.readouterr().out.splitlines()[-3:]
-    assert lines[0] == "| mean image |  | MSE **0.0670** |"
-    assert lines[1] == "| PCA, 32 numbers |  | MSE **0.0152**; 2 s of training |"
-    assert "MSE **0.0250** (0.0200 to 0.0300); 20 s in all, 15 s of training |" in lines[2]
+def test_without_rows_all_are_measured(measured: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run(monkeypatch, "--figures", str(tmp_path / "figures.json"))
+    assert measured == [
+        "start", "reduction", "one-class", "one-class-cifar", "codec-mnist", "codec-cifar10", "lossless-mnist",
+        "lossless-binarized", "text",
+    ]  # fmt: skip
 
 
-def test_reduction_measures_neighbors_in_the_latents_of_the_recipe(
-    calls: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    words = ["--max_train_samples", "100", "--max_eval_samples", "50"]
-    found = run(monkeypatch, tmp_path / "figures.json", "reduction", *words)["rows"]["reduction"]
-    pca, first, neighbors = calls
-    assert pca[0]["components"] == 32
-    assert first[0] == RECIPE and first[2] == words
-    assert neighbors[0]["folder"] == str(first[1]) and neighbors[0]["data"]["max_train_samples"] == 100
-    assert neighbors[0]["data"]["max_eval_samples"] == 50
-    (one,) = found["Auto-Encoder"]["all instructions"]
-    assert one["metrics"]["mse"] == pytest.approx(0.02) and one["metrics"]["nearest_neighbor"] == 93
-    assert figure([one]) == "MSE **0.0200**; 1-NN **93.00 %**; 20 s in all, 15 s of training"
+def test_every_row_that_was_measured_is_printed_with_its_opponents() -> None:
+    figures = json.loads(TOOL.file.with_suffix(".json").read_text(encoding="utf-8"))
+    printed = tables(TOOL, figures)
+    for row, lines in figures["rows"].items():
+        assert row in ROWS
+        if row in TOOL.tables:
+            assert printed.count(f"**{row}**, all instructions (") == 1
+        names = [] if row in DATASETS else lines
+        assert all(f"\n| {name} |" in printed for name in names), row
+    assert "| hfgen compress |" in printed and "| JPEG |" in printed and "| Auto-Encoder | **" in printed
 
 
 def test_recipes_and_trials_of_the_tool_are_there() -> None:
-    assert RECIPE in {path.stem for path in RECIPES.glob("*.yaml")}
-    assert {trial.recipe for trial in read_trials(autoencoder.TOOL.trials).values()} == {RECIPE}
+    recipes = {path.stem for path in RECIPES.glob("*.yaml")}
+    assert {"autoencoder-mnist", *MODEL_ROWS.values()} <= recipes
+    assert {trial.recipe for trial in read_trials(TOOL.trials).values()} == {"autoencoder-mnist"}
 
 
-# Errors and neighbors
-
-
-def test_mean_image_leaves_the_variance() -> None:
-    train, test = np.array([[0.0, 1.0], [1.0, 1.0]]), np.array([[0.5, 0.0], [1.0, 1.0]])
-    assert reduction.error_of_mean_image(train, test) == pytest.approx((0 + 1 + 0.25 + 0) / 4)
-
-
-def test_neighbor_is_the_closest_training_row() -> None:
-    train, labels = np.array([[0.0], [1.0], [5.0]]), np.array([3, 4, 3])
-    assert reduction.neighbor_accuracy(train, labels, np.array([[0.4], [0.6], [9.0]]), np.array([3, 3, 3])) == (
-        pytest.approx(200 / 3)
-    )
-
-
-def test_pca_with_all_components_restores_everything() -> None:
-    data = load_images(DataArguments(dataset_name="digits", max_eval_samples=50), 0)
-    found = reduction.measure_pca(data, 64)
-    assert found["metrics"]["mse"] < 1e-10 and found["metrics"]["mean_image_mse"] > 0.05
-    assert found["metrics"]["nearest_neighbor"] > 95 and found["seconds_trained"] > 0
-    assert reduction.measure_pca(data, 1)["metrics"]["nearest_neighbor"] < 60
-
-
-def test_neighbors_are_measured_in_the_latents_of_the_model(tmp_path: Path) -> None:
-    """Latents that are the same for all images leave a guess; those of a random encoder are better."""
-    data = load_images(DataArguments(dataset_name="digits", max_eval_samples=50), 0)
-    torch.manual_seed(0)
-    model = AutoencoderModel(AutoencoderConfig(image_size=8, hidden_channels=[4], hidden_size=8, latent_dim=4))
-    accuracies = []
-    for scale in (1.0, 0.0):
-        with torch.no_grad():
-            model.encoder.to_latents.weight.mul_(scale)
-        model.save_pretrained(tmp_path)
-        accuracies.append(reduction.measure_model(data, str(tmp_path))["metrics"]["nearest_neighbor"])
-    assert accuracies[1] < 20 < 35 < accuracies[0]
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--model", "{}"], "--model must come with one of the rows codec-mnist"),
+        (["start", "--model", "{}"], r"got \['start'\]"),
+        (["--trials", "--model", "{}"], "got trials"),
+        (["codec-mnist", "text", "--model", "{}"], r"got \['codec-mnist', 'text'\]"),
+        (["text", "--model", "{}", "--max_train_steps", "5"], "--model must come without flags of a training"),
+        (["text", "--model", "{}", "--seconds", "5"], "--model must come without flags of a training"),
+        (["text", "--model", "{}/nowhere"], "--model must be the folder of a model, got .*nowhere"),
+        (
+            ["reduction", "--classes", "8"],
+            r"--classes must come with one-class or one-class-cifar, got \['reduction'\]",
+        ),
+    ],
+)
+def test_flags_that_do_not_fit_the_rows_are_refused_before_anything_runs(
+    words: list[str],
+    message: str,
+    measured: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        run(monkeypatch, *(word.format(tmp_path) for word in words))
+    error = " ".join(capsys.readouterr().err.split())
+    assert measured == []
+    assert re.search(message, error), error

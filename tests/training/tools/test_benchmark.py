@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from training.tools.benchmark import table
-from training.tools.measured_runs import AVX2, run_recipe
+from training.tools.measuring.runs import AVX2, run_recipe
 
 
 def test_a_recipe_is_run_and_every_second_is_accounted_for(tmp_path: Path) -> None:

@@ -51,11 +51,6 @@ def test_datasets_have_the_size_that_was_asked(tmp_path: Path) -> None:
     assert len(list((tmp_path / "set" / "data").glob("train-*.parquet"))) == 10
 
 
-def test_flags_become_words() -> None:
-    flags = {"hidden_channels": [4, 8], "disable_tqdm": True, "torch_compile": False, "seed": 1}
-    assert scaling.as_words(flags) == ["--hidden_channels", "4", "8", "--disable_tqdm", "--seed", "1"]
-
-
 def test_peak_of_the_machine_is_measured() -> None:
     threads = torch.get_num_threads()
     try:

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from training.tools import measured_rows, vae
-from training.tools.measured_rows import Tool, read_trials
-from training.tools.measured_runs import AVX2, RECIPES, family_of
-from training.tools.measured_table import table, trials_table
-from training.tools.vae_table import bits_of, figure
+from training.tools import vae
+from training.tools.measuring import rows
+from training.tools.measuring.rows import Tool, read_trials
+from training.tools.measuring.runs import AVX2
+from training.tools.measuring.table import table, trials_table
+from training.tools.vae_rows.figures import bits_of, figure
 
 
 Call = tuple[str, Path, list[str], dict[str, str]]
@@ -43,7 +44,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
 
 
 def set_run_recipe(monkeypatch: pytest.MonkeyPatch, run_recipe: Any) -> None:
-    for module in (measured_rows, vae):
+    for module in (rows, vae):
         monkeypatch.setattr(module, "run_recipe", run_recipe)
 
 
@@ -114,7 +115,7 @@ def test_new_figures_replace_those_of_the_same_line_and_column(
 def test_row_that_fails_is_named_and_the_others_are_kept(
     calls: list[Call], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    play = measured_rows.run_recipe
+    play = rows.run_recipe
 
     def run_recipe(recipe: str, *how: Any) -> dict[str, Any]:
         if recipe == vae.LADDER:
@@ -124,8 +125,8 @@ def test_row_that_fails_is_named_and_the_others_are_kept(
     set_run_recipe(monkeypatch, run_recipe)
     with pytest.raises(SystemExit, match=r"^ladder: no such recipe\ndynamic: no such recipe$"):
         run(monkeypatch, tmp_path / "vae.json", "ladder", "plain", "dynamic")
-    rows = json.loads((tmp_path / "vae.json").read_text())["rows"]
-    assert list(rows) == ["plain", "dynamic"] and list(rows["dynamic"]) == ["VAE, dynamic binarization"]
+    kept = json.loads((tmp_path / "vae.json").read_text())["rows"]
+    assert list(kept) == ["plain", "dynamic"] and list(kept["dynamic"]) == ["VAE, dynamic binarization"]
 
 
 def test_unknown_row_is_refused_before_anything_runs(
@@ -146,7 +147,7 @@ def test_pythae_gets_the_time_that_the_plain_recipe_took_in_all(
     found = run(monkeypatch, path, "plain", "pythae", "--nll_samples", "50", "--avx2", *python)
     assert [task["name"] for _, task, _ in tasks] == ["VAE", "IWAE", "HVAE"]
     for module, task, how in tasks:
-        assert module == "training.tools.pythae_vae" and how == {
+        assert module == "training.tools.vae_rows.pythae_vae" and how == {
             "python": Path("/somewhere/python"),
             "environment": AVX2,
         }
@@ -188,13 +189,6 @@ def test_several_seeds_are_averaged_and_show_their_range() -> None:
     # The standard error of a mean of three
     assert figure(runs).startswith(f"NLL **91.00** ± {0.03 / math.sqrt(3):.2f} nats (90.00 to 92.00); ")
     assert table({}, ["plain"], figure).splitlines()[1:] == ["|---|---|---|"]
-
-
-def test_family_of_a_recipe_is_the_longest_that_fits() -> None:
-    assert {path.stem: family_of(path.stem) for path in RECIPES.glob("*.yaml")}["vae-binarized-mnist"] == "vae"
-    assert family_of("gpt-tiny-shakespeare") == "gpt"
-    with pytest.raises(ValueError, match="must begin with a family"):
-        family_of("vaexyz-mnist")
 
 
 def test_trials_are_run_with_their_flags_and_compared_seed_by_seed(
