@@ -42,6 +42,8 @@ for folder in sorted({path.parent for path in (HERE / "training").rglob("__init_
     relative = folder.relative_to(HERE)
     ELSEWHERE[".".join(("hfgen", *relative.parts))] = relative.as_posix()
 
+COMMANDS = ["hfgen.commands", *(f"hfgen.commands.{name}" for name in ("images", "machine", "text"))]
+
 setup(
     name="hfgen",
     version=VERSION,
@@ -51,11 +53,11 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=["hfgen", "hfgen.compression", "hfgen.models", "hfgen.pipelines", *ELSEWHERE],
+    packages=["hfgen", *COMMANDS, "hfgen.compression", "hfgen.models", "hfgen.pipelines", *ELSEWHERE],
     package_dir=ELSEWHERE,
     package_data={
         "hfgen.compression": ["FORMAT.md"],
-        "hfgen.model_cards": ["template_*.md"],
+        "hfgen.model_cards": ["template_*.md", "*/results.json"],
         "hfgen.training": ["recipes/*.yaml", "slurm.sbatch", "README.md"],
     },
     install_requires=[
