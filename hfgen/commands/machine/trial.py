@@ -56,12 +56,12 @@ def _data_flags(recipe: Recipe) -> list[str]:
     """Flags for built-in data in the shape of the recipe's."""
     if recipe.family == "gpt":
         return ["--dataset_name", "python-docs"]
-    name = recipe.flags.get("dataset_name")
-    shape = SHAPES.get(name, ()) if "image_size" not in recipe.flags else ()
-    if not shape:
+    name = str(recipe.flags.get("dataset_name"))
+    if name not in SHAPES:
         raise ValueError(f"RECIPE must be of one of the datasets {', '.join(SHAPES)}, or of text, got {name!r}.")
-    side, channels = shape
-    return ["--dataset_name", "digits", "--image_size", str(side), "--num_channels", str(channels)]
+    side, channels = SHAPES[name]
+    size = [] if "image_size" in recipe.flags else ["--image_size", str(side)]
+    return ["--dataset_name", "digits", *size, "--num_channels", str(channels)]
 
 
 def _extrapolate(recipe: Recipe, results: dict[str, Any]) -> dict[str, Any]:
