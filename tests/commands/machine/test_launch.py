@@ -186,12 +186,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_a_wheel_holds_training_recipes_and_templates(wheel: Path) -> None:
+def test_a_wheel_holds_training_recipes_results_and_templates(wheel: Path) -> None:
     held = set(zipfile.ZipFile(wheel).namelist())
     expected = {path.relative_to(ROOT) for path in ROOT.glob("hfgen/**/*.py")}
     expected |= {"hfgen" / path.relative_to(ROOT) for path in ROOT.glob("training/**/*.py")}
     expected |= {"hfgen" / path.relative_to(ROOT) for path in ROOT.glob("training/recipes/*.yaml")}
     expected |= {"hfgen" / path.relative_to(ROOT) for path in ROOT.glob("model_cards/template_*.md")}
+    expected |= {"hfgen" / path.relative_to(ROOT) for path in ROOT.glob("model_cards/*/results.json")}
     assert {path.as_posix() for path in expected} | {"hfgen/training/slurm.sbatch"} <= held
 
 
