@@ -55,7 +55,7 @@ setup(
     package_dir=ELSEWHERE,
     package_data={
         "hfgen.compression": ["FORMAT.md"],
-        "hfgen.model_cards": ["template_*.md"],
+        "hfgen.model_cards": ["template_*.md", "*/results.json"],
         "hfgen.training": ["recipes/*.yaml", "slurm.sbatch", "README.md"],
     },
     install_requires=[

@@ -76,6 +76,25 @@ def read_family(model_type: str) -> Family:
     return Family(**yaml.safe_load(header[1]))
 
 
+def headline(results: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The metrics that stand for a run, as names, labels and numbers: first the one that people compare.
+
+    Args:
+        results: content of results.json.
+    """
+    metrics, details = results["metrics"], results.get("metrics_details", {})
+    # The flag, in older results: all images had that many samples.
+    numbers = {"nll_samples": "K", **results.get("arguments", {}), **details}
+    shown = []
+    for key, label, form in read_family(results["model_type"]).headline_metrics:
+        if (value := metrics.get(key)) is None:
+            continue
+        error = details.get(f"{key}_standard_error")
+        number = f"{value:{form}}" if error is None else format_with_error(value, error)
+        shown.append((key, label.format_map(numbers), number))
+    return shown
+
+
 def write_card(folder: str | Path, repo_id: str | None = None, results: dict[str, Any] | None = None) -> Path:
     """Writes README.md into the folder of a run, replacing an earlier one.
 

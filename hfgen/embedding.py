@@ -4,7 +4,7 @@
     dataset = dataset.map(embed, batched=True)      adds the column `latents`
     latents = embed.encode(images)                  the same without `datasets`
 
-The command `hfgen embed` writes them to a file: see embed_command.py.
+The command `hfgen embed` writes them to a file: see commands/images/latents_table.py.
 """
 
 from __future__ import annotations

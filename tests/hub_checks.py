@@ -339,13 +339,16 @@ def check_command_line(place: Place) -> None:
         assert command_line(["card", str(place.folder), "--repo", place.repo]) == 0
         assert command_line(["push", str(place.folder), place.repo]) == 0
         assert command_line(["push", str(place.folder), place.repo]) == 0
+        assert command_line(["push", str(place.folder), place.repo, "--json"]) == 0
         assert command_line(["check", place.repo]) == 0
         assert command_line(["pull", place.repo, str(place.folder.parent / "copy")]) == 0
-        assert command_line(["sample", place.repo, "--output", str(place.folder.parent / "grid.png")]) == 0
+        assert command_line(["sample", place.repo, str(place.folder.parent / "grid.png")]) == 0
         assert command_line(["push", str(place.folder / "nowhere"), place.repo]) == 1
         assert command_line(["push", str(place.folder), "bob/not-mine"]) == 1
         assert command_line(["pull", "alice/nope"]) == 1
     assert "is now at commit" in written.getvalue() and "already held everything" in written.getvalue()
+    (pushed,) = (json.loads(line) for line in written.getvalue().splitlines() if line.startswith("{"))
+    assert pushed["repo_id"] == place.repo and not pushed["is_new"] and len(pushed["commit"]) == 40
     assert (place.folder.parent / "grid.png").read_bytes().startswith(b"\x89PNG")
     assert "FOLDER must be a folder" in errors.getvalue() and "no write access" in errors.getvalue()
     assert "Traceback" not in errors.getvalue()

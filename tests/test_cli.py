@@ -1,23 +1,44 @@
-"""The command `hfgen` as far as it needs no Hub; the rest of it is in hub_checks.py."""
+"""The command `hfgen` as far as it needs no Hub; the rest of it is in hub_checks.py. Most commands have tests of their
+own in commands/."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import torch
-from PIL import Image
 
-from hfgen import GPTModel, VAEConfig, VAEModel
 from hfgen.cli import main
+from hfgen.commands import COMMANDS
 
-from .runs import copy_run, trained_runs
+from .runs import copy_run
 
 
-@pytest.mark.parametrize(
-    "command", ["train", "push", "pull", "card", "check", "sample", "embed", "compress", "decompress", "info", "score"]
-)
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = [command.__name__.rpartition(".")[2] for command in COMMANDS]
+# Whatever takes long to import.
+HEAVY = {"torch", "transformers", "datasets", "numpy", "accelerate", "huggingface_hub", "PIL"}
+
+
+def test_every_file_of_a_command_is_listed() -> None:
+    files = {path.stem for path in (ROOT / "hfgen" / "commands").glob("*.py")}
+    assert files == {*NAMES, "__init__", "arguments", "completions"}
+
+
+@pytest.mark.parametrize("words", [[], *([name] for name in NAMES), ["train", "vae"], ["train", "gpt"]], ids=" ".join)
+def test_help_imports_nothing_that_takes_long(words: list[str]) -> None:
+    program = (
+        "import sys\nsys.argv = ['hfgen']\nfrom hfgen.cli import main\n"
+        f"try:\n    main({[*words, '--help']})\n"
+        f"except SystemExit as stop:\n    assert not stop.code\nprint(sorted({HEAVY} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.stdout.startswith("usage: hfgen") and done.stdout.endswith("\n[]\n"), done.stderr
+
+
+@pytest.mark.parametrize("command", NAMES)
 def test_help_explains_every_argument(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
@@ -36,6 +57,10 @@ def test_help_explains_every_argument(command: str, capsys: pytest.CaptureFixtur
         ["sample", "x", "--count", "0"],
         ["train", "x"],
         ["compress", "x", "y"],
+        ["interpolate", "x"],
+        ["generate", "x", "--max_new_tokens", "many"],
+        ["recipes", "x"],
+        ["completion", "tcsh"],
     ],
 )
 def test_a_wrong_command_line_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,107 +81,18 @@ def test_card_replaces_the_card(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_check_reports_what_is_wrong_with_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = copy_run("vae", tmp_path / "run")
     assert main(["check", str(run)]) == 0
+    assert capsys.readouterr().out == f"{run} would load ({run}).\n"
+    assert main(["check", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"model": str(run), "folder": str(run)}
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | {"hidden_size": 17}))
     assert main(["check", str(run)]) == 1
     assert "hidden.weight" in capsys.readouterr().err
 
 
-def test_sample_draws_or_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs = trained_runs()
-    for name in ("vae", "gan"):
-        picture = tmp_path / f"{name}.png"
-        assert (
-            main(["sample", str(runs / name), "--count", "4", "--temperature", "0.7", "--output", str(picture)]) == 0
-        )
-        assert Image.open(picture).width > 4 * 8
-    capsys.readouterr()
-    assert main(["sample", str(runs / "gpt"), "--label", "1"]) == 1
-    assert "--label must name a class of images" in capsys.readouterr().err
-    words = ["sample", str(runs / "gpt"), "--prompt", "The ", "--tokens", "5", "--temperature", "0.5"]
-    assert main(words) == 0
-    written = capsys.readouterr().out
-    assert written.startswith("The ")
-    assert main(words) == 0
-    assert capsys.readouterr().out == written
-    assert main(["sample", str(runs / "autoencoder")]) == 1
-    assert "Nothing can be sampled" in capsys.readouterr().err
-
-
-def test_sample_writes_text_of_any_length_from_any_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The context of this model is 16 tokens."""
-    run = copy_run("gpt", tmp_path / "run")
-    generation_config = json.loads((run / "generation_config.json").read_text())
-    (run / "generation_config.json").write_text(json.dumps(generation_config | {"eos_token_id": None}))
-    words = ["sample", str(run), "--tokens", "100"]
-    for prompt in ("", "The ", "A long prompt that the context does not hold. "):
-        assert main([*words, "--prompt", prompt]) == 0
-        written = capsys.readouterr().out
-        assert written.startswith(prompt) and len(written) > len(prompt) + 50
-    greedy = set()
-    for seed in ("1", "2"):
-        assert main([*words, "--temperature", "0", "--seed", seed]) == 0
-        greedy.add(capsys.readouterr().out)
-    assert len(greedy) == 1
-    assert main([*words, "--temperature", "-1"]) == 1
-    refusal = "hfgen sample: temperature must be at least 0 and finite, got -1.0. 1 samples as trained.\n"
-    assert capsys.readouterr().err.endswith(refusal)
-
-
-def test_sample_needs_a_model_with_its_output_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    GPTModel.from_pretrained(trained_runs() / "gpt").save_pretrained(tmp_path)
-
-    assert main(["sample", str(tmp_path)]) == 1
-    assert "must hold a GPTForCausalLM, got a GPTModel. Save the model with" in capsys.readouterr().err
-
-
-def save_conditional_model(folder: Path, names: list[str]) -> None:
-    """Draws images of one gray value per class, 0.25, 0.5 and 0.75."""
-    labels = {"id2label": dict(enumerate(names))} if names else {}
-    model = VAEModel(VAEConfig(image_size=8, hidden_channels=[4], hidden_size=4, likelihood="gaussian", **labels))
-    for parameter in model.parameters():
-        torch.nn.init.zeros_(parameter)
-    with torch.no_grad():
-        model.decoder.from_latents.weight[0, -3:] = torch.tensor([0.25, 0.5, 0.75])
-        model.decoder.hidden.weight[:, 0] = 1
-        model.decoder.stages[0][0].weight[0] = 0.25
-    model.save_pretrained(folder)
-
-
-@pytest.mark.parametrize(
-    "labels, drawn",
-    [
-        ([], [0, 1, 2, 0]),
-        (["two"], [1, 1, 1, 1]),
-        (["2"], [2, 2, 2, 2]),
-        (["0"], [0, 0, 0, 0]),
-        (["1"], [2, 2, 2, 2]),
-        (["two", "0"], [1, 0, 1, 0]),
-    ],
-)
-def test_sample_draws_the_classes_that_are_asked_for(tmp_path: Path, labels: list[str], drawn: list[int]) -> None:
-    save_conditional_model(tmp_path, ["one", "two", "1"])
-    flags = [word for label in labels for word in ("--label", label)]
-    picture = tmp_path / "picture.png"
-
-    assert main(["sample", str(tmp_path), "--count", "4", "--output", str(picture), *flags]) == 0
-
-    image = Image.open(picture)
-    middles = [image.getpixel((image.width * (2 * column + 1) // 8, image.height // 2)) for column in range(4)]
-    assert middles == [[64, 128, 191][index] for index in drawn]
-
-
-@pytest.mark.parametrize(
-    "names, label, message",
-    [
-        (["one", "two", "three"], "four", "got 'four'. The classes are 0 (one), 1 (two), 2 (three)."),
-        (["one", "two", "three"], "3", "got 3. The classes are 0 (one), 1 (two), 2 (three)."),
-        ([], "3", "labels must be None, got list. It is unconditional."),
-    ],
-)
-def test_sample_names_the_classes_that_there_are(
-    tmp_path: Path, names: list[str], label: str, message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    save_conditional_model(tmp_path, names)
-    assert main(["sample", str(tmp_path), "--label", label]) == 1
-    assert message in capsys.readouterr().err
+def test_an_expected_error_is_one_line_and_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["check", str(tmp_path)], ["info", str(tmp_path / "none.hfz")], ["doctor", "no-such-recipe"]):
+        assert main(words) == 1
+        captured = capsys.readouterr()
+        assert captured.out == "" and captured.err.count("\n") == 1
+        assert captured.err.startswith(f"hfgen {words[0]}: ")

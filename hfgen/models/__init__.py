@@ -31,7 +31,7 @@ class Architecture:
         config_class: the config; its `model_type` is the key in `MODELS`.
         base_model_class: the class that `AutoModel` loads.
         head_classes: further classes, by the Auto class of transformers that loads them.
-        samples: what `hfgen sample` gets from a model: "images", "text", or "nothing".
+        samples: what `hfgen sample` or `hfgen generate` gets from a model: "images", "text", or "nothing".
         temperature: the argument of `sample` that `hfgen sample --temperature` sets.
     """
 

@@ -11,6 +11,7 @@ import argparse
 import copy
 import dataclasses
 import difflib
+import importlib.util
 import os
 import re
 import shlex
@@ -21,8 +22,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from huggingface_hub.errors import StrictDataclassError
-from transformers.hf_argparser import HfArgumentParser
 
 from ..distributed import launcher
 from .flags import OF_ONE_DATASET, Arguments, DataArguments, RunArguments, range_problems
@@ -31,7 +30,24 @@ from .scripts import Script
 
 
 if TYPE_CHECKING:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import PreTrainedConfig
+    from transformers.hf_argparser import HfArgumentParser
+else:
+
+    def _argument_parser_class() -> Any:
+        """transformers' parser from its file, which needs nothing else of transformers. Importing the package would
+        delay --help by half a second."""
+        package = importlib.util.find_spec("transformers")
+        spec = importlib.util.spec_from_file_location(
+            "hfgen_hf_argparser", Path(package.origin).with_name("hf_argparser.py")
+        )
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # where `dataclasses` looks for it
+        spec.loader.exec_module(module)
+        return module.HfArgumentParser
+
+    HfArgumentParser = _argument_parser_class()
 
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -58,13 +74,7 @@ def parse(
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     command = _repeating_command(argv)
-    classes: list[Any] = [DataArguments, model_arguments_class(script.family)]
-    classes += [script.extra, RunArguments] if script.extra else [RunArguments]
-    parser = _Parser(
-        classes, prog=os.environ.get("HFGEN_COMMAND"), usage="%(prog)s [recipe.yaml] [--flag value ...]",
-        description=script.description, formatter_class=_HelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
-    parser.set_defaults(**script.defaults)
+    parser = build_parser(script)
     # argparse takes the last of several values.
     words, problems = _sort_out([f"--{name}={value}" for name, value in launcher.settings().items()], parser)
     of_recipe: list[str] = []
@@ -90,6 +100,18 @@ def parse(
     if run.max_train_steps is None and run.num_train_epochs is None and run.max_train_seconds is None:
         run.max_train_seconds = 60.0
     return Arguments(run, data, given, extra[0] if extra else None, command)
+
+
+def build_parser(script: Script) -> _Parser:
+    """The parser of a script's flags: those of the data, of the model's config, of the script and of any run."""
+    classes: list[Any] = [DataArguments, model_arguments_class(script.family)]
+    classes += [script.extra, RunArguments] if script.extra else [RunArguments]
+    parser = _Parser(
+        classes, prog=os.environ.get("HFGEN_COMMAND"), usage="%(prog)s [recipe.yaml] [--flag value ...]",
+        description=script.description, formatter_class=_HelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    parser.set_defaults(**script.defaults)
+    return parser
 
 
 def command_to_resume(arguments: Arguments) -> str:
@@ -230,6 +252,8 @@ def _flag_words(action: argparse.Action, value: Any) -> list[str]:
 
 def _config_problems(config_class: type[PreTrainedConfig], given: dict[str, Any]) -> list[str]:
     """Returns what the config says to the values that were given, before any data is looked for."""
+    from huggingface_hub.errors import StrictDataclassError
+
     size = {"image_size": [DIVISIBLE_SIZE] * 2} if "image_size" in _field_names(config_class) else {}
     try:
         config_class(**{**size, **given})

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hfgen.cards import format_with_error, newest_samples, read_family, short_dataset_name
+from hfgen.cards import headline, newest_samples, read_family, short_dataset_name
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,18 +80,9 @@ def _processor(results: dict[str, Any]) -> str:
 
 def _measured(results: dict[str, Any]) -> str:
     """The headline metrics of a run, and how long it trained."""
-    metrics, details = results["metrics"], results.get("metrics_details", {})
-    # The flag, in older results: all images had that many samples.
-    numbers = {"nll_samples": "K", **results.get("arguments", {}), **details}
-    headline = read_family(results["model_type"]).headline_metrics
-    first = next((key for key, _, _ in headline if key in metrics), None)  # an anomaly detector has another one
-    shown = []
-    for key, label, form in headline:
-        if (value := metrics.get(key)) is None:
-            continue
-        error = details.get(f"{key}_standard_error")
-        number = f"{value:{form}}" if error is None else format_with_error(value, error)
-        shown.append(f"{label.format_map(numbers)} {f'**{number}**' if key == first else number}")
+    metrics = read_family(results["model_type"]).headline_metrics
+    first = next((key for key, _, _ in metrics if key in results["metrics"]), None)  # a detector has another one
+    shown = [f"{label} {f'**{number}**' if key == first else number}" for key, label, number in headline(results)]
     return f"{', '.join(shown)}; {results['seconds_trained']:.0f} s, {results['steps']:,} steps"
 
 

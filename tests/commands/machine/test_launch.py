@@ -23,13 +23,13 @@ from accelerate.commands.launch import launch_command_parser
 
 from hfgen import MODELS
 from hfgen.cli import main
-from hfgen.train_command import SHARED_FLAGS, find_recipe, find_script, split_flags
+from hfgen.commands.machine.launch import SHARED_FLAGS, find_recipe, find_script, split_flags
 from tests.training.data.file_server import running_server
 from training.config.flags import DataArguments, RunArguments
 from training.config.scripts import SCRIPTS
 
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 FAMILIES = [architecture.family for architecture in MODELS.values()]
 TINY = shlex.split(
     "--hidden_channels 4 8 --hidden_size 16 --latent_dim 4 --nll_samples 2 --per_device_train_batch_size 4 "
@@ -186,12 +186,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_a_wheel_holds_training_recipes_and_templates(wheel: Path) -> None:
+def test_a_wheel_holds_training_recipes_results_and_templates(wheel: Path) -> None:
     held = set(zipfile.ZipFile(wheel).namelist())
     expected = {path.relative_to(ROOT) for path in ROOT.glob("hfgen/**/*.py")}
     expected |= {"hfgen" / path.relative_to(ROOT) for path in ROOT.glob("training/**/*.py")}
     expected |= {"hfgen" / path.relative_to(ROOT) for path in ROOT.glob("training/recipes/*.yaml")}
     expected |= {"hfgen" / path.relative_to(ROOT) for path in ROOT.glob("model_cards/template_*.md")}
+    expected |= {"hfgen" / path.relative_to(ROOT) for path in ROOT.glob("model_cards/*/results.json")}
     assert {path.as_posix() for path in expected} | {"hfgen/training/slurm.sbatch"} <= held
 
 

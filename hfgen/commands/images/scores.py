@@ -1,4 +1,4 @@
-"""`hfgen score`: how strange images are to an Auto-Encoder, which of them are anomalies, and where.
+"""How strange images are to an Auto-Encoder, which of them are anomalies, and where: what `hfgen score` does.
 
 Files are read and scored in batches, so that a folder of any size needs no more memory than a batch.
 """
@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .hub import fetch_model
-from .image_processing import IMAGE_SUFFIXES, overlay_maps, to_pil, to_pixel_values
-from .models import AutoencoderConfig, AutoencoderModel
+from ...hub import fetch_model
+from ...image_processing import IMAGE_SUFFIXES, overlay_maps, to_pil, to_pixel_values
+from ...models import AutoencoderConfig, AutoencoderModel
 
 
 BATCH_SIZE = 64

@@ -13,9 +13,9 @@ from PIL import Image
 
 from hfgen import AutoencoderConfig, AutoencoderModel
 from hfgen.cli import main
-from hfgen.score_command import find_files, score_images
+from hfgen.commands.images.scores import find_files, score_images
 
-from .runs import save_untrained, trained_runs
+from ...runs import save_untrained, trained_runs
 
 
 def black_model(**config: Any) -> AutoencoderModel:

@@ -1,4 +1,4 @@
-"""`hfgen train FAMILY [recipe] [--flag value ...]`: a training script under accelerate's launcher.
+"""A training script under accelerate's launcher: what `hfgen train FAMILY [recipe] [--flag value ...]` does.
 
     train("vae", ["vae-binarized-mnist", "--num_processes", "2", "--max_train_steps", "100"])
 
@@ -8,7 +8,6 @@ The launcher runs in this process with the user's own accelerate configuration. 
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import logging
 import multiprocessing
@@ -26,6 +25,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
+
+from .installation import find_training, import_training
 
 
 # Flags that both the launcher and the scripts have: both get them.
@@ -51,7 +52,7 @@ def train(family: str, words: Sequence[str]) -> int:
         words = [find_recipe(words[0], family, home / "recipes"), *words[1:]]
     os.environ["HFGEN_COMMAND"] = shlex.join(["hfgen", "train", family])
     try:
-        check_flags(family, words, "hfgen.training" if "--module" in start else "training")
+        check_flags(family, words)
     except SystemExit as wrong:
         if isinstance(wrong.code, str):
             print(wrong.code, file=sys.stderr)
@@ -75,22 +76,18 @@ def train(family: str, words: Sequence[str]) -> int:
         return _launch(arguments)
 
 
-def check_flags(family: str, words: Sequence[str], package: str) -> None:
+def check_flags(family: str, words: Sequence[str]) -> None:
     """Reports wrong flags before torch, transformers and accelerate are imported, which takes seconds.
 
     Args:
         family: of the architecture.
         words: as in [`train`].
-        package: that holds the training scripts.
 
     Raises:
         SystemExit: flags of the script are wrong, or --help was among them; as the script itself would say it.
     """
-    root = str(Path(__file__).resolve().parents[1])
-    if package == "training" and root not in sys.path:
-        sys.path.insert(0, root)
-    parser = importlib.import_module(f"{package}.config.parser")
-    scripts = importlib.import_module(f"{package}.config.scripts")
+    parser = import_training("config.parser")
+    scripts = import_training("config.scripts")
     spec = importlib.util.find_spec("accelerate")
     assert spec is not None and spec.origin is not None
     source = (Path(spec.origin).parent / "commands" / "launch.py").read_text(encoding="utf-8")
@@ -136,17 +133,10 @@ def split_flags(words: Sequence[str], parser: ArgumentParser) -> tuple[list[str]
 
 def find_script(family: str) -> tuple[Path, list[str]]:
     """The folder of the training scripts, and how the launcher starts one: as an installed module or as a file."""
-    package = Path(__file__).resolve().parent
-    checkout = package.parent / "training"
-    spec = importlib.util.find_spec("hfgen.training")
-    if spec is not None and spec.origin is not None:
-        home = Path(spec.origin).resolve().parent
-        if home in (package / "training", checkout):  # and not of another copy of hfgen
-            return home, ["--module", f"hfgen.training.train_{family}"]
-    script = checkout / f"train_{family}.py"
-    if not script.is_file():
-        raise ValueError(f"{script} is missing, and so is the module hfgen.training. Reinstall hfgen.")
-    return checkout, [str(script)]
+    home, package = find_training()
+    if package == "hfgen.training":
+        return home, ["--module", f"{package}.train_{family}"]
+    return home, [str(home / f"train_{family}.py")]
 
 
 def find_recipe(name_or_path: str, family: str, folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""The command `hfgen embed`: the latents of every image of a dataset, in a Parquet file.
+"""The latents of every image of a dataset, in a Parquet file: what `hfgen embed` does.
 
 Rows are read, encoded and written a few at a time, so the dataset may be larger than the memory. The file appears
 under its name only once it is whole.
@@ -20,7 +20,7 @@ from typing import Any
 import PIL.Image
 from tqdm.auto import tqdm
 
-from .embedding import LATENTS, Embedder
+from ...embedding import LATENTS, Embedder
 
 
 INSTALL = "Run: pip install 'hfgen[embedding]'"

@@ -15,8 +15,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Iterable
 from PIL.Image import Image as Picture
 from PIL.Image import fromarray
 
-from hfgen import AutoencoderConfig, AutoencoderModel, Embedder, VAEConfig, VAEModel, embed_command
+from hfgen import AutoencoderConfig, AutoencoderModel, Embedder, VAEConfig, VAEModel
 from hfgen.cli import main
+from hfgen.commands.images import latents_table
 
 
 STAGES: dict[str, Any] = {"image_size": 8, "hidden_channels": [4, 6], "hidden_size": 16, "latent_dim": 3}
@@ -227,7 +228,7 @@ def test_rows_are_read_as_they_are_needed(model: Path) -> None:
             yield {"image": image}
 
     stream = IterableDataset.from_generator(rows, features=Features({"image": Image()}))
-    tables = embed_command.EmbeddedTables({"train": stream}, Embedder(model, batch_size=5), False, {})
+    tables = latents_table.EmbeddedTables({"train": stream}, Embedder(model, batch_size=5), False, {})
     first = next(iter(tables))
 
     assert len(first) == 5 and max(read_rows) < 10
@@ -239,7 +240,7 @@ def test_a_file_of_several_row_groups_is_the_same(
     save_splits(tmp_path / "data")
     words = ["embed", str(model), str(tmp_path / "data"), "--batch_size", "3"]
     assert main([*words, str(tmp_path / "one.parquet")]) == 0
-    monkeypatch.setattr(embed_command, "ROW_GROUP_BYTES", 1)
+    monkeypatch.setattr(latents_table, "ROW_GROUP_BYTES", 1)
     assert main([*words, str(tmp_path / "many.parquet")]) == 0
 
     one, many = pq.ParquetFile(tmp_path / "one.parquet"), pq.ParquetFile(tmp_path / "many.parquet")
