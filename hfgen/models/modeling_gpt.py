@@ -10,8 +10,9 @@ The defaults are the modern recipe: rotary positions, RMSNorm before each block,
 ReLU, no biases. Other settings of the same fields give GPT-2 (learned positions, LayerNorm, biases, GELU, tied
 embeddings) or Llama's architecture (gated SiLU, fewer key/value heads).
 
-The configuration and the model are here. The layers are in gpt_layers.py and `sample` is in text_sampling.py, which
-travel to the Hub with this file and the weights, so all of them need only torch and transformers.
+The configuration and the model are here. The layers are in gpt_layers.py, `sample` is in text_sampling.py, and what
+makes `generate` fast is in gpt_generation.py and gpt_step.py. All of them travel to the Hub with the weights, so they
+need only torch and transformers.
 
 Sources: the transformer, https://arxiv.org/abs/1706.03762; GPT-2, "Language Models are Unsupervised Multitask
 Learners" (Radford et al., 2019); rotary positions, https://arxiv.org/abs/2104.09864; RMSNorm,
@@ -47,7 +48,9 @@ from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .cache_name import CACHE, either_cache, named_cache
+from .gpt_generation import GPTGenerationMixin
 from .gpt_layers import GPTAttention, GPTDecoderLayer, GPTRMSNorm, GPTRotaryEmbedding, build_norm, compute_dtype
+from .gpt_step import GPTStep
 from .text_sampling import TextSamplingMixin
 
 
@@ -391,7 +394,7 @@ class GPTModel(GPTPreTrainedModel):
 
         position_embeddings = None
         if self.config.position_embedding == "learned":
-            inputs_embeds = inputs_embeds + self._learned_positions(position_ids)
+            inputs_embeds = inputs_embeds + self.learned_positions(position_ids)
         else:
             position_embeddings = self.rotary_emb(position_ids, dtype=compute_dtype(inputs_embeds))
 
@@ -427,7 +430,7 @@ class GPTModel(GPTPreTrainedModel):
             **named_cache(cache),
         )
 
-    def _learned_positions(self, position_ids: Tensor) -> Tensor:
+    def learned_positions(self, position_ids: Tensor) -> Tensor:
         """(batch or 1, length) -> (batch or 1, length, hidden_size)."""
         known = self.config.max_position_embeddings
         # On a GPU an index out of range kills the process, so this check is worth a host sync.
@@ -441,13 +444,15 @@ class GPTModel(GPTPreTrainedModel):
         return self.embed_positions(position_ids)
 
 
-class GPTForCausalLM(GPTPreTrainedModel, TextSamplingMixin, GenerationMixin):
+class GPTForCausalLM(GPTPreTrainedModel, TextSamplingMixin, GPTGenerationMixin, GenerationMixin):
     """GPT with its output layer: predicts the next token, and writes text with `sample` or `generate`.
 
     To train in bfloat16 on a CPU, pass `attn_implementation="eager"`: torch's sdpa is slow there in the backward pass
     (at a length of 64 it takes four times as long as eager attention, a third of the whole step).
     """
 
+    step_class = GPTStep
+    step_modules = (GPTModel,)
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
     _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # type: ignore[dict-item]
