@@ -154,7 +154,7 @@ def has_common_settings(generation_config: Any, input_ids: Tensor, model_kwargs:
 def is_as_written(model: Any) -> bool:
     """Whether a GPT computes on a CPU what its own files say: no adapter, quantized layer, hook, replaced method or
     dropout, and no precision in which rounding decides about tokens."""
-    owner = next(cls for cls in type(model).__mro__ if GPTGenerationMixin in cls.__bases__)
+    owner: Any = next(cls for cls in type(model).__mro__ if GPTGenerationMixin in cls.__bases__)
     known = {*owner.step_modules, type(ACT2FN[model.config.hidden_act]), *KNOWN_MODULES}
     head, *inner = model.modules()
     parameters = list(model.parameters())
