@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import hfgen
+from hfgen.model_folder import code_files
 
 from .hub.fixture import running_hub
 from .runs import ROOT
@@ -71,7 +72,8 @@ def write_model(config: hfgen.GPTConfig, folder: Path) -> int:
         model = hfgen.GPTForCausalLM(config)
     config.architectures = ["GPTForCausalLM"]
     config.save_pretrained(folder)
-    shutil.copyfile(ROOT / "hfgen" / "models" / "modeling_gpt.py", folder / "modeling_gpt.py")
+    for path in code_files(ROOT / "hfgen" / "models" / "modeling_gpt.py"):
+        shutil.copyfile(path, folder / path.name)
     shards: list[dict[str, torch.Tensor]] = [{}]
     for name, tensor in model.state_dict().items():
         if sum(map(_bytes, shards[-1].values())) + _bytes(tensor) > SHARD:

@@ -10,8 +10,9 @@ The defaults are the modern recipe: rotary positions, RMSNorm before each block,
 ReLU, no biases. Other settings of the same fields give GPT-2 (learned positions, LayerNorm, biases, GELU, tied
 embeddings) or Llama's architecture (gated SiLU, fewer key/value heads).
 
-This file needs only torch and transformers, because it travels to the Hub with the weights. It reads from top to
-bottom: configuration, helpers, layers, model.
+The configuration and the model are here. The layers are in gpt_layers.py, `sample` is in text_sampling.py, and what
+makes `generate` fast is in gpt_generation.py and gpt_step.py. All of them travel to the Hub with the weights, so they
+need only torch and transformers.
 
 Sources: the transformer, https://arxiv.org/abs/1706.03762; GPT-2, "Language Models are Unsupervised Multitask
 Learners" (Radford et al., 2019); rotary positions, https://arxiv.org/abs/2104.09864; RMSNorm,
@@ -20,13 +21,11 @@ https://arxiv.org/abs/2109.08668; gated feed-forward, https://arxiv.org/abs/2002
 https://arxiv.org/abs/2305.13245.
 """
 
-import inspect
 import math
 import os
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 import transformers
 
 
@@ -44,12 +43,15 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
+
+from .cache_name import CACHE, either_cache, named_cache
+from .gpt_generation import GPTGenerationMixin
+from .gpt_layers import GPTAttention, GPTDecoderLayer, GPTRMSNorm, GPTRotaryEmbedding, build_norm, compute_dtype
+from .gpt_step import GPTStep
+from .text_sampling import TextSamplingMixin
 
 
 MLP_TYPES = ("plain", "gated")
@@ -270,28 +272,6 @@ class GPTConfig(PreTrainedConfig):
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
 
-# ------------------------------------------------------------------------------------------ the two names of the cache
-
-# transformers 5.24 renamed the cache of keys and values in calls and outputs, from "past_key_values" to "cache". The
-# two public `forward`s accept either name and call these helpers; everything else knows one name, `cache`.
-CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
-
-
-def _either_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
-    """The cache, whichever name it was passed by."""
-    if cache is not None and past_key_values is not None:
-        raise ValueError("Only one of cache and past_key_values must be given, got both. They are names of one thing.")
-    return past_key_values if cache is None else cache
-
-
-def _named_cache(cache: Cache | None) -> dict[str, Any]:
-    """The cache as a keyword argument of the installed transformers."""
-    return {CACHE: cache}
-
-
-# ---------------------------------------------------------------------------------------------------------- helpers
-
-
 def _auto_map_of_this_file() -> dict[str, str]:
     """The class of this file that each Auto class of transformers loads."""
     file_name = __name__.rpartition(".")[2]
@@ -307,228 +287,6 @@ def _default_intermediate_size(hidden_size: int, mlp_type: str) -> int:
     if mlp_type == "gated":
         return 32 * math.ceil(8 * hidden_size / 3 / 32)
     return 4 * hidden_size
-
-
-def _adds_to_residual(linear: nn.Linear) -> nn.Linear:
-    """Marks a layer whose output is added to the residual stream: `_init_weights` makes its weights smaller."""
-    linear.adds_to_residual = True  # type: ignore[assignment]
-    return linear
-
-
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of a matrix product of x: autocast's where it is enabled, else that of x."""
-    device_type = x.device.type
-    # The meta device, for one, has no autocast, and asking it is an error.
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
-        return torch.get_autocast_dtype(device_type)
-    return x.dtype
-
-
-def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """The dtype to add up in: float64 for float64, else float32."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions (https://arxiv.org/abs/2104.09864, equation 34): turns each pair (x[i], x[i + head_dim/2]) by
-    its position times the pair's frequency, so that the score of a query and a key depends only on their distance.
-
-    Args:
-        x: (batch, heads, length, head_dim).
-        cos, sin: (batch or 1, 1, length, head_dim), from `GPTRotaryEmbedding`.
-    """
-    # Equal to the usual cos * x + sin * cat(-x2, x1): the sign is in sin. roll() takes half the time of that cat().
-    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
-
-
-def _repeat_heads(x: Tensor, times: int) -> Tensor:
-    """(batch, heads, length, head_dim) -> (batch, heads * times, length, head_dim), each head `times` in a row."""
-    return x if times == 1 else x.repeat_interleave(times, dim=1)
-
-
-def _eager_attention(
-    module: "GPTAttention",
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor]:
-    """Attention spelled out: softmax(query key^T * scaling + mask) value.
-
-    Args:
-        query: (batch, heads, length, head_dim).
-        key, value: (batch, key/value heads, past + length, head_dim).
-        attention_mask: added to the scores; (batch, 1, length, past + length), 0 to attend and very negative not to.
-
-    Returns:
-        The output, (batch, length, heads, head_dim), and the weights, (batch, heads, length, past + length).
-    """
-    key = _repeat_heads(key, module.num_key_value_groups)
-    value = _repeat_heads(value, module.num_key_value_groups)
-    scores = (query * scaling) @ key.transpose(-1, -2)
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = scores.softmax(dim=-1).to(value.dtype)  # softmax adds up in float32 whatever its dtype
-    output = F.dropout(weights, dropout, module.training) @ value
-    return output.transpose(1, 2).contiguous(), weights
-
-
-# ----------------------------------------------------------------------------------------------------------- layers
-
-
-class GPTRMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (https://arxiv.org/abs/1910.07467)."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., size) -> the same."""
-        weight = self.weight.to(x.dtype)
-        if x.device.type != "cpu":
-            return F.rms_norm(x, x.shape[-1:], weight, self.eps)
-        # CPUs have no fused kernel; there this equivalent is a third faster, forward and backward together.
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_at_least_float32(x.dtype))
-        return x * torch.rsqrt(norm.square() / x.shape[-1] + self.eps).to(x.dtype) * weight
-
-
-def _build_norm(config: GPTConfig, size: int) -> nn.Module:
-    """The norm named by `config.norm_type`, over a last dimension of `size`."""
-    if config.norm_type == "layernorm":
-        return nn.LayerNorm(size, eps=config.norm_eps, bias=config.use_bias)
-    return GPTRMSNorm(size, eps=config.norm_eps)
-
-
-class GPTRotaryEmbedding(nn.Module):
-    """Tables of cosines and sines for `rotate`.
-
-    The frequencies are recomputed in each forward pass. They are only a few numbers, and a buffer would be lost when
-    transformers builds the model on the meta device, and rounded when the model is cast to bfloat16.
-    """
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.config = config
-
-    def frequencies(self, device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[Tensor, float]:
-        """Radians per position of each pair, (head_dim / 2,), and a factor for the tables (1 unless rescaled).
-
-        `dtype` is that of the default type's; transformers computes the others in float32.
-        """
-        rope = self.config.rope_parameters or {}
-        if rope["rope_type"] != "default":
-            return ROPE_INIT_FUNCTIONS[rope["rope_type"]](self.config, device)
-        pairs = torch.arange(0, self.config.head_dim, 2, dtype=dtype, device=device)
-        return rope["rope_theta"] ** (-pairs / self.config.head_dim), 1.0
-
-    @torch.no_grad()
-    def forward(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """(batch or 1, length) -> cosines and sines, each (batch or 1, 1, length, head_dim)."""
-        precision = _at_least_float32(dtype)
-        frequencies, scale = self.frequencies(position_ids.device, precision)
-        angles = position_ids[:, None, :, None].to(precision) * frequencies
-        cos, sin = angles.cos() * scale, angles.sin() * scale
-        return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
-
-
-class GPTAttention(nn.Module):
-    """Causal multi-head self-attention; keys and values may have fewer heads than queries."""
-
-    def __init__(self, config: GPTConfig, layer_idx: int) -> None:
-        super().__init__()
-        self.config = config
-        self.layer_idx = layer_idx
-        self.head_dim = config.head_dim
-        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
-        self.scaling = self.head_dim**-0.5
-        self.attention_dropout = config.attention_dropout
-        self.is_causal = True  # read by the attention functions of transformers
-
-        query_size = config.num_attention_heads * self.head_dim
-        key_value_size = config.num_key_value_heads * self.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.use_bias)
-        self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.use_bias)
-        self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.use_bias)
-        self.o_proj = _adds_to_residual(nn.Linear(query_size, config.hidden_size, bias=config.use_bias))
-        self.q_norm = _build_norm(config, self.head_dim) if config.qk_norm else nn.Identity()
-        self.k_norm = _build_norm(config, self.head_dim) if config.qk_norm else nn.Identity()
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Any = None,
-        position_embeddings: tuple[Tensor, Tensor] | None = None,
-        cache: Cache | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        """(batch, length, hidden_size) -> the same, and the attention weights if the backend returns them."""
-        batch_and_length = hidden_states.shape[:-1]
-        per_head = (*batch_and_length, -1, self.head_dim)  # -1: under tensor parallelism a process has fewer heads
-        dtype = _compute_dtype(hidden_states)
-        hidden_states = hidden_states.to(dtype)  # once; autocast would cast it three times
-
-        # Under autocast some norms return float32.
-        query = self.q_norm(self.q_proj(hidden_states).view(per_head)).to(dtype).transpose(1, 2)
-        key = self.k_norm(self.k_proj(hidden_states).view(per_head)).to(dtype).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(per_head).transpose(1, 2)
-        if position_embeddings is not None:
-            query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
-        if cache is not None:
-            key, value = cache.update(key, value, self.layer_idx)
-
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, _eager_attention)
-        output, weights = attend(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            scaling=self.scaling,
-            dropout=self.attention_dropout if self.training else 0.0,
-            **kwargs,
-        )
-        return self.o_proj(output.reshape(*batch_and_length, -1)), weights
-
-
-class GPTMLP(nn.Module):
-    """Feed-forward layer: down(act(up(x))), or down(act(gate(x)) * up(x)) if gated."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        narrow, wide = config.hidden_size, config.intermediate_size
-        self.gate_proj = nn.Linear(narrow, wide, bias=config.use_bias) if config.mlp_type == "gated" else None
-        self.up_proj = nn.Linear(narrow, wide, bias=config.use_bias)
-        self.down_proj = _adds_to_residual(nn.Linear(wide, narrow, bias=config.use_bias))
-        self.act_fn = ACT2FN[config.hidden_act]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, length, hidden_size) -> the same."""
-        if self.gate_proj is None:
-            return self.down_proj(self.act_fn(self.up_proj(x)))
-        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
-
-
-class GPTDecoderLayer(GradientCheckpointingLayer):
-    """One block: x = x + attention(norm(x)); x = x + mlp(norm(x))."""
-
-    def __init__(self, config: GPTConfig, layer_idx: int) -> None:
-        super().__init__()
-        self.input_layernorm = _build_norm(config, config.hidden_size)
-        self.self_attn = GPTAttention(config, layer_idx)
-        self.post_attention_layernorm = _build_norm(config, config.hidden_size)
-        self.mlp = GPTMLP(config)
-        self.dropout = nn.Dropout(config.hidden_dropout)
-
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        """(batch, length, hidden_size) -> the same; the keyword arguments are those of `GPTAttention.forward`."""
-        attended, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
-        hidden_states = hidden_states + self.dropout(attended)
-        return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
 
 
 # ------------------------------------------------------------------------------------------------------------ model
@@ -579,7 +337,7 @@ class GPTModel(GPTPreTrainedModel):
             self.rotary_emb = GPTRotaryEmbedding(config)
         self.dropout = nn.Dropout(config.embedding_dropout)
         self.layers = nn.ModuleList([GPTDecoderLayer(config, i) for i in range(config.num_hidden_layers)])
-        self.norm = _build_norm(config, config.hidden_size)
+        self.norm = build_norm(config, config.hidden_size)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -623,7 +381,7 @@ class GPTModel(GPTPreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training and not torch.compiler.is_exporting()
-        cache = _either_cache(cache, past_key_values)
+        cache = either_cache(cache, past_key_values)
         if self.training and any(layer.gradient_checkpointing for layer in self.layers):
             use_cache, cache = False, None  # the second pass through a layer would add its keys and values again
         elif use_cache and cache is None:
@@ -636,9 +394,9 @@ class GPTModel(GPTPreTrainedModel):
 
         position_embeddings = None
         if self.config.position_embedding == "learned":
-            inputs_embeds = inputs_embeds + self._learned_positions(position_ids)
+            inputs_embeds = inputs_embeds + self.learned_positions(position_ids)
         else:
-            position_embeddings = self.rotary_emb(position_ids, dtype=_compute_dtype(inputs_embeds))
+            position_embeddings = self.rotary_emb(position_ids, dtype=compute_dtype(inputs_embeds))
 
         hidden_states = self.dropout(inputs_embeds)
         for layer in self.layers:
@@ -652,7 +410,7 @@ class GPTModel(GPTPreTrainedModel):
                 **kwargs,
             )
         return BaseModelOutputWithPast(
-            last_hidden_state=self.norm(hidden_states), **_named_cache(cache if use_cache else None)
+            last_hidden_state=self.norm(hidden_states), **named_cache(cache if use_cache else None)
         )
 
     def _attention_mask(
@@ -666,13 +424,13 @@ class GPTModel(GPTPreTrainedModel):
             return None
         return create_causal_mask(
             config=self.config,
-            inputs_embeds=embeds[..., :0].to(_compute_dtype(embeds)),  # only dtype, device and length matter
+            inputs_embeds=embeds[..., :0].to(compute_dtype(embeds)),  # only dtype, device and length matter
             attention_mask=None if embeds.is_meta else attention_mask,  # its values are looked at, and meta has none
             position_ids=position_ids,
-            **_named_cache(cache),
+            **named_cache(cache),
         )
 
-    def _learned_positions(self, position_ids: Tensor) -> Tensor:
+    def learned_positions(self, position_ids: Tensor) -> Tensor:
         """(batch or 1, length) -> (batch or 1, length, hidden_size)."""
         known = self.config.max_position_embeddings
         # On a GPU an index out of range kills the process, so this check is worth a host sync.
@@ -686,13 +444,15 @@ class GPTModel(GPTPreTrainedModel):
         return self.embed_positions(position_ids)
 
 
-class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
+class GPTForCausalLM(GPTPreTrainedModel, TextSamplingMixin, GPTGenerationMixin, GenerationMixin):
     """GPT with its output layer: predicts the next token, and writes text with `sample` or `generate`.
 
     To train in bfloat16 on a CPU, pass `attn_implementation="eager"`: torch's sdpa is slow there in the backward pass
     (at a length of 64 it takes four times as long as eager attention, a third of the whole step).
     """
 
+    step_class = GPTStep
+    step_modules = (GPTModel,)
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
     _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # type: ignore[dict-item]
@@ -739,7 +499,7 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            cache=_either_cache(cache, past_key_values),
+            cache=either_cache(cache, past_key_values),
             **kwargs,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -750,100 +510,10 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            **_named_cache(getattr(outputs, CACHE)),
+            **named_cache(getattr(outputs, CACHE)),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-    @torch.no_grad()
-    def sample(
-        self,
-        tokenizer: Any,
-        prompt: str = "",
-        max_new_tokens: int = 200,
-        min_new_tokens: int = 0,
-        temperature: float | None = None,
-    ) -> str:
-        """Writes a text of any length, with the settings of `generation_config`; `torch.manual_seed` makes it
-        repeatable.
-
-        The model sees at most its context, `config.max_position_embeddings` tokens. Where that is full, it goes on
-        from the last half of it.
-
-        Args:
-            tokenizer: the model's tokenizer, from AutoTokenizer.
-            prompt: text to continue. All of it is text: what looks like a special token is spelled out. If it holds
-                no token, the text starts where an empty page does, after the model's or the tokenizer's bos token,
-                its eos token, or a newline, whichever there is.
-            max_new_tokens: length of the continuation in tokens, unless the model ends the text before.
-            min_new_tokens: length before which the model does not end the text.
-            temperature: below 1 for likelier text, 0 for the likeliest token each time. None: as `generation_config`
-                says.
-
-        Returns:
-            The prompt and what follows it, without special tokens.
-
-        Raises:
-            ValueError: max_new_tokens or temperature is out of range, or there is no token to start with.
-        """
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}. Ask for some text.")
-        options = _sampling_options(temperature)
-        prompt_ids = _ids_of_text(tokenizer, prompt)
-        start = prompt_ids or [self._start_of_text(tokenizer)]
-        end = _token_set(self.generation_config.eos_token_id)
-        tokens, length, context = start, len(start) + max_new_tokens, self.config.max_position_embeddings
-        while len(tokens) < length:
-            window = tokens if len(tokens) < context else tokens[-max(1, context // 2) :]
-            stop = min(max(context, len(window) + 1), len(window) + length - len(tokens))
-            input_ids = torch.tensor([window], device=self.device)
-            generated = self.generate(
-                input_ids,
-                attention_mask=torch.ones_like(input_ids),
-                max_length=stop,
-                min_length=min(stop, len(window) + len(start) + min_new_tokens - len(tokens)),
-                max_new_tokens=None,  # those of generation_config would beat max_length
-                min_new_tokens=None,
-                pad_token_id=0,  # one text needs no padding, but generate would warn
-                return_dict_in_generate=False,
-                **options,
-            )
-            tokens = [*tokens, *generated[0, len(window) :].tolist()]
-            if tokens[-1] in end:
-                break
-        written = tokens if prompt_ids else tokens[len(start) :]
-        return str(tokenizer.decode(written, skip_special_tokens=True))
-
-    def _start_of_text(self, tokenizer: Any) -> int:
-        """The token that an empty page starts with."""
-        for token in (self.generation_config.bos_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id):
-            if token is not None:
-                return int(token)
-        if newline := _ids_of_text(tokenizer, "\n"):
-            return newline[-1]
-        raise ValueError(
-            "prompt must hold a token, got none, and the tokenizer has no bos token, eos token or newline to start "
-            "with. Give a prompt of characters or words that the tokenizer knows."
-        )
-
-
-def _ids_of_text(tokenizer: Any, text: str) -> list[int]:
-    """The tokens of a text in which nothing is a special token."""
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-
-
-def _sampling_options(temperature: float | None) -> dict[str, Any]:
-    """The arguments of `generate` for a temperature; raises ValueError if it is negative or not finite."""
-    if temperature is None:
-        return {}
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature must be at least 0 and finite, got {temperature}. 1 samples as trained.")
-    return {"do_sample": True, "temperature": float(temperature)} if temperature else {"do_sample": False}
-
-
-def _token_set(tokens: int | list[int] | None) -> set[int]:
-    """The ids of a field of the configuration that holds one token, several or none."""
-    return {*tokens} if isinstance(tokens, (list, tuple)) else set() if tokens is None else {tokens}
 
 
 # With these, save_pretrained and push_to_hub copy the file of a class next to the weights: this one, even if it was

@@ -13,117 +13,44 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.decoders import Fuse
-from tokenizers.models import BPE, WordLevel
+from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from torch import Tensor
 from transformers import (
     DynamicCache,
     LlamaConfig,
     LlamaForCausalLM,
-    PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
     pipeline,
 )
 
-from hfgen.models import modeling_gpt
+from hfgen.model_folder import code_files
+from hfgen.models import gpt_layers, modeling_gpt
 from hfgen.models.modeling_gpt import CACHE, GPTConfig, GPTForCausalLM, GPTModel
-from hfgen.tokenization import build_character_tokenizer
 
-
-MODERN: dict[str, object] = {}
-GPT2_SHAPE: dict[str, object] = {
-    "position_embedding": "learned",
-    "norm_type": "layernorm",
-    "qk_norm": False,
-    "hidden_act": "gelu_new",
-    "use_bias": True,
-    "tie_word_embeddings": True,
-}
-LLAMA_SHAPE: dict[str, object] = {
-    "mlp_type": "gated",
-    "hidden_act": "silu",
-    "qk_norm": False,
-    "num_key_value_heads": 2,
-}
-SHAPES = pytest.mark.parametrize("shape", [MODERN, GPT2_SHAPE, LLAMA_SHAPE], ids=["modern", "gpt2", "llama"])
-
-
-def tiny_config(**fields: object) -> GPTConfig:
-    sizes = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 48}
-    return GPTConfig(**{**sizes, "initializer_range": 0.2, **fields})
-
-
-def tiny_model(**fields: object) -> GPTForCausalLM:
-    """In evaluation mode, with weights large enough for attention to matter; norms and biases are random too."""
-    torch.manual_seed(0)
-    return randomized(GPTForCausalLM(tiny_config(**fields)).eval())
-
-
-def randomized(model: PreTrainedModel) -> PreTrainedModel:
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(0.2 * torch.randn_like(parameter))
-    return model
-
-
-def random_tokens(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randint(61, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def left_padded(rows: list[Tensor]) -> dict[str, Tensor]:
-    """A batch of sequences of unlike lengths, padded on the left with token 0."""
-    length = max(len(row) for row in rows)
-    return {
-        "input_ids": torch.stack([F.pad(row, (length - len(row), 0)) for row in rows]),
-        "attention_mask": torch.stack([F.pad(torch.ones_like(row), (length - len(row), 0)) for row in rows]),
-    }
-
-
-def positions_without_padding(attention_mask: Tensor) -> Tensor:
-    return (attention_mask.cumsum(-1) - 1).clamp(min=0)
+from .tiny_gpt import (
+    GPT2_SHAPE,
+    LLAMA_SHAPE,
+    SHAPES,
+    left_padded,
+    positions_without_padding,
+    random_tokens,
+    tiny_config,
+    tiny_model,
+)
 
 
 # ---------------------------------------------------------------------------------------------------------- layers
-
-
-def test_rotate_turns_each_pair_by_position_times_frequency() -> None:
-    rotary = modeling_gpt.GPTRotaryEmbedding(tiny_config(hidden_size=16, rope_theta=100.0))  # heads of 4, two pairs
-    position = 3
-
-    cos, sin = rotary(torch.tensor([[position]]), torch.float32)
-    turned = modeling_gpt.rotate(torch.tensor([1.0, 0.0, 0.0, 1.0]).view(1, 1, 1, 4), cos, sin).flatten()
-
-    first, second = position * 1.0, position * 100.0**-0.5  # frequencies theta^0 and theta^(-2/4)
-    expected = [math.cos(first), -math.sin(second), math.sin(first), math.cos(second)]
-    torch.testing.assert_close(turned, torch.tensor(expected))
-
-
-def test_rotary_scores_depend_only_on_the_distance() -> None:
-    rotary = modeling_gpt.GPTRotaryEmbedding(tiny_config())
-    query, key = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(0)).double()
-
-    def score(query_position: int, key_position: int) -> float:
-        cos, sin = rotary(torch.tensor([[query_position, key_position]]), torch.float64)
-        turned_query = modeling_gpt.rotate(query, cos[:, :, :1], sin[:, :, :1])
-        turned_key = modeling_gpt.rotate(key, cos[:, :, 1:], sin[:, :, 1:])
-        return float((turned_query * turned_key).sum())
-
-    assert score(5, 2) == pytest.approx(score(103, 100), abs=1e-4)
-    assert score(5, 2) != pytest.approx(score(5, 3), abs=1e-2)
-    assert score(7, 7) == pytest.approx(float((query * key).sum()), abs=1e-6)
 
 
 def test_a_model_in_double_precision_rounds_nothing_to_single() -> None:
@@ -134,32 +61,16 @@ def test_a_model_in_double_precision_rounds_nothing_to_single() -> None:
     cache, logits = None, []
     for token in tokens[0]:
         output = model.model(token.view(1, 1), cache=cache, use_cache=True)
-        cache = getattr(output, modeling_gpt.CACHE)
+        cache = getattr(output, CACHE)
         logits.append(model.lm_head(output.last_hidden_state))
     assert float((torch.cat(logits, dim=1) - at_once).abs().max()) < 1e-13
 
     x, position = torch.randn(4, 16, dtype=torch.float64), 11
     exact = x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt()
-    torch.testing.assert_close(modeling_gpt.GPTRMSNorm(16, eps=1e-3).double()(x), exact, rtol=1e-14, atol=1e-14)
-    rotary = modeling_gpt.GPTRotaryEmbedding(tiny_config(hidden_size=16, rope_theta=100.0))
+    torch.testing.assert_close(gpt_layers.GPTRMSNorm(16, eps=1e-3).double()(x), exact, rtol=1e-14, atol=1e-14)
+    rotary = gpt_layers.GPTRotaryEmbedding(tiny_config(hidden_size=16, rope_theta=100.0))
     cos, _ = rotary(torch.tensor([[position]]), torch.float64)
     assert cos.flatten()[:2].tolist() == pytest.approx([math.cos(position), math.cos(position * 0.1)], rel=1e-14)
-
-
-def test_rmsnorm_equals_that_of_torch_with_its_gradients() -> None:
-    norm = modeling_gpt.GPTRMSNorm(16, eps=1e-3)
-    randomized(norm)
-    x = torch.randn(3, 5, 16, requires_grad=True)
-    inputs = (x, norm.weight)
-    upstream = torch.randn(3, 5, 16)
-
-    expected = F.rms_norm(x, (16,), norm.weight, 1e-3)
-    actual = norm(x)
-
-    torch.testing.assert_close(actual, expected)
-    gradients = torch.autograd.grad(actual, inputs, upstream)
-    torch.testing.assert_close(gradients, torch.autograd.grad(expected, inputs, upstream))
-    assert norm(torch.zeros(1, 16, requires_grad=True)).isfinite().all()
 
 
 # ------------------------------------------------------------------------------------------- reference implementations
@@ -419,172 +330,6 @@ def test_text_generation_pipeline() -> None:
         input_ids = torch.tensor([[vocabulary[character] for character in prompt]])
         expected = model.generate(input_ids, max_new_tokens=5, do_sample=False)[0, len(prompt) :]
         assert answer[0]["generated_text"] == tokenizer.decode(expected, skip_special_tokens=True)
-
-
-# ------------------------------------------------------------------------------------------------------------ sample
-
-
-def character_tokenizer(characters: str = "ab\n", **special: str) -> PreTrainedTokenizerFast:
-    """A token for each character, from 0 on; it drops what it does not know."""
-    backend = Tokenizer(BPE({character: i for i, character in enumerate(characters)}, []))
-    backend.decoder = Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **special)
-
-
-ALPHABET = "".join(map(chr, range(ord("A"), ord("A") + 61)))  # a character for each token of tiny_model
-
-
-def greedy_by_windows(model: GPTForCausalLM, tokens: list[int], count: int) -> list[int]:
-    """What `sample` does at temperature 0, in the plainest way: a forward pass a token, without a cache."""
-    context = model.config.max_position_embeddings
-    window = tokens[-(context // 2) :] if len(tokens) >= context else tokens
-    written: list[int] = []
-    while len(written) < count:
-        if len(window) == context:
-            window = window[-(context // 2) :]
-        with torch.no_grad():
-            window = [*window, int(model(torch.tensor([window]), use_cache=False).logits[0, -1].argmax())]
-        written.append(window[-1])
-    return written
-
-
-@SHAPES
-@pytest.mark.parametrize("prompt_length", [1, 7, 15, 16, 40])
-def test_sample_continues_any_text_to_any_length(shape: dict[str, object], prompt_length: int) -> None:
-    """Also with learned positions, past which a forward pass is an error."""
-    model = tiny_model(**{**shape, "tie_word_embeddings": False}, max_position_embeddings=16)
-    prompt = random_tokens(prompt_length).tolist()
-    expected = [*prompt, *greedy_by_windows(model, prompt, 50)]
-
-    text = model.sample(character_tokenizer(ALPHABET), "".join(ALPHABET[i] for i in prompt), 50, temperature=0)
-
-    assert len(set(expected[prompt_length:])) > 3
-    assert text == "".join(ALPHABET[i] for i in expected)
-
-
-def test_sample_with_a_context_of_one_token_follows_the_likeliest_next() -> None:
-    model = tiny_model(max_position_embeddings=1)
-    token, expected = 5, [5]
-    for _ in range(6):
-        token = int(model(torch.tensor([[token]])).logits[0, -1].argmax())
-        expected.append(token)
-
-    assert model.sample(character_tokenizer(ALPHABET), ALPHABET[5], 6, temperature=0) == "".join(
-        ALPHABET[i] for i in expected
-    )
-
-
-def test_sample_draws_from_the_softmax_at_the_temperature() -> None:
-    model = tiny_model(vocab_size=3, initializer_range=0.1)
-    logits = model(torch.tensor([[0]])).logits[0, -1]
-    torch.manual_seed(0)
-
-    drawn = [model.sample(character_tokenizer(), "a", 1, temperature=0.5)[1] for _ in range(600)]
-
-    frequencies = torch.tensor([drawn.count(character) / 600 for character in "ab\n"])
-    expected = (logits / 0.5).softmax(-1)
-    deviation = (expected * (1 - expected) / 600).sqrt()
-    assert ((frequencies - expected).abs() < 4 * deviation).all() and (expected > 0.05).sum() > 1
-
-
-def test_sample_is_repeatable_and_follows_the_generation_config() -> None:
-    model = tiny_model(max_position_embeddings=16)
-    tokenizer = character_tokenizer(ALPHABET)
-    model.generation_config.update(do_sample=True, temperature=0.7)
-
-    def drawn(temperature: float | None) -> str:
-        torch.manual_seed(1)
-        return model.sample(tokenizer, "A", 40, temperature=temperature)
-
-    assert drawn(None) == drawn(None) == drawn(0.7) != drawn(1.4)
-    assert drawn(0) == model.sample(tokenizer, "A", 40, temperature=0)
-
-
-def test_sample_ignores_a_length_in_the_generation_config() -> None:
-    """Older models were published with max_new_tokens, which beats a max_length."""
-    tokenizer = character_tokenizer(ALPHABET)
-    for length in ({"max_new_tokens": 200, "min_new_tokens": 3, "return_dict_in_generate": True}, {"max_length": 16}):
-        model = tiny_model(**GPT2_SHAPE, max_position_embeddings=16)
-        model.generation_config.update(**length)
-        assert len(model.sample(tokenizer, "ABC", 30, temperature=0)) == 33
-
-
-def ending_model(**fields: object) -> GPTForCausalLM:
-    """It always ends the text: "b", token 1, is its end of text; "a" comes second."""
-    model = tiny_model(vocab_size=3, max_position_embeddings=8, tie_word_embeddings=True, **fields)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-        model.lm_head.weight.copy_(torch.tensor([[2.0], [3.0], [1.0]]).expand(3, 32))
-        model.model.norm.weight.fill_(1.0)
-    return model
-
-
-@pytest.mark.parametrize("end", [1, [2, 1]])
-def test_sample_stops_where_the_model_ends_the_text(end: int | list[int]) -> None:
-    model = ending_model()
-    model.generation_config.eos_token_id = end
-    tokenizer = character_tokenizer(eos_token="b")
-
-    assert model.sample(tokenizer, "aa", 20, temperature=0) == "aa"
-    assert model.sample(tokenizer, "aa", 20, min_new_tokens=15, temperature=0) == "a" * 17
-    model.generation_config.eos_token_id = None
-    assert model.sample(character_tokenizer(), "aa", 20, temperature=0) == "aa" + "b" * 20
-
-
-@pytest.mark.parametrize(
-    ("start", "tokenizer", "configured"),
-    [
-        ("B", {"bos_token": "A", "eos_token": "C"}, 1),
-        ("A", {"bos_token": "A", "eos_token": "C"}, None),
-        ("C", {"eos_token": "C"}, None),
-        ("\n", {}, None),
-    ],
-)
-@pytest.mark.parametrize("prompt", ["", "\t"])  # the tokenizer drops a tab
-def test_empty_prompt_starts_where_an_empty_page_does(
-    start: str, tokenizer: dict[str, str], configured: int | None, prompt: str
-) -> None:
-    characters = ALPHABET[:-1] + "\n"
-    model = tiny_model(max_position_embeddings=16)
-    model.generation_config.bos_token_id = configured
-    written = greedy_by_windows(model, [characters.index(start)], 30)
-
-    text = model.sample(character_tokenizer(characters, **tokenizer), prompt, 30, temperature=0)
-
-    special = tokenizer.values()
-    assert text == "".join(characters[i] for i in written if characters[i] not in special)
-
-
-def test_empty_prompt_without_any_token_to_start_with_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"prompt must hold a token, got none.*Give a prompt"):
-        tiny_model().sample(character_tokenizer(ALPHABET), "", 5)
-
-
-def test_what_looks_like_a_special_token_in_a_prompt_is_text() -> None:
-    model = tiny_model(vocab_size=256)
-    tokenizer = build_character_tokenizer("abc")
-    prompt = tokenizer("<|endoftext|>", split_special_tokens=True)["input_ids"]
-    assert len(prompt) == len("<|endoftext|>")
-
-    text = model.sample(tokenizer, "<|endoftext|>", 5, 5, temperature=0)
-
-    expected = tokenizer.decode([*prompt, *greedy_by_windows(model, prompt, 5)], skip_special_tokens=True)
-    assert text == expected and text.startswith("<|endoftext|>")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
-        ({"temperature": -0.5}, "temperature must be at least 0 and finite, got -0.5"),
-        ({"temperature": math.inf}, "temperature must be .* got inf"),
-        ({"temperature": math.nan}, "temperature must be .* got nan"),
-    ],
-)
-def test_sample_refuses(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        tiny_model().sample(character_tokenizer(), "a", **arguments)
 
 
 # -------------------------------------------------------------------------------------------------- loss and training
@@ -922,7 +667,8 @@ def test_a_subclass_travels_with_its_own_file(tmp_path: Path, monkeypatch: pytes
 
     auto_map = json.loads((tmp_path / "saved" / "config.json").read_text())["auto_map"]
     assert auto_map["AutoModelForCausalLM"] == "my_gpt.MyGPT"
-    assert {"my_gpt.py", "modeling_gpt.py"} <= {path.name for path in (tmp_path / "saved").iterdir()}
+    files = {"my_gpt.py", *(path.name for path in code_files(Path(modeling_gpt.__file__)))}
+    assert len(files) > 2 and files <= {path.name for path in (tmp_path / "saved").iterdir()}
 
 
 # --------------------------------------------------------------------------------------------------- parallel plans

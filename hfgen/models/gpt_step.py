@@ -1,0 +1,269 @@
+"""A GPT's forward pass for the one position at the end of a text: what writing spends its time on.
+
+`GPTModel.forward` serves any number of positions, every backend of attention, training and hooks, and for one position
+that costs more than the arithmetic. `GPTStep` computes the same with as few calls of torch as it takes. (After each
+matrix, which sweeps the processor's cache, even a view of a tensor costs microseconds.) Queries, keys and values come
+from one matrix, into memory whose parts were named once; keys and values are written to room that was set aside;
+positions are looked up in tables; there is no mask where nothing is padded. Results differ from those of `forward` by
+rounding alone.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import repeat
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.activations import ReLUSquaredActivation
+
+from .gpt_layers import GPTDecoderLayer, GPTRMSNorm
+
+
+SPARE = 256  # positions that are set aside at first; whenever they are used up, the room doubles
+MOST_COPIED = 2**28  # bytes of matrices that are joined; in larger models, three products cost no more than one
+
+Weights = tuple[Tensor, Tensor | None]  # a matrix (outputs, inputs) and its bias
+Function = Callable[[Tensor], Tensor]
+
+
+class GPTStep:
+    """Continues texts by one token at a time.
+
+    It holds the weights as they are now: after they change, make a new one. The matrices of queries, keys and values
+    are copied if they are small, which takes about as long as a step; the others are shared.
+
+    Args:
+        model: a GPTForCausalLM in evaluation mode.
+        cache: what its forward pass over the prompt left, (batch, key/value heads, length, head_dim) in each layer.
+        attention_mask: (batch, length), 0 for padding; None if there is none.
+        positions: (batch,) or (1,), of the next tokens.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, model: Any, cache: Any, attention_mask: Tensor | None, positions: Tensor) -> None:
+        config, self.body, self.output = model.config, model.model, model.lm_head.weight
+        projections = [linear.weight for layer in self.body.layers for linear in _projections(layer.self_attn)]
+        is_small = sum(weight.nbytes for weight in projections) <= MOST_COPIED
+        self.layers = [_Layer.of(layer, is_small) for layer in self.body.layers]
+        self.norm = _norm(self.body.norm)
+        self.is_rotary = config.position_embedding == "rotary"
+        self.cos, self.sin = self.output.new_empty(2, 0, config.head_dim)
+
+        keys_and_values = [torch.cat((layer.keys, layer.values), dim=1) for layer in cache.layers]
+        batch, _, self.length, _ = keys_and_values[0].shape
+        self.rows = () if batch == 1 else (batch,)  # a single text is a vector, several are the rows of a matrix
+        self.positions = positions.repeat(batch // len(positions))
+        self._name_heads(batch, config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+        self.gains: tuple[Tensor, Tensor] | None = None  # of the norms of heads, which are left to `_turn_heads`
+        if config.qk_norm and config.norm_type == "rmsnorm":
+            gains = torch.stack([_head_gains(layer.self_attn) for layer in self.body.layers])[:, None]
+            self.gains = (gains, gains[..., self.half_turn])
+
+        self.mask: Tensor | None = None
+        if attention_mask is not None and not attention_mask.all():
+            self.mask = attention_mask.bool()[:, None, None]
+        # (layers, batch, heads of keys and then of values, room, head_dim)
+        self.memory = torch.stack(keys_and_values)
+        self._make_room(SPARE)
+
+    def _name_heads(self, batch: int, heads: int, key_value_heads: int, head_dim: int) -> None:
+        """Sets memory aside for the heads of queries, keys and values, in this order, and names its parts."""
+        self.heads = self.output.new_empty(*self.rows, (heads + 2 * key_value_heads) * head_dim)
+        parts = self.heads.view(batch, -1, head_dim)
+        self.queries = parts[:, :heads].view(batch, key_value_heads, -1, head_dim)
+        self.queries_and_keys = parts[:, : heads + key_value_heads]
+        self.keys_and_values = parts[:, heads:]
+        self.half_turn = torch.arange(head_dim).roll(head_dim // 2)
+        self.projected: tuple[Tensor, ...] = (self.heads,)
+        if len(self.layers[0].projections) > 1:
+            sizes = [count * head_dim for count in (heads, key_value_heads, key_value_heads)]
+            self.projected = tuple(self.heads.split(sizes, dim=-1))
+
+    @torch.inference_mode()
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """(batch,), the tokens that were just written -> (batch, vocab_size), logits of those that follow."""
+        if self.length == self.memory.shape[3]:
+            self._make_room(self.length)
+        slots = self.memory[:, :, :, self.length].unbind()
+        self.length += 1
+        keys, values = (half.unbind() for half in self.memory[:, :, :, : self.length].chunk(2, dim=2))
+        mask = None if self.mask is None else self.mask[..., : self.length]
+
+        x = F.embedding(tokens, self.body.embed_tokens.weight)
+        if not self.is_rotary:
+            x = x + self.body.learned_positions(self.positions[:, None])[:, 0]
+        x = x.view(*self.rows, -1)
+        for layer, slot, key, value, turn in zip(self.layers, slots, keys, values, self._turns()):
+            normal = layer.attention_norm(x)
+            for weights, part in zip(layer.projections, self.projected):
+                _multiply(weights, normal, out=part)
+            if layer.norm_heads is not None:
+                layer.norm_heads(self.queries_and_keys)
+            self._turn_heads(*turn)
+            slot.copy_(self.keys_and_values)
+            attended = F.scaled_dot_product_attention(self.queries, key, value, attn_mask=mask)
+            _add_product(x, layer.attention_output, attended.reshape(*self.rows, -1))
+            _add_product(x, layer.down, layer.hidden(layer.mlp_norm(x)))
+        self.positions.add_(1)
+        return _multiply((self.output, None), self.norm(x)).view(len(tokens), -1)
+
+    def _turns(self) -> Iterable[tuple[Tensor | None, Tensor | None]]:
+        """The arguments of `_turn_heads` in each layer."""
+        if not self.is_rotary:
+            return repeat((None, None)) if self.gains is None else zip(self.gains[0], repeat(None))
+        cos, sin = (table.index_select(0, self.positions)[:, None] for table in (self.cos, self.sin))
+        if self.gains is None:
+            return repeat((cos, sin))
+        gains, turned_gains = self.gains
+        return zip((gains * cos).unbind(), (turned_gains * sin).unbind())
+
+    def _turn_heads(self, scale: Tensor | None, turn: Tensor | None) -> None:
+        """Turns queries and keys to their position, as `rotate` does: heads * scale + half-turned heads * turn."""
+        half_turned = None if turn is None else self.queries_and_keys.index_select(-1, self.half_turn)
+        if scale is not None:
+            self.queries_and_keys.mul_(scale)
+        if turn is not None and half_turned is not None:
+            self.queries_and_keys.addcmul_(half_turned, turn)
+
+    def _make_room(self, more: int) -> None:
+        """For `more` positions, in the memory, the mask and the tables of rotary positions."""
+        room = self.memory.shape[3] + more
+        memory = self.memory.new_empty(*self.memory.shape[:3], room, self.memory.shape[4])
+        memory[:, :, :, : self.length] = self.memory
+        self.memory = memory
+        if self.mask is not None:
+            self.mask = F.pad(self.mask, (0, more), value=True)
+        if self.is_rotary:
+            last = int(self.positions.max()) + room - self.length
+            cos, sin = self.body.rotary_emb(torch.arange(last + 1)[None], dtype=self.memory.dtype)
+            self.cos, self.sin = cos[0, 0], sin[0, 0]
+
+
+@dataclass
+class _Layer:
+    """The weights of a block.
+
+    Attributes:
+        attention_norm, mlp_norm: of the residual stream.
+        projections: to queries, keys and values, one joined matrix or three. A joined one holds RMSNorm's gain, which
+            attention_norm then leaves out.
+        norm_heads: normalizes the heads of queries and keys in place; None if they are not normalized.
+        hidden: from the normalized stream to the hidden layer of the feed-forward layer, after its activation.
+    """
+
+    attention_norm: Function
+    projections: list[Weights]
+    norm_heads: Function | None
+    attention_output: Weights
+    mlp_norm: Function
+    hidden: Function
+    down: Weights
+
+    @classmethod
+    def of(cls, layer: GPTDecoderLayer, is_small: bool) -> "_Layer":
+        attention, attention_norm = layer.self_attn, _norm(layer.input_layernorm)
+        projections = [_weights(linear) for linear in _projections(attention)]
+        if is_small:
+            weights, biases = zip(*projections)
+            matrix, bias = torch.cat(weights), None if biases[0] is None else torch.cat(biases)
+            if isinstance(layer.input_layernorm, GPTRMSNorm):
+                attention_norm = _divided_by(_length(layer.input_layernorm))
+                matrix.mul_(_gain(layer.input_layernorm))
+            projections = [(matrix, bias)]
+        return cls(
+            attention_norm,
+            projections,
+            _norm_of_heads(attention),
+            _weights(attention.o_proj),
+            _norm(layer.post_attention_layernorm),
+            _hidden(layer.mlp),
+            _weights(layer.mlp.down_proj),
+        )
+
+
+def _projections(attention: Any) -> tuple[nn.Linear, ...]:
+    return attention.q_proj, attention.k_proj, attention.v_proj
+
+
+def _weights(linear: nn.Linear) -> Weights:
+    return linear.weight, linear.bias
+
+
+def _multiply(weights: Weights, x: Tensor, out: Tensor | None = None) -> Tensor:
+    """A layer's output for a vector or for the rows of a matrix."""
+    weight, bias = weights
+    if x.ndim == 1:  # products with a vector read the matrix faster than products of matrices do
+        return torch.mv(weight, x, out=out) if bias is None else torch.addmv(bias, weight, x, out=out)
+    return torch.mm(x, weight.t(), out=out) if bias is None else torch.addmm(bias, x, weight.t(), out=out)
+
+
+def _add_product(total: Tensor, weights: Weights, x: Tensor) -> None:
+    """Adds a layer's output to `total`."""
+    weight, bias = weights
+    if x.ndim == 1:
+        total.addmv_(weight, x)
+    else:
+        total.addmm_(x, weight.t())
+    if bias is not None:
+        total.add_(bias)
+
+
+def _norm(norm: Any) -> Function:
+    """The norm as a function."""
+    if isinstance(norm, GPTRMSNorm):
+        length, gain = _length(norm), _gain(norm)
+        return lambda x: (x / length(x)).mul_(gain)
+    return lambda x: F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps)
+
+
+def _length(norm: GPTRMSNorm) -> Function:
+    """What RMSNorm divides by, times the square root of the size: sqrt(sum(x^2) + size * eps) in two operations."""
+    epsilon = norm.weight.new_tensor(math.sqrt(norm.weight.numel() * norm.eps))
+    return lambda x: torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), epsilon)
+
+
+def _divided_by(length: Function) -> Function:
+    return lambda x: x / length(x)
+
+
+def _gain(norm: GPTRMSNorm) -> Tensor:
+    """What RMSNorm multiplies by after the division by `_length`."""
+    return norm.weight * math.sqrt(norm.weight.numel())
+
+
+def _norm_of_heads(attention: Any) -> Function | None:
+    """Normalizes (batch, heads of queries and then of keys, head_dim) in place; None if the model does not.
+
+    RMSNorm's gains are left out: they are `_head_gains`.
+    """
+    if not attention.config.qk_norm:
+        return None
+    if isinstance(attention.q_norm, GPTRMSNorm):
+        length = _length(attention.q_norm)
+        return lambda x: x.div_(length(x))
+    norms, count = (_norm(attention.q_norm), _norm(attention.k_norm)), attention.config.num_attention_heads
+    return lambda x: x.copy_(torch.cat((norms[0](x[:, :count]), norms[1](x[:, count:])), dim=1))
+
+
+def _head_gains(attention: Any) -> Tensor:
+    """(heads of queries and then of keys, head_dim), what RMSNorm multiplies them by after the division by a norm."""
+    counts = (attention.config.num_attention_heads, attention.config.num_key_value_heads)
+    norms = (attention.q_norm, attention.k_norm)
+    return torch.cat([_gain(norm).expand(count, -1) for norm, count in zip(norms, counts)])
+
+
+def _hidden(mlp: Any) -> Function:
+    up, activation = _weights(mlp.up_proj), mlp.act_fn
+    if mlp.gate_proj is not None:
+        gate = _weights(mlp.gate_proj)
+        return lambda x: activation(_multiply(gate, x)).mul_(_multiply(up, x))
+    if isinstance(activation, ReLUSquaredActivation):
+        return lambda x: _square_(_multiply(up, x).relu_())
+    return lambda x: activation(_multiply(up, x))
+
+
+def _square_(x: Tensor) -> Tensor:
+    return x.mul_(x)

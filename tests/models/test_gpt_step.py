@@ -1,0 +1,110 @@
+"""A step for one position gives the logits of a whole forward pass, whatever the architecture, padding and length."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import DynamicCache
+
+from hfgen.models import gpt_step
+from hfgen.models.cache_name import CACHE
+from hfgen.models.gpt_step import GPTStep
+from hfgen.models.modeling_gpt import GPTForCausalLM
+
+from .tiny_gpt import (
+    GPT2_SHAPE,
+    LLAMA_SHAPE,
+    MODERN,
+    left_padded,
+    positions_without_padding,
+    random_tokens,
+    tiny_model,
+)
+
+
+EVERY_SHAPE = pytest.mark.parametrize(
+    "shape",
+    [
+        MODERN,
+        GPT2_SHAPE,
+        LLAMA_SHAPE,
+        {"norm_type": "layernorm", "use_bias": True, "num_key_value_heads": 1},
+        {"norm_type": "layernorm"},
+        {"position_embedding": "learned", "num_key_value_heads": 2, "head_dim": 4},
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0}},
+    ],
+    ids=["modern", "gpt2", "llama", "layernorm-biased-one-key", "layernorm", "learned-normalized", "linear-rope"],
+)
+
+
+def prompts(lengths: tuple[int, ...]) -> dict[str, Tensor]:
+    """With positions that count from each text's first token."""
+    batch = left_padded([random_tokens(length, seed=length) for length in lengths])
+    return {**batch, "position_ids": positions_without_padding(batch["attention_mask"])}
+
+
+def stepped_logits(model: GPTForCausalLM, batch: dict[str, Tensor], following: Tensor) -> Tensor:
+    """(batch, steps, vocabulary), step by step."""
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(**batch, **{CACHE: cache})
+    step = GPTStep(model, cache, batch["attention_mask"], batch["position_ids"][:, -1] + 1)
+    return torch.stack([step(tokens) for tokens in following.T], dim=1)
+
+
+def logits_at_once(model: GPTForCausalLM, batch: dict[str, Tensor], following: Tensor) -> Tensor:
+    """The same by one forward pass over all tokens."""
+    mask = F.pad(batch["attention_mask"], (0, following.shape[1]), value=1)
+    input_ids = torch.cat((batch["input_ids"], following), dim=1)
+    with torch.no_grad():
+        logits = model(input_ids, attention_mask=mask, position_ids=positions_without_padding(mask)).logits
+    return logits[:, -following.shape[1] :]
+
+
+@EVERY_SHAPE
+@pytest.mark.parametrize("lengths", [(6,), (6, 6), (7, 4, 1)], ids=["alone", "together", "padded"])
+def test_steps_give_the_logits_of_one_forward(
+    shape: dict[str, object], lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also past the room that is set aside at first."""
+    monkeypatch.setattr(gpt_step, "SPARE", 3)
+    model = tiny_model(**shape).double()
+    following = random_tokens(len(lengths), 25, seed=9)
+
+    stepped = stepped_logits(model, prompts(lengths), following)
+
+    torch.testing.assert_close(stepped, logits_at_once(model, prompts(lengths), following), rtol=1e-9, atol=1e-9)
+
+
+@EVERY_SHAPE
+@pytest.mark.parametrize("lengths", [(6,), (7, 4, 1)], ids=["alone", "padded"])
+def test_large_matrices_are_not_copied(
+    shape: dict[str, object], lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpt_step, "MOST_COPIED", 0)
+    model = tiny_model(**shape).double()
+    following = random_tokens(len(lengths), 4, seed=9)
+
+    stepped = stepped_logits(model, prompts(lengths), following)
+
+    torch.testing.assert_close(stepped, logits_at_once(model, prompts(lengths), following), rtol=1e-9, atol=1e-9)
+
+
+def test_small_vectors_are_normalized_as_in_forward() -> None:
+    """There the number that is added to the mean square counts as much as the mean square itself."""
+    model = tiny_model(norm_eps=1.0).double()
+    batch, following = prompts((5,)), random_tokens(1, 4)
+
+    stepped = stepped_logits(model, batch, following)
+
+    torch.testing.assert_close(stepped, logits_at_once(model, batch, following), rtol=1e-9, atol=1e-9)
+
+
+def test_one_position_serves_all_texts_of_a_batch() -> None:
+    model = tiny_model().double()
+    batch, following = prompts((5, 5)), random_tokens(2, 4)
+    expected = stepped_logits(model, batch, following)
+
+    actual = stepped_logits(model, {**batch, "position_ids": batch["position_ids"][:1]}, following)
+
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
