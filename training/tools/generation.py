@@ -32,8 +32,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from .measured_runs import AVX2, describe, run_task
-from .measured_table import COLUMNS
+from .measuring.runs import AVX2, describe, run_task
+from .measuring.table import COLUMNS
 
 
 FIGURES = Path(__file__).with_suffix(".json")

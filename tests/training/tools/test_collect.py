@@ -11,7 +11,7 @@ from hfgen import MODELS
 from training.config.parser import parse
 from training.config.scripts import SCRIPTS
 from training.tools.collect import ROOT, collect, results_table, with_table
-from training.tools.measured_runs import family_of
+from training.tools.measuring.runs import family_of
 
 
 def test_readme_shows_the_numbers_of_the_collected_results() -> None:

@@ -13,7 +13,7 @@ from transformers import GenerationMixin
 from hfgen import GPTForCausalLM
 from training.tools import generation
 from training.tools.generation import BLOCK, MATRICES, OURS, REFERENCE, WITHOUT, Shape, build_models, measure, table
-from training.tools.measured_runs import AVX2
+from training.tools.measuring.runs import AVX2
 
 
 TINY = Shape(context=32, width=16, layers=2, heads=2)
