@@ -60,7 +60,7 @@ class GPTStep:
         self.gains: tuple[Tensor, Tensor] | None = None  # of the norms of heads, which are left to `_turn_heads`
         if config.qk_norm and config.norm_type == "rmsnorm":
             gains = torch.stack([_head_gains(layer.self_attn) for layer in self.body.layers])[:, None]
-            self.gains = (gains, gains[..., self.half_turn])
+            self.gains = (gains, gains.roll(self.half_turn, dims=-1))
 
         self.mask: Tensor | None = None
         if attention_mask is not None and not attention_mask.all():
@@ -76,7 +76,7 @@ class GPTStep:
         self.queries = parts[:, :heads].view(batch, key_value_heads, -1, head_dim)
         self.queries_and_keys = parts[:, : heads + key_value_heads]
         self.keys_and_values = parts[:, heads:]
-        self.half_turn = torch.arange(head_dim).roll(head_dim // 2)
+        self.half_turn = head_dim // 2
         self.projected: tuple[Tensor, ...] = (self.heads,)
         if len(self.layers[0].projections) > 1:
             sizes = [count * head_dim for count in (heads, key_value_heads, key_value_heads)]
@@ -122,7 +122,7 @@ class GPTStep:
 
     def _turn_heads(self, scale: Tensor | None, turn: Tensor | None) -> None:
         """Turns queries and keys to their position, as `rotate` does: heads * scale + half-turned heads * turn."""
-        half_turned = None if turn is None else self.queries_and_keys.index_select(-1, self.half_turn)
+        half_turned = None if turn is None else self.queries_and_keys.roll(self.half_turn, dims=-1)
         if scale is not None:
             self.queries_and_keys.mul_(scale)
         if turn is not None and half_turned is not None:
