@@ -297,7 +297,7 @@ def test_flag_that_is_newer_than_the_checkpoint_was_off(caplog: pytest.LogCaptur
 def test_changed_learning_rate_is_logged_and_used(whole: dict[str, Path], tmp_path: Path) -> None:
     train("vae", tmp_path / "run", fault=Fault(signal.SIGTERM, at_step=6))
     run = train("vae", tmp_path / "run", "--learning_rate", "1e-5")
-    assert run.code == 0 and "--learning_rate: 0.002 before, 1e-05 now" in run.output
+    assert run.code == 0 and "--learning_rate: 0.006 before, 1e-05 now" in run.output
     assert metrics(tmp_path / "run")[-2]["learning_rate"] < 1e-5
 
 
