@@ -45,7 +45,10 @@ COMMON = shlex.split(
 )
 OWN = {
     "autoencoder": shlex.split("--hidden_channels 4 8 --latent_dim 4 --noise_std 0.1"),
-    "vae": shlex.split("--hidden_channels 4 8 --hidden_size 16 --latent_dim 4 --nll_samples 2 --optimizer muon"),
+    "vae": shlex.split(
+        "--hidden_channels 4 8 --hidden_size 16 --latent_dim 4 --num_prior_couplings 2 --prior_hidden_size 8 "
+        "--nll_samples 2"
+    ),
     "ladder_vae": shlex.split(
         "--hidden_channels 4 8 --hidden_size 16 --latent_dim 4 --num_prior_couplings 2 --prior_hidden_size 8 "
         "--nll_samples 2"

@@ -1,7 +1,11 @@
-"""The optimizers, the learning rate as a function of progress, and the moving average of the weights."""
+"""The optimizers, the limit of the gradient, the learning rate as a function of progress, and the moving average of
+the weights."""
 
 from __future__ import annotations
 
+import math
+import statistics
+from collections import deque
 from collections.abc import Callable, Iterable
 
 import torch
@@ -15,6 +19,8 @@ from .muon import MuonWithAdamW, as_matrix
 
 # A convolution is left to AdamW if its weight, as a matrix, has fewer rows or columns.
 MIN_CONVOLUTION = 32
+# The norms of the gradient whose median says how long a gradient usually is: at most, and at least.
+MAX_NORMS, MIN_NORMS = 100, 5
 
 
 def build_optimizer(
@@ -64,6 +70,36 @@ def learning_rate_schedule(name: str, warmup_ratio: float) -> Callable[[float], 
     dummy = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     (factor,) = get_scheduler(name, dummy, warmup, resolution, scheduler_specific_kwargs=decay).lr_lambdas
     return lambda progress: float(factor(progress * resolution))
+
+
+class GradientLimit:
+    """The norm that the next gradient is clipped to.
+
+    Norms are recorded as they were before clipping, so a lasting change of the gradient moves the limit.
+
+    Args:
+        norm: largest norm; 0 for no such limit.
+        ratio: largest multiple of the median of the last norms; 0 for no such limit.
+
+    Attributes:
+        norms: the last ones, which a checkpoint holds; empty without a ratio.
+    """
+
+    def __init__(self, norm: float, ratio: float):
+        self.norm, self.ratio = norm or math.inf, ratio
+        self.norms: deque[float] = deque(maxlen=MAX_NORMS)
+
+    def next(self) -> float:
+        """Returns the limit; infinity for none."""
+        if len(self.norms) < MIN_NORMS:
+            return self.norm
+        # A loss that was flat for a while, with gradients of 0, must not stay so for ever.
+        return min(self.norm, self.ratio * statistics.median(self.norms) or math.inf)
+
+    def record(self, norm: Tensor) -> None:
+        """Takes the norm of a gradient into account, if it is finite."""
+        if self.ratio and math.isfinite(value := float(norm)):
+            self.norms.append(value)
 
 
 class EMA:

@@ -65,7 +65,8 @@ class TrainState:
         state: dict[str, Any] = {"progress": vars(self.progress)}
         if self.scaler is not None:
             state["scaler"] = self.scaler.state_dict()
-        return state
+        norms = {phase.name: list(phase.gradient_limit.norms) for phase in self.phases if phase.gradient_limit.norms}
+        return {**state, "gradient_norms": norms} if norms else state
 
     def restore(self, checkpoint: Checkpoint, processes: Processes) -> None:
         """Puts a checkpoint back. The main process reads the tensors and sends them to the others. Collective call.
@@ -98,6 +99,8 @@ class TrainState:
         self.means.restore(dict(checkpoint.tensors.get("means", StoredTensors()).broadcast(processes)))
         if self.scaler is not None and "scaler" in checkpoint.state:
             self.scaler.load_state_dict(checkpoint.state["scaler"])
+        for phase in self.phases:
+            phase.gradient_limit.norms.extend(checkpoint.state.get("gradient_norms", {}).get(phase.name, []))
         self.progress = Progress(**checkpoint.state["progress"])
 
 

@@ -17,7 +17,7 @@ from .config.flags import RunArguments
 from .data.batches import Batch, GlobalBatch
 from .distributed.processes import Processes
 from .objective import Phase
-from .optim import build_optimizer
+from .optim import GradientLimit, build_optimizer
 from .randomness import BatchRNG
 
 
@@ -58,6 +58,7 @@ class PhaseTrainer:
         self.accelerator, self.processes = accelerator, processes
         self.learning_rate = phase.learning_rate or run.learning_rate
         self.bare_optimizer = build_optimizer(phase.loss, run, self.learning_rate, muon_dtype)
+        self.gradient_limit = GradientLimit(run.max_grad_norm, run.max_grad_norm_ratio)
         self.sharded_model = model if isinstance(model, FSDPModule) else None
         if self.sharded_model is None:
             self.module, self.optimizer = accelerator.prepare(phase.loss, self.bare_optimizer)
@@ -125,6 +126,7 @@ class PhaseTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * lr_factor
         norm = self._clip()
+        self.gradient_limit.record(norm)
         if self.accelerator.scaler is not None:
             is_finite = self._scaled_update(values)
         else:
@@ -144,8 +146,8 @@ class PhaseTrainer:
         return nullcontext() if is_last else self.accelerator.no_sync(self.module)
 
     def _clip(self) -> Tensor:
-        """Clips the gradient to --max_grad_norm; returns its norm before that, over all processes."""
-        limit = self.run.max_grad_norm or math.inf
+        """Clips the gradient; returns its norm before that, over all processes."""
+        limit = self.gradient_limit.next()
         if self.sharded_model is None:
             return self.accelerator.clip_grad_norm_(self.module.parameters(), limit)
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), limit)
@@ -177,8 +179,9 @@ class PhaseTrainer:
         return (
             f"Step {step + 1}, phase {self.name!r}, has a loss or gradient that is not finite: {where}; {losses}. Its "
             f"batch is the examples {first} to {first + global_batch.size - 1} in the order of seed {self.run.seed}. "
-            "The weights were not changed by it. Try a smaller --learning_rate, --max_grad_norm 1, --mixed_precision "
-            "no, or --on_nonfinite skip. The last checkpoint is whole, and the same command resumes from it."
+            "The weights were not changed by it. Try a smaller --learning_rate, --max_grad_norm 1, "
+            "--max_grad_norm_ratio 10, --mixed_precision no, or --on_nonfinite skip. The last checkpoint is whole, "
+            "and the same command resumes from it."
         )
 
     @torch.no_grad()

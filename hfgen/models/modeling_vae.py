@@ -50,6 +50,8 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 logger = logging.get_logger(__name__)
 
 LATENT_TYPES = ("vector", "spatial")
+# What a config.json means that was written before it had these fields.
+OLDEST_NETWORK = {"prior": "normal", "hidden_act": "relu"}
 
 
 @takes_plain_values
@@ -74,7 +76,8 @@ class VAEConfig(StagedConfig, LabeledConfig):
             log-probabilities of 8-bit images.
         num_mixtures: components of the logistic mixture.
         prior: p(z). "normal", or for vector latents "realnvp", which is learned (Dinh et al. 2016,
-            https://arxiv.org/abs/1605.08803), and depends on the class in a conditional model.
+            https://arxiv.org/abs/1605.08803), and depends on the class in a conditional model. Default: "realnvp" for
+            vector latents of at least 2 numbers, else "normal".
         num_prior_couplings: layers of the learned prior.
         prior_hidden_size: width of the hidden layer in each of them.
         beta: weight of the KL term (Higgins et al. 2017); 1 is the evidence lower bound.
@@ -96,30 +99,37 @@ class VAEConfig(StagedConfig, LabeledConfig):
     num_channels: int = 1
     hidden_channels: Channels = None
     num_residual_blocks: int = 0
-    hidden_size: int = 512
+    hidden_size: int = 256
     latent_dim: int = 32
     latent_type: str = "vector"
     likelihood: str = "bernoulli"
     num_mixtures: int = 10
-    prior: str = "normal"
+    prior: str | None = None
     num_prior_couplings: int = 8
     prior_hidden_size: int = 128
     beta: float | int = 1.0
-    hidden_act: str = "relu"
+    hidden_act: str = "silu"
     scaling_factor: float | int = 1.0
     shift_factor: float | int = 0.0
 
     def __post_init__(self, **kwargs):
         if self.hidden_channels is None:
             self.hidden_channels = [32, 64]
+        if self.prior is None:
+            self.prior = "realnvp" if self._can_learn_prior() else "normal"
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The config that a config.json describes. Fields that it is too old to have keep the network of then."""
+        return super().from_dict({**OLDEST_NETWORK, **config_dict}, **kwargs)
 
     def validate_architecture(self):
         """Raises a ValueError that lists all problems at once."""
         positive = ("num_mixtures", "num_prior_couplings", "prior_hidden_size")
         choices = {"latent_type": LATENT_TYPES, "likelihood": LIKELIHOODS, "prior": PRIORS}
         problems = staged_problems(self, *positive, **choices)
-        if self.prior == "realnvp" and (self.latent_type != "vector" or self.latent_dim < 2):
+        if self.prior == "realnvp" and not self._can_learn_prior():
             problems.append(
                 'prior "realnvp" needs latent_type "vector" and latent_dim of at least 2, got '
                 f'{self.latent_type!r} and {self.latent_dim}; change them or use "normal"'
@@ -134,6 +144,9 @@ class VAEConfig(StagedConfig, LabeledConfig):
             problems.append(f"shift_factor must be a finite number, got {self.shift_factor}")
         if problems:
             raise ValueError("VAEConfig: " + "; ".join(problems) + ".")
+
+    def _can_learn_prior(self) -> bool:
+        return self.latent_type == "vector" and self.latent_dim >= 2
 
 
 @dataclass

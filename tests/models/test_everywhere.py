@@ -19,7 +19,7 @@ PRIOR = {"prior": "realnvp", "num_prior_couplings": 2, "prior_hidden_size": 8}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "autoencoder vector": ("hfgen_autoencoder", IMAGES),
     "autoencoder spatial": ("hfgen_autoencoder", {**IMAGES, "latent_type": "spatial"}),
-    "vae vector": ("hfgen_vae", {**IMAGES, "num_labels": 3, "num_residual_blocks": 1}),
+    "vae vector": ("hfgen_vae", {**IMAGES, "num_labels": 3, "num_residual_blocks": 1, "prior": "normal"}),
     "vae spatial": ("hfgen_vae", {**IMAGES, "latent_type": "spatial", "likelihood": "gaussian"}),
     "vae logistic": ("hfgen_vae", {**IMAGES, "likelihood": "discretized_logistic"}),
     "vae learned prior": ("hfgen_vae", {**IMAGES, "likelihood": "logistic_mixture", "num_labels": 3, **PRIOR}),

@@ -1,10 +1,12 @@
 """The VAE, against torch.distributions, a linear-Gaussian model whose likelihood is known, and diffusers."""
 
+import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -26,9 +28,9 @@ LIKELIHOODS = pytest.mark.parametrize("likelihood", likelihoods.LIKELIHOODS)
 
 
 def tiny_model(**fields: object) -> VAEModel:
-    """In evaluation mode, with weights large enough for latents, labels and depth to matter."""
+    """In evaluation mode, with weights large enough for latents, labels and depth to matter, and the prior N(0, I)."""
     torch.manual_seed(0)
-    sizes = {"image_size": 8, "hidden_channels": [4, 6], "hidden_size": 16, "latent_dim": 3}
+    sizes = {"image_size": 8, "hidden_channels": [4, 6], "hidden_size": 16, "latent_dim": 3, "prior": "normal"}
     model = VAEModel(VAEConfig(**{**sizes, **fields})).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -310,8 +312,8 @@ def linear_gaussian_model(is_posterior_exact: bool) -> VAEModel:
 
     p(z|x) = N(S W' (x - OFFSET) / STD^2, S) with S = (I + W'W / STD^2)^-1.
     """
-    config = VAEConfig(image_size=2, hidden_channels=[1], hidden_size=1, latent_dim=2, likelihood="gaussian")
-    model = VAEModel(config).double().eval()
+    sizes = {"image_size": 2, "hidden_channels": [1], "hidden_size": 1, "latent_dim": 2}
+    model = VAEModel(VAEConfig(**sizes, prior="normal", likelihood="gaussian")).double().eval()
     model.log_scale.data.fill_(math.log(STD))
     covariance = torch.linalg.inv(torch.eye(2) + WEIGHT.T @ WEIGHT / STD**2)
     torch.testing.assert_close(covariance, covariance.diagonal().diag())
@@ -752,8 +754,15 @@ def test_a_fresh_learned_prior_is_the_normal_one(tmp_path: Path) -> None:
     assert torch.equal(VAEModel.from_pretrained(tmp_path).evidence_terms(images, noise=noise)[1], kl)
 
 
+def test_the_prior_of_vector_latents_is_learned_unless_another_is_asked_for(tmp_path: Path) -> None:
+    assert VAEConfig().prior == "realnvp" and VAEConfig(prior="normal").prior == "normal"
+    VAEConfig().save_pretrained(tmp_path)
+    assert VAEConfig.from_pretrained(tmp_path).prior == "realnvp"
+
+
 @pytest.mark.parametrize("fields", [{"latent_type": "spatial"}, {"latent_dim": 1}])
 def test_a_learned_prior_needs_a_vector_of_two_or_more(fields: dict[str, object]) -> None:
+    assert VAEConfig(**fields).prior == "normal"
     with pytest.raises(StrictDataclassError) as error:
         VAEConfig(prior="realnvp", **fields)
 
@@ -896,7 +905,8 @@ def residual_blocks(model: VAEModel) -> list[ResidualBlock]:
 @LATENT_TYPES
 def test_a_fresh_model_starts_with_identity_blocks_and_next_to_the_prior(latent_type: str) -> None:
     torch.manual_seed(0)
-    model = VAEModel(VAEConfig(num_residual_blocks=2, latent_type=latent_type, likelihood="gaussian"))
+    fields = {"num_residual_blocks": 2, "latent_type": latent_type, "prior": "normal", "likelihood": "gaussian"}
+    model = VAEModel(VAEConfig(**fields))
     blocks = residual_blocks(model)
     hidden_states = torch.randn(1, 32, 4, 4)
 
@@ -945,3 +955,44 @@ def test_weights_that_are_missing_are_initialized_and_the_others_kept(tmp_path: 
     assert loaded.encoder.to_latents.weight.std().item() == pytest.approx(0.1 / math.sqrt(512), rel=0.1)
     assert loaded.decoder.hidden.weight.std().item() == pytest.approx(math.sqrt(2 / 512), rel=0.1)
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in kept.items())
+
+
+OLD = {
+    "image_size": [8, 8], "num_channels": 1, "hidden_channels": [2, 3], "hidden_size": 5, "latent_dim": 2,
+    "latent_type": "vector", "likelihood": "bernoulli", "beta": 1.0, "model_type": "hfgen_vae",
+    "architectures": ["VAEModel"],
+}  # fmt: skip
+
+
+def test_a_checkpoint_from_before_the_learned_prior_is_the_network_that_it_was(tmp_path: Path) -> None:
+    """With ReLU and N(0, I), and no word of either in its config.json."""
+    torch.manual_seed(0)
+    convs = [nn.Conv2d(1, 2, 4, stride=2, padding=1), nn.Conv2d(2, 3, 4, stride=2, padding=1)]
+    linears = [nn.Linear(12, 5), nn.Linear(5, 4), nn.Linear(2, 5), nn.Linear(5, 12)]
+    ups = [nn.ConvTranspose2d(3, 2, 4, stride=2, padding=1), nn.ConvTranspose2d(2, 1, 4, stride=2, padding=1)]
+    names = ["encoder.stages.0.0", "encoder.stages.1.0", "encoder.hidden", "encoder.to_latents",
+             "decoder.from_latents", "decoder.hidden", "decoder.stages.0.0", "decoder.stages.1.0"]  # fmt: skip
+    weights = {}
+    for name, layer in zip(names, [*convs, *linears, *ups], strict=True):
+        weights |= {f"{name}.{kind}": value.detach() for kind, value in layer.named_parameters()}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text(json.dumps(OLD))
+    images, noise = torch.rand(3, 1, 8, 8), torch.randn(3, 2)
+    x = 2 * images - 1
+    for conv in convs:
+        x = F.relu(conv(x))
+    posterior = DiagonalGaussianDistribution(linears[1](F.relu(linears[0](x.flatten(1)))))
+    x = linears[3](F.relu(linears[2](posterior.sample(noise=noise)))).unflatten(1, (3, 2, 2))
+    for up in ups:
+        x = up(F.relu(x))
+
+    model, report = VAEModel.from_pretrained(tmp_path, output_loading_info=True)
+
+    assert not any(report.values()), report
+    output = model(images, noise=noise)
+    torch.testing.assert_close(output.reconstruction, x.sigmoid())
+    torch.testing.assert_close(output.kl_loss, posterior.kl().mean())
+    model.save_pretrained(tmp_path / "again")
+    again = VAEModel.from_pretrained(tmp_path / "again")
+    assert torch.equal(again(images, noise=noise).loss, output.loss)
+    assert (again.config.prior, again.config.hidden_act) == ("normal", "relu")

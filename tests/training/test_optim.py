@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from hfgen import (
     VAEModel,
 )
 from training.config.flags import RunArguments
-from training.optim import EMA, build_optimizer, learning_rate_schedule
+from training.optim import EMA, GradientLimit, build_optimizer, learning_rate_schedule
 
 
 SMALL_GPT = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -114,6 +115,37 @@ def test_frozen_parameters_are_left_out() -> None:
     for optimizer in ("adamw", "muon"):
         groups = groups_by_name(optimizer_of(module, RunArguments(optimizer=optimizer)), module)
         assert set().union(*groups) == {n for n, p in module.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("norm, limit", [(0.0, 40.0), (30.0, 30.0), (50.0, 40.0)])
+def test_gradients_are_limited_to_a_multiple_of_the_median_of_the_last_hundred(norm: float, limit: float) -> None:
+    gradients = GradientLimit(norm, ratio=10.0)
+    for value in [1e6] * 30 + [3.0] * 40 + [4.0] * 30 + [5.0] * 30:  # the first thirty are forgotten
+        gradients.record(torch.tensor(value))
+    assert gradients.next() == limit
+    for value in [math.inf, math.nan, 4000.0]:
+        gradients.record(torch.tensor(value))
+    assert gradients.next() == limit and list(gradients.norms)[-2:] == [5.0, 4000.0]
+
+
+def test_gradients_are_limited_by_their_median_only_once_it_says_something() -> None:
+    gradients = GradientLimit(norm=0.0, ratio=2.0)
+    for value in [1.0, 1.0, 1.0, 1.0]:
+        gradients.record(torch.tensor(value))
+        assert gradients.next() == math.inf
+    gradients.record(torch.tensor(1.0))
+    assert gradients.next() == 2.0
+    for _ in range(100):
+        gradients.record(torch.tensor(0.0))
+    assert gradients.next() == math.inf  # and not 0, from which no gradient would come back
+
+
+def test_a_gradient_limit_without_a_ratio_remembers_nothing() -> None:
+    gradients = GradientLimit(norm=0.0, ratio=0.0)
+    for _ in range(10):
+        gradients.record(torch.tensor(1.0))
+    assert gradients.next() == math.inf and not gradients.norms
+    assert GradientLimit(norm=3.0, ratio=0.0).next() == 3.0
 
 
 SCHEDULES = ["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -44,11 +45,15 @@ def fp16() -> Iterator[Accelerator]:
     PartialState._reset_state()
 
 
+def trainer_of(module: nn.Module, accelerator: Accelerator, **flags: Any) -> PhaseTrainer:
+    run = RunArguments(**{"learning_rate": 0.1, **flags})
+    return PhaseTrainer(Phase("model", module), module, run, torch.float32, accelerator, Processes())
+
+
 def train_on(accelerator: Accelerator, inputs: list[float], on_nonfinite: str = "stop") -> tuple[Square, int]:
     """One step per input. Returns the module and the number of skipped updates."""
     module = Square()
-    run = RunArguments(on_nonfinite=on_nonfinite, learning_rate=0.1)  # type: ignore[arg-type]
-    trainer = PhaseTrainer(Phase("model", module), module, run, torch.float32, accelerator, Processes())
+    trainer = trainer_of(module, accelerator, on_nonfinite=on_nonfinite)
     batches = [[{"x": torch.tensor([value])}] for value in inputs]
     results = [trainer.step(batch, GlobalBatch(1), step, 1.0, 0.0) for step, batch in enumerate(batches)]
     assert all(math.isfinite(values["loss"]) for result in results for values in result.values)
@@ -84,3 +89,20 @@ def test_gradient_that_overflows_at_scale_1_is_an_error(fp16: Accelerator) -> No
     fp16.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
     with pytest.raises(NonFiniteError, match="in the backward pass"):
         train_on(fp16, [3e38])  # the loss is finite, its gradient 2 * 3e38 is not
+
+
+@pytest.mark.parametrize("is_scaled", [False, True])
+def test_a_rare_gradient_counts_as_the_given_multiple_of_the_usual_one(is_scaled: bool, fp16: Accelerator) -> None:
+    if not is_scaled:
+        fp16.scaler, fp16.native_amp = None, False
+    module = Square()
+    trainer = trainer_of(module, fp16, max_grad_norm_ratio=10.0, learning_rate=1e-6)  # the weight stays near 1
+
+    for step, x in enumerate([1.0] * 9 + [1e4]):
+        trainer.step([{"x": torch.tensor([x])}], GlobalBatch(1), step, 1.0, 0.0)
+
+    # The gradient is (2 x, 1), so its norm was the root of 5, and is ten times as much in the last step.
+    moment = trainer.bare_optimizer.state[module.weight]["exp_avg"].item()
+    usual = 2 * (1 - 0.9**9)
+    assert moment == pytest.approx(0.9 * usual + 0.1 * 10 * math.sqrt(5), rel=1e-3)
+    assert list(trainer.gradient_limit.norms) == pytest.approx([math.sqrt(5)] * 9 + [2e4], rel=1e-3)

@@ -27,7 +27,7 @@ def tiny_model(family: str, **fields: object) -> Any:
     torch.manual_seed(0)
     model: Any
     if family == "vae":
-        model = VAEModel(VAEConfig(**{**SIZES, **fields}))
+        model = VAEModel(VAEConfig(**{**SIZES, "prior": "normal", **fields}))
     else:
         model = LadderVAEModel(LadderVAEConfig(**{**SIZES, "prior": "normal", **fields}))
     with torch.no_grad():

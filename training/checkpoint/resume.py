@@ -88,7 +88,7 @@ def check_same_run(
         )
     meaning, settings, saved = on_resume(arguments), as_recipe(arguments), checkpoint.state["arguments"]
     # A flag that is newer than the checkpoint was off.
-    saved = {**{name: False for name, value in settings.items() if value is False}, **saved}
+    saved = {**{name: value for name, value in settings.items() if value in (False, 0)}, **saved}
     differences = [
         *_differences("config ", saved_config, config, sorted({*config, *saved_config} - NOT_SETTINGS)),
         *_differences("--", saved, settings, [name for name, rule in meaning.items() if rule == "refuse"]),

@@ -188,6 +188,9 @@ class RunArguments:
         0.0, "Decoupled weight decay, applied to weight matrices and convolution kernels.", on_resume="warn", ge=0)
     max_grad_norm: float = flag(
         0.0, "Clip the gradient norm to this value; 0 disables clipping.", on_resume="warn", ge=0)
+    max_grad_norm_ratio: float = flag(
+        0.0, "Clip the gradient norm to this multiple of its median over the last 100 updates, which bounds rare "
+        "batches, whatever the scale of the loss is; 0 disables it.", on_resume="warn", ge=0)
     ema_decay: float = flag(
         0.0, "Decay rate of the exponential moving average of the weights, which is published in their place; 0 "
         "disables it.", on_resume="warn", ge=0, lt=1)

@@ -234,7 +234,12 @@ SCRIPTS = {
             {"learning_rate": 6e-3, "optimizer": "muon", "ema_decay": 0.99},
             AutoencoderArguments,
         ),
-        Script("vae", "Trains a Variational Auto-Encoder.", {"learning_rate": 2e-3}, VAEArguments),
+        Script(
+            "vae",
+            "Trains a Variational Auto-Encoder.",
+            {"learning_rate": 6e-3, "optimizer": "muon", "per_device_train_batch_size": 256},
+            VAEArguments,
+        ),
         Script(
             "ladder_vae",
             "Trains a Ladder VAE, with latents at several resolutions.",

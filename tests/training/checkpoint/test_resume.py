@@ -97,6 +97,8 @@ def test_resumed_run_keeps_what_the_machine_was_fast_at(tmp_path: Path) -> None:
 SETTINGS: dict[str, tuple[str, list[object], int]] = {
     "vae-bf16": ("vae", ["--mixed_precision", "bf16"], 1),
     "vae-binarized": ("vae", ["--dynamic_binarization"], 2),
+    # Below the usual norm, so that it depends on those before the stop how much is left of every gradient.
+    "gan-limited": ("gan", ["--max_grad_norm_ratio", 0.5], 1),
     "gpt-bf16": ("gpt", ["--mixed_precision", "bf16", "--gradient_checkpointing"], 1),
     # Each process has its own dropout.
     "gpt-muon": ("gpt", ["--optimizer", "muon", "--gradient_checkpointing"], 2),
@@ -275,14 +277,19 @@ def test_checkpoint_of_another_architecture_is_refused(whole: dict[str, Path], t
     assert not (tmp_path / "run").exists()
 
 
-def test_flag_that_is_newer_than_the_checkpoint_was_off() -> None:
+def test_flag_that_is_newer_than_the_checkpoint_was_off(caplog: pytest.LogCaptureFixture) -> None:
+    newer = ("dynamic_binarization", "max_grad_norm_ratio")
+
     def check(*flags: str) -> None:
         arguments = parse(SCRIPTS["vae"], ["--output_dir", "run", *flags])
-        saved = {name: value for name, value in as_recipe(arguments).items() if name != "dynamic_binarization"}
+        saved = {name: value for name, value in as_recipe(arguments).items() if name not in newer}
         state = {"arguments": saved, "config": {"model_type": "hfgen_vae"}, "examples_a_step": 128}
         check_same_run(Checkpoint(Path("step-000004"), state, {}), {"model_type": "hfgen_vae"}, arguments, 128)
 
     check()
+    assert not caplog.records
+    check("--max_grad_norm_ratio", "10")
+    assert "--max_grad_norm_ratio: None before, 10.0 now" in caplog.text
     with pytest.raises(ValueError, match="--dynamic_binarization: None before, True now"):
         check("--dynamic_binarization")
 
@@ -290,7 +297,7 @@ def test_flag_that_is_newer_than_the_checkpoint_was_off() -> None:
 def test_changed_learning_rate_is_logged_and_used(whole: dict[str, Path], tmp_path: Path) -> None:
     train("vae", tmp_path / "run", fault=Fault(signal.SIGTERM, at_step=6))
     run = train("vae", tmp_path / "run", "--learning_rate", "1e-5")
-    assert run.code == 0 and "--learning_rate: 0.002 before, 1e-05 now" in run.output
+    assert run.code == 0 and "--learning_rate: 0.006 before, 1e-05 now" in run.output
     assert metrics(tmp_path / "run")[-2]["learning_rate"] < 1e-5
 
 

@@ -16,7 +16,8 @@ from training.tools.vae_rows.bare_vae import build_decoder, build_encoder, negat
 
 @pytest.mark.parametrize("blocks", [0, 1])
 def test_loss_is_that_of_the_model_with_the_same_weights(blocks: int) -> None:
-    config = VAEConfig(image_size=16, hidden_channels=[3, 5], hidden_size=7, latent_dim=4, num_residual_blocks=blocks)
+    sizes = {"image_size": 16, "hidden_channels": [3, 5], "hidden_size": 7, "latent_dim": 4}
+    config = VAEConfig(**sizes, num_residual_blocks=blocks, prior="normal")
     torch.manual_seed(0)
     model = VAEModel(config).double()
     encoder, decoder = build_encoder(config).double(), build_decoder(config).double()
@@ -32,7 +33,7 @@ def test_loss_is_that_of_the_model_with_the_same_weights(blocks: int) -> None:
 
 
 def test_training_improves_the_loss_and_counts_what_it_did(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = VAEConfig(image_size=8, hidden_channels=[4], hidden_size=16, latent_dim=2)
+    config = VAEConfig(image_size=8, hidden_channels=[4], hidden_size=16, latent_dim=2, prior="normal")
     torch.manual_seed(0)
     clock = itertools.count(step=0.01)  # of a machine that takes 10 ms for a step
     monkeypatch.setattr(bare_vae, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
