@@ -19,7 +19,9 @@ _LAZY = {
     "build_image_processor": "hfgen.image_processing",
     "from_gpt2": "hfgen.convert",
     "from_nanogpt": "hfgen.convert",
+    "from_native": "hfgen.convert",
     "to_gpt2": "hfgen.convert",
+    "to_native": "hfgen.convert",
     "image_grid": "hfgen.image_processing",
     "to_pil": "hfgen.image_processing",
     "MODELS": "hfgen.models",
@@ -41,7 +43,7 @@ _LAZY = {
 
 if TYPE_CHECKING:
     from .autoencoder_transformer import AutoencoderTransformer
-    from .convert import from_gpt2, from_nanogpt, to_gpt2, tokenizer_from_nanogpt
+    from .convert import from_gpt2, from_nanogpt, from_native, to_gpt2, to_native, tokenizer_from_nanogpt
     from .embedding import Embedder
     from .image_processing import build_image_processor, image_grid, to_pil
     from .models import (
@@ -83,8 +85,10 @@ __all__ = [
     "build_image_processor",
     "from_gpt2",
     "from_nanogpt",
+    "from_native",
     "image_grid",
     "to_gpt2",
+    "to_native",
     "to_pil",
     "tokenizer_from_nanogpt",
 ]
