@@ -123,6 +123,8 @@ class GANConfig(LabeledConfig):
 
     def _default_channels(self) -> list[int]:
         """64 channels for the largest map, and 128 for each further halving that the image's size allows."""
+        if not isinstance(self.image_size, list) or len(self.image_size) != 2:
+            return [64]  # whatever else it is, it is refused later
         maps, (height, width) = 1, (side // 2 for side in self.image_size)
         while not height % 2 and not width % 2 and min(height, width) // 2 >= SMALLEST_SIDE and maps < 5:
             maps, height, width = maps + 1, height // 2, width // 2

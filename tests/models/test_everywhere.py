@@ -21,14 +21,18 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "autoencoder spatial": ("hfgen_autoencoder", {**IMAGES, "latent_type": "spatial"}),
     "vae vector": ("hfgen_vae", {**IMAGES, "num_labels": 3, "num_residual_blocks": 1, "prior": "normal"}),
     "vae spatial": ("hfgen_vae", {**IMAGES, "latent_type": "spatial", "likelihood": "gaussian"}),
-    "vae logistic": ("hfgen_vae", {**IMAGES, "likelihood": "discretized_logistic"}),
+    "vae logistic": ("hfgen_vae", {**IMAGES, "likelihood": "discretized_logistic", "prior": "normal"}),
     "vae learned prior": ("hfgen_vae", {**IMAGES, "likelihood": "logistic_mixture", "num_labels": 3, **PRIOR}),
     "ladder vae": ("hfgen_ladder_vae", {**IMAGES, "prior": "normal", "likelihood": "gaussian", "num_levels": [0, 2]}),
     "ladder vae learned prior": ("hfgen_ladder_vae", {**IMAGES, "num_labels": 3, **PRIOR}),
     "codec": ("hfgen_codec", {**CODEC, "num_channels": 1}),
-    "gan spectral": ("hfgen_gan", GAN),
-    "gan batch": ("hfgen_gan", {**GAN, "discriminator_norm": "batch", "loss_type": "non_saturating"}),
-    "gan none": ("hfgen_gan", {**GAN, "discriminator_norm": "none", "num_labels": 0}),
+    "gan residual": ("hfgen_gan", GAN),
+    "gan residual without norms": ("hfgen_gan", {**GAN, "generator_norm": "none", "num_labels": 0}),
+    "gan spectral": ("hfgen_gan", {**GAN, "architecture": "dcgan"}),
+    "gan batch": (
+        "hfgen_gan",
+        {**GAN, "architecture": "dcgan", "discriminator_norm": "batch", "gradient_penalty_weight": 0.0},
+    ),
 }
 each_case = pytest.mark.parametrize("case", CASES)
 
