@@ -41,5 +41,5 @@ def test_a_preset_that_does_not_exist_is_refused() -> None:
 
 
 def test_more_than_a_whole_batch_cannot_be_penalized() -> None:
-    with pytest.raises(SystemExit, match="--penalized_share must be at most 1, got 1.5"):
+    with pytest.raises(SystemExit, match=r"--penalized_share must be at most 1, got 1\.5"):
         parse(SCRIPTS["gan"], ["--penalized_share", "1.5", "--output_dir", "x"], GANConfig)
