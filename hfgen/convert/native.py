@@ -113,7 +113,7 @@ class Layout:
         if problems := self._obstacles_here(config):
             raise ValueError(f"GPTConfig cannot express this {self.title}: " + "; ".join(problems) + ".")
         # Older configs of Apertus have no head_dim.
-        fields = {name: copy.deepcopy(getattr(config, name, None)) for name in _SAME_FIELDS}
+        fields: dict[str, Any] = {name: copy.deepcopy(getattr(config, name, None)) for name in _SAME_FIELDS}
         try:
             return GPTConfig(
                 **fields,
@@ -227,7 +227,8 @@ def find_layout(config: GPTConfig) -> Layout | None:
 def config_from_native(config: PreTrainedConfig) -> GPTConfig:
     """Ours for a config of `NATIVE_TYPES`; raises ValueError if there is none."""
     if config.model_type == GPT2:
-        return config_from_gpt2(config)
+        gpt2_config: Any = config
+        return config_from_gpt2(gpt2_config)
     layout = next(layout for layout in LAYOUTS if layout.model_type == config.model_type)
     return layout.from_config(config)
 
