@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .image_model import TransposedConv2d, at_least_float32, dtype_of, with_init_gain
+from .image_model import TransposedConv2d, append_labels, at_least_float32, dtype_of, with_init_gain
 
 
 # Keeps the variance of activations through a leaky rectifier with this slope (He et al. 2015).
@@ -106,11 +106,7 @@ class ResidualGenerator(nn.Module):
         self.to_pixels = with_init_gain(to_pixels, 1 / self.scale)
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        latents = latents.to(dtype_of(self))
-        if labels is not None:
-            # The class has as much weight in the sum as all latents together.
-            one_hot = F.one_hot(labels.to(latents.device, torch.long), self.num_labels).to(latents.dtype)
-            latents = torch.cat([latents, latents.shape[1] ** 0.5 * one_hot], dim=1)
+        latents = append_labels(latents.to(dtype_of(self)), labels, self.num_labels)
         hidden_states = self.stages[0](self.from_latents(latents).unflatten(1, self.feature_shape))
         for transition, stage in zip(self.transitions, self.stages[1:]):
             # The convolution first: it is the same in either order, and costs a quarter before the interpolation.
