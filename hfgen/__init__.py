@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "AutoencoderTransformer": "hfgen.autoencoder_transformer",
     "Embedder": "hfgen.embedding",
+    "build_bpe_tokenizer": "hfgen.tokenization",
     "build_character_tokenizer": "hfgen.tokenization",
     "build_image_processor": "hfgen.image_processing",
     "from_gpt2": "hfgen.convert",
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
         VAEConfig,
         VAEModel,
     )
-    from .tokenization import build_character_tokenizer
+    from .tokenization import build_bpe_tokenizer, build_character_tokenizer
 
 __all__ = [
     "MODELS",
@@ -81,6 +82,7 @@ __all__ = [
     "LadderVAEModel",
     "VAEConfig",
     "VAEModel",
+    "build_bpe_tokenizer",
     "build_character_tokenizer",
     "build_image_processor",
     "from_gpt2",

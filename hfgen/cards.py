@@ -82,9 +82,10 @@ def headline(results: dict[str, Any]) -> list[tuple[str, str, str]]:
     Args:
         results: content of results.json.
     """
-    metrics, details = results["metrics"], results.get("metrics_details", {})
+    metrics, details, arguments = results["metrics"], results.get("metrics_details", {}), results.get("arguments", {})
+    unit = "token" if arguments.get("train_bpe") or arguments.get("tokenizer_name") else "character"
     # The flag, in older results: all images had that many samples.
-    numbers = {"nll_samples": "K", **results.get("arguments", {}), **details}
+    numbers = {"nll_samples": "K", "unit": unit, **arguments, **details}
     shown = []
     for key, label, form in read_family(results["model_type"]).headline_metrics:
         if (value := metrics.get(key)) is None:

@@ -77,6 +77,9 @@ METRICS = {
     ),
     "loss": Metric("Loss", "cross-entropy, nats per token; lower is better"),
     "bits_per_char": Metric("Bits per character", "the loss in bits per character of text; lower is better"),
+    "bits_per_byte": Metric(
+        "Bits per byte", "the loss in bits per byte of text in UTF-8, comparable between tokenizers; lower is better"
+    ),
     "perplexity": Metric("Perplexity", "exp(loss): as uncertain as a choice among this many equally likely tokens"),
 }
 

@@ -1,19 +1,21 @@
-"""A character tokenizer built from the training text, and the fast way to turn a corpus into ids.
+"""Tokenizers built from the training text, and the fast way to turn a corpus into ids.
 
     tokenizer = build_character_tokenizer(text, model_max_length=256)
-    ids = encode_corpus(tokenizer, text)          # numpy, one id per character
+    tokenizer = build_bpe_tokenizer(text, vocab_size=1024, model_max_length=256)    # or longer tokens, fewer of them
+    ids = encode_corpus(tokenizer, text)          # numpy, one id per token
     tokenizer.save_pretrained("my-gpt")           # AutoTokenizer.from_pretrained("my-gpt"), no custom code
 
-It is a byte-fallback BPE without any merges: a character of the corpus is one token, and any other character is
-spelled by the bytes of its UTF-8 encoding. So it encodes every Unicode text, and `decode(encode(text)) == text`.
+The character tokenizer is a byte-fallback BPE without any merges: a character of the corpus is one token, and any
+other character is spelled by the bytes of its UTF-8 encoding. The other one is a byte-level BPE, as GPT-2's. Both
+encode every Unicode text, and `decode(encode(text)) == text`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -56,7 +58,6 @@ def build_character_tokenizer(
         ValueError: there is no text, something is not a `str`, or it holds lone surrogates (which UTF-8 cannot store).
     """
     from tokenizers import Tokenizer, decoders, models
-    from transformers import PreTrainedTokenizerFast
 
     corpus = sorted(_alphabet(_documents(text)))
     if not corpus:
@@ -66,6 +67,61 @@ def build_character_tokenizer(
 
     backend = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=[], byte_fallback=True))
     backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return _with_special_tokens(backend, model_max_length)
+
+
+def build_bpe_tokenizer(
+    text: str | Iterable[str], vocab_size: int, model_max_length: int | None = None
+) -> PreTrainedTokenizerFast:
+    """Trains a byte-level BPE (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909, on bytes as GPT-2).
+
+    The text is first split by GPT-2's rule, into words with the space before them, numbers and punctuation. The ids
+    are, in this order: the 256 bytes, the pairs that were merged, most frequent first, and the special tokens of
+    [`build_character_tokenizer`], whose remarks on special tokens hold here too. The same text always gives the same
+    tokenizer.
+
+    Args:
+        text: the training text, or parts of it, as an iterable that need not fit in memory. No token crosses from one
+            part to the next.
+        vocab_size: number of tokens, at most: a text too small for as many pairs gives fewer.
+        model_max_length: as for `build_character_tokenizer`.
+
+    Raises:
+        ValueError: vocab_size is below 258, which bytes and special tokens need, there is no text, or something is not
+            a `str` or holds lone surrogates.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    alphabet, specials = pre_tokenizers.ByteLevel.alphabet(), (END_OF_TEXT, PADDING)
+    if vocab_size < len(alphabet) + len(specials):
+        raise ValueError(
+            f"vocab_size must be at least {len(alphabet) + len(specials)}, for the bytes and the special tokens, got "
+            f"{vocab_size}. Ask for some hundreds more."
+        )
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(specials), initial_alphabet=alphabet, min_frequency=2, show_progress=False
+    )
+    parts = iter([text] if isinstance(text, str) else text)
+    first = next((part for part in parts if part), None)
+    if first is None:
+        raise ValueError("text must hold characters, got none. Check the file or column it was read from.")
+    backend.train_from_iterator(_checked(chain([first], parts)), trainer)
+    return _with_special_tokens(backend, model_max_length)
+
+
+def _checked(parts: Iterable[str]) -> Iterator[str]:
+    """The parts of a text; raises ValueError if one is no text that UTF-8 can store."""
+    for part in parts:
+        _alphabet(_documents([part]))
+        yield part
+
+
+def _with_special_tokens(backend: Any, model_max_length: int | None) -> PreTrainedTokenizerFast:
+    from transformers import PreTrainedTokenizerFast
+
     length = {} if model_max_length is None else {"model_max_length": model_max_length}
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -122,7 +178,7 @@ class CorpusEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, alphabet: Iterable[str]):
         self.tokenizer = tokenizer
         self.dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.int32)
-        self.reads_single_characters = _reads_single_characters(tokenizer)
+        self.reads_single_characters = reads_single_characters(tokenizer)
         self._table = np.empty((0, 1), np.int32)
         self._backend = None
         if self.reads_single_characters:
@@ -193,8 +249,9 @@ def _alphabet(documents: list[str]) -> set[str]:
     return alphabet
 
 
-def _reads_single_characters(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer looks every character up by itself, and spells the unknown ones by bytes."""
+def reads_single_characters(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer looks every character up by itself and spells the unknown ones by bytes, as those of
+    [`build_character_tokenizer`]."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return False

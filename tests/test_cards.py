@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from hfgen.cards import name_repository, render_card, write_card
+from hfgen.cards import headline, name_repository, render_card, write_card
 from hfgen.hub import select_files
 
 from .hub.card_metadata import check_card
@@ -66,6 +66,16 @@ def test_every_metric_is_in_the_metadata_and_in_the_table(family):
     assert {result.dataset_split for result in eval_results} == {results["split"]}
     table = card.partition("## Results")[2].partition("## Training")[0]
     assert table.count("\n| ") == len(measured) + 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unit"),
+    [({}, "character"), ({"train_bpe": None}, "character"), ({"train_bpe": 512}, "token"),
+     ({"tokenizer_name": "gpt2"}, "token")],
+)  # fmt: skip
+def test_only_a_loss_per_character_is_called_so(arguments, unit):
+    results = {"model_type": "hfgen_gpt", "metrics": {"loss": 2.0}, "arguments": arguments}
+    assert headline(results) == [("loss", f"validation loss, nats per {unit}", "2.000")]
 
 
 def test_a_number_that_was_not_measured_is_not_in_the_card(tmp_path):

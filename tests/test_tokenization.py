@@ -20,7 +20,7 @@ from transformers import (
 )
 
 import hfgen.tokenization
-from hfgen.tokenization import build_character_tokenizer, encode_corpus
+from hfgen.tokenization import build_bpe_tokenizer, build_character_tokenizer, encode_corpus
 
 
 ODD_TEXTS = [
@@ -281,3 +281,63 @@ def test_documents_need_an_end_of_text_token() -> None:
     backend = Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
     with pytest.raises(ValueError, match="eos_token"):
         encode_corpus(PreTrainedTokenizerFast(tokenizer_object=backend), ["a"])
+
+
+# ------------------------------------------------------------------------------------------------- byte-level BPE
+
+
+@settings(deadline=None, max_examples=50)
+@given(corpus=st.text(min_size=1), text=st.text())
+def test_any_text_round_trips_through_bpe_whatever_the_corpus(corpus: str, text: str) -> None:
+    tokenizer = build_bpe_tokenizer(corpus, 300)
+    for string in (corpus, text):
+        ids = ids_of_text(tokenizer, string)
+        assert tokenizer.decode(ids) == string
+        np.testing.assert_array_equal(encode_corpus(tokenizer, string), ids)
+
+
+def test_bpe_merges_the_most_frequent_pairs_first() -> None:
+    """The pairs "lo" and then "low" occur seven times, with a space before them six times, and "er" twice."""
+    tokenizer = build_bpe_tokenizer("low " * 5 + "lower " * 2, 256 + 3 + 2)
+    tokens = tokenizer.convert_ids_to_tokens(range(256, len(tokenizer)))
+
+    assert tokens[:-2] == ["lo", "low", "Ġlow"]
+    assert tokens[-2:] == ["<|endoftext|>", "<|pad|>"]
+    assert tokenizer("low lower")["input_ids"] == tokenizer.convert_tokens_to_ids(["low", "Ġlow", "e", "r"])
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.padding_side) == (
+        "<|endoftext|>",
+        "<|endoftext|>",
+        "left",
+    )
+
+
+def test_bpe_is_the_same_each_time_and_of_parts_that_come_one_by_one(tmp_path) -> None:
+    parts = [f" word{number % 97} and other{number % 31}" for number in range(2000)]
+    tokenizer = build_bpe_tokenizer("".join(parts), 300, model_max_length=77)
+    tokenizer.save_pretrained(tmp_path)
+
+    for text in ("".join(parts), iter(parts), ["", *parts]):
+        again = build_bpe_tokenizer(text, 300)
+        assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert loaded("".join(parts))["input_ids"] == tokenizer("".join(parts))["input_ids"]
+    assert loaded.model_max_length == 77
+
+
+@pytest.mark.parametrize(
+    ("text", "size", "message"),
+    [
+        ("abc", 257, "vocab_size must be at least 258, for the bytes and the special tokens, got 257"),
+        ("", 300, "text must hold characters, got none"),
+        (["", ""], 300, "text must hold characters, got none"),
+        (["a", 7], 300, "text must be a str or an iterable of str, got int"),
+        ("a\ud800", 300, r"got the lone surrogate U\+D800"),
+    ],
+)
+def test_bpe_refuses(text: object, size: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_bpe_tokenizer(text, size)
+
+
+def test_a_text_too_small_for_the_vocabulary_gives_fewer_tokens() -> None:
+    assert len(build_bpe_tokenizer("abcdefg", 1000)) == 258  # no pair occurs twice

@@ -66,11 +66,12 @@ class GPTObjective:
 
     def __init__(self, arguments: Arguments):
         self.extra: GPTArguments = arguments.extra
+        check_tokenizer_flags(arguments)
         model = load_model(GPTForCausalLM, arguments)
         tokenizer = load_tokenizer(self.extra.tokenizer_name or arguments.run.model_name_or_path)
         default = 64 if model is None else model.config.max_position_embeddings
         context = arguments.model.get("max_position_embeddings") or default
-        self.data = load_text(arguments.data, arguments.run.seed, context, tokenizer)
+        self.data = load_text(arguments.data, arguments.run.seed, context, tokenizer, self.extra.train_bpe)
         if model is None:
             model = new_model(arguments.model, self.data.tokenizer, context)
         elif len(self.data.tokenizer) > model.config.vocab_size:
@@ -101,8 +102,13 @@ class GPTObjective:
         return None
 
     def derive(self, means: dict[str, float]) -> dict[str, float]:
-        bits = means["loss"] / math.log(2) / self.data.characters_per_token
-        return {**means, "perplexity": _perplexity(means["loss"]), "bits_per_char": bits}
+        bits = means["loss"] / math.log(2)
+        return {
+            **means,
+            "perplexity": _perplexity(means["loss"]),
+            "bits_per_char": bits / self.data.characters_per_token,
+            "bits_per_byte": bits / self.data.bytes_per_token,
+        }
 
     def measure_samples(self, model: GPTForCausalLM) -> Metrics:
         return Metrics()
@@ -121,6 +127,17 @@ class GPTObjective:
 
     def save_extras(self, folder: Path) -> None:
         self.data.tokenizer.save_pretrained(folder)
+
+
+def check_tokenizer_flags(arguments: Arguments) -> None:
+    """Raises ValueError if more than one flag says which tokenizer it is."""
+    extra: GPTArguments = arguments.extra
+    given = {"--tokenizer_name": extra.tokenizer_name, "--model_name_or_path": arguments.run.model_name_or_path}
+    if extra.train_bpe is not None and (others := [flag for flag, value in given.items() if value is not None]):
+        raise ValueError(
+            f"--train_bpe must be left out beside {' and '.join(others)}, as that has a tokenizer, got "
+            f"{extra.train_bpe}. Give only one of them."
+        )
 
 
 def new_model(given: dict[str, Any], tokenizer: PreTrainedTokenizerBase, context: int) -> GPTForCausalLM:

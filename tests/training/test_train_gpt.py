@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,22 @@ def test_temperature_of_zero_publishes_a_model_that_takes_the_likeliest_tokens(t
 
     assert text == model.sample(tokenizer, "", 50, 50, temperature=0)
     assert published.generate(prompt).tolist() == model.generate(prompt, do_sample=False).tolist()
+
+
+def test_bpe_is_trained_and_measured_in_bits_of_both_kinds(tmp_path: Path) -> None:
+    objective = objective_for(["nåw ïs béttér thân nevér\n" * 60], tmp_path, "--train_bpe", "290")
+    text = "nåw ïs béttér thân nevér\n" * 6  # the last tenth
+
+    metrics = objective.derive({"loss": 3.0})
+
+    tokens = len(objective.data.eval_tokens)
+    assert tokens == len(objective.data.tokenizer(text)["input_ids"]) < len(text) / 2
+    assert metrics["bits_per_char"] == pytest.approx(3 / math.log(2) * tokens / len(text))
+    assert metrics["bits_per_byte"] == pytest.approx(3 / math.log(2) * tokens / len(text.encode()))
+    assert objective.model.config.vocab_size == 320
+    assert objective.model.generation_config.bos_token_id == objective.data.tokenizer("\n")["input_ids"][0]
+
+
+def test_only_one_flag_may_name_the_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--train_bpe must be left out beside --tokenizer_name, .* got 300"):
+        objective_for(["abc\n" * 50], tmp_path, "--train_bpe", "300", "--tokenizer_name", "some/model")

@@ -152,6 +152,13 @@ class GPTArguments:
     tokenizer_name: str | None = flag(
         None, "Tokenizer to use instead of one built from the characters of the text.", on_resume="warn"
     )
+    train_bpe: int | None = flag(
+        None,
+        "Number of tokens of a byte-level BPE to build from the training text, instead of a tokenizer of characters. "
+        "Losses per token do not compare with those of other tokenizers; bits per byte do.",
+        on_resume="refuse",
+        ge=258,
+    )
     sample_length: int = flag(500, "Length of each sample in tokens.", on_resume="free", ge=1)
     sample_temperature: float = flag(
         0.8,

@@ -31,7 +31,7 @@ GROUP_CHARACTERS = 1 << 20  # tokenized at a time
 BATCH_BYTES = 4 << 20  # of a dataset, read at a time
 TEXT_PER_GZIP = 4  # bytes of text per byte, as a guess
 # Part of every fingerprint: raise it when the code would write a different file for the same text.
-FORMAT = "hfgen text 2"
+FORMAT = "hfgen text 3"
 
 
 class Piece(NamedTuple):
@@ -236,11 +236,12 @@ class CorpusScan:
     """What one pass over a corpus finds.
 
     Attributes:
-        characters, documents: How many there are.
+        characters, bytes, documents: How many there are. The bytes are those of UTF-8.
         alphabet: Each character that occurs, once, by code point.
     """
 
     characters: int
+    bytes: int
     documents: int
     alphabet: str
 
@@ -252,15 +253,16 @@ def scan(corpus: Corpus) -> CorpusScan:
         ValueError: The text cannot be read, or there is none.
     """
     seen = np.zeros(0x110000, bool)
-    characters = documents = 0
+    characters = num_bytes = documents = 0
     for group in grouped(corpus.pieces()):
         text = "".join(piece.text for piece in group)
         seen[np.frombuffer(text.encode("utf-32-le"), np.dtype("<u4"))] = True
         characters += len(text)
+        num_bytes += len(text.encode())
         documents += sum(piece.ends for piece in group)
     if not documents:
         raise ValueError(f"{corpus.name} has no text. Check --dataset_name, its splits and --text_column.")
-    return CorpusScan(characters, documents, "".join(map(chr, np.flatnonzero(seen))))
+    return CorpusScan(characters, num_bytes, documents, "".join(map(chr, np.flatnonzero(seen))))
 
 
 def cached_scan(corpus: Corpus) -> CorpusScan:

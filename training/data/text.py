@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hfgen.tokenization import build_character_tokenizer, encode_corpus
+from hfgen.tokenization import build_bpe_tokenizer, build_character_tokenizer, encode_corpus
 
 from ..config.flags import DataArguments
 from .batches import Batch, Feed, evenly_spread, fits_in_memory
@@ -20,24 +21,28 @@ from .sources import find_eval_split, find_split, find_text_files, first_example
 from .streams import ShuffledExamples, State, StreamFeed
 
 
+logger = logging.getLogger(__name__)
 MAX_STREAMED_EVAL_TEXTS = 1000
 TOKENIZER_TEXTS = 1000
 CHUNK_CHARACTERS = 1 << 12  # of a stream, tokenized together: a call of a tokenizer has a cost of its own
 
 
-def load_text(args: DataArguments, seed: int, context: int, tokenizer: Any = None) -> TextData:
-    """Finds a text, builds a character tokenizer from its training part unless one is given, and tokenizes it.
+def load_text(
+    args: DataArguments, seed: int, context: int, tokenizer: Any = None, bpe_vocab_size: int | None = None
+) -> TextData:
+    """Finds a text, builds a tokenizer from its training part unless one is given, and tokenizes it.
 
     If the dataset has no evaluation split, the last tenth of the characters is held out. A text that does not fit in
     memory is tokenized once into a mapped file, to the same tokens (but see [`TextFiles`] for tokenizers that merge
-    characters). A streamed text is tokenized while training; its tokenizer knows the characters of the first documents
-    and spells others in bytes.
+    characters). A streamed text is tokenized while training; its tokenizer is built from the first documents, and
+    spells what they lack in bytes.
 
     Args:
         args: The flags that name the text.
         seed: Determines the order of the examples.
         context: Tokens per window.
         tokenizer: None to build one.
+        bpe_vocab_size: Tokens of a byte-level BPE to build; None for a tokenizer of characters.
 
     Raises:
         ValueError: The text is missing, empty or shorter than the context; the message says what to do.
@@ -51,7 +56,7 @@ def load_text(args: DataArguments, seed: int, context: int, tokenizer: Any = Non
     read, tokenize = (scan, _hold_tokens) if found.in_memory else (cached_scan, map_tokens)
     train_scan, eval_scan = read(found.train), read(found.evaluation)
     if tokenizer is None:
-        tokenizer = build_character_tokenizer(train_scan.alphabet, model_max_length=context)
+        tokenizer = _build_tokenizer(found.train, train_scan, context, bpe_vocab_size)
 
     feed: Feed
     if args.streaming:
@@ -72,8 +77,20 @@ def load_text(args: DataArguments, seed: int, context: int, tokenizer: Any = Non
             f"The text of {found.evaluation.name} must have at least 2 tokens, as the first one is not predicted, got "
             f"{len(eval_tokens)}. Use more text or another --eval_split."
         )
-    characters_per_token = eval_scan.characters / len(eval_tokens)
-    return TextData(feed, eval_tokens, tokenizer, context, characters_per_token, name, found.eval_split, args.version)
+    characters, size = eval_scan.characters / len(eval_tokens), eval_scan.bytes / len(eval_tokens)
+    return TextData(feed, eval_tokens, tokenizer, context, characters, size, name, found.eval_split, args.version)
+
+
+def _build_tokenizer(corpus: Corpus, counts: CorpusScan, context: int, bpe_vocab_size: int | None) -> Any:
+    if bpe_vocab_size is None:
+        return build_character_tokenizer(counts.alphabet, model_max_length=context)
+    tokenizer = build_bpe_tokenizer((piece.text for piece in corpus.pieces()), bpe_vocab_size, context)
+    if len(tokenizer) < bpe_vocab_size:
+        logger.warning(
+            "The text of %s has pairs for only %d tokens, instead of --train_bpe %d.", corpus.name, len(tokenizer),
+            bpe_vocab_size,
+        )  # fmt: skip
+    return tokenizer
 
 
 @dataclass
@@ -254,6 +271,7 @@ class TextData:
         tokenizer: Built from the training text, or the one that came with the model.
         context: Tokens per window.
         characters_per_token: Of the evaluation split. Nats per token divided by it are nats per character.
+        bytes_per_token: Likewise, for the bytes of UTF-8.
         name, eval_split, revision: What results.json and the card call the data.
     """
 
@@ -262,6 +280,7 @@ class TextData:
     tokenizer: Any
     context: int
     characters_per_token: float
+    bytes_per_token: float
     name: str
     eval_split: str
     revision: str | None = None

@@ -49,6 +49,7 @@ def test_scan_counts_characters_documents_and_the_alphabet(tmp_path: Path) -> No
     corpus = Corpus(TextFiles(paths), "two files")
     for found in (scan(corpus), cached_scan(corpus), cached_scan(corpus)):
         assert (found.characters, found.documents, found.alphabet) == (36, 2, "\nabcé👩")
+        assert found.bytes == 7 * (3 + 4 + 1) + 2
     for empty in (scan, cached_scan):
         with pytest.raises(ValueError, match=r"nothing has no text. Check --dataset_name"):
             empty(Corpus(TextFiles(()), "nothing"))

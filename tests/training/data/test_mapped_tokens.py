@@ -59,6 +59,7 @@ def assert_equal_data(memory: TextData, file: TextData) -> None:
     assert torch.equal(file.train.tokens[:], memory.train.tokens[:])
     assert torch.equal(file.eval_tokens[:], memory.eval_tokens[:])
     assert file.characters_per_token == memory.characters_per_token and file.describe() == memory.describe()
+    assert file.bytes_per_token == memory.bytes_per_token
     assert describe_tokenizer(file.tokenizer) == describe_tokenizer(memory.tokenizer)
     steps = 3 * (memory.train.num_examples or 0) // 5 + 2  # three epochs
     assert_same(take(file.train, steps, GlobalBatch(5)), take(memory.train, steps, GlobalBatch(5)))

@@ -11,8 +11,10 @@ import torch
 
 from hfgen.tokenization import build_character_tokenizer
 from tests.training.data.tiny_data import CPU, take, text_of, write_text, write_texts
+from training.config.flags import DataArguments
 from training.data.batches import GlobalBatch
 from training.data.streams import StreamFeed
+from training.data.text import load_text
 
 
 def test_evaluation_predicts_each_token_once_and_keeps_the_last_window(tmp_path: Path) -> None:
@@ -36,6 +38,37 @@ def test_tokenizer_that_is_given_is_used(tmp_path: Path) -> None:
     tokenizer = build_character_tokenizer("abcdefghij and more", model_max_length=8)
     data = text_of(write_text(tmp_path / "a.txt", "abcdefghij" * 10), tokenizer=tokenizer)
     assert data.tokenizer is tokenizer
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_bpe_is_built_from_the_training_part_alone(in_memory: bool, tmp_path: Path) -> None:
+    """The last tenth is full of a word that the rest lacks."""
+    path = write_text(tmp_path / "a.txt", "now is better than never\n" * 90 + "zyxwv " * 42)
+    args = DataArguments(dataset_name=str(path), in_memory=in_memory)
+
+    data = load_text(args, 0, 8, bpe_vocab_size=280)
+
+    tokens = {*data.tokenizer.get_vocab()}
+    assert len(tokens) <= 280 and "Ġbetter" in tokens and not any("zy" in token for token in tokens)
+    text = data.tokenizer.decode(data.eval_tokens[:].tolist())
+    assert text == path.read_text()[-len(text) :] and len(data.tokenizer(text)["input_ids"]) == len(data.eval_tokens)
+
+
+def test_a_text_without_enough_pairs_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_text(tmp_path / "a.txt", "abcdefghij\n" * 50)
+
+    data = load_text(DataArguments(dataset_name=str(path)), 0, 8, bpe_vocab_size=1000)
+
+    assert f"pairs for only {len(data.tokenizer)} tokens, instead of --train_bpe 1000" in caplog.text
+
+
+def test_characters_and_bytes_per_token_are_those_of_the_evaluation_text(tmp_path: Path) -> None:
+    path = write_text(tmp_path / "a.txt", "a" * 900 + "é" * 100)  # é is two bytes, which are its tokens here
+
+    data = text_of(path)
+
+    assert len(data.eval_tokens) == 200
+    assert (data.characters_per_token, data.bytes_per_token) == (0.5, 1.0)
 
 
 def test_streamed_text_predicts_every_token_once(tmp_path: Path) -> None:
