@@ -20,10 +20,12 @@ TRAINING = [
 EMBEDDING = ["datasets>=4.4,<6", "scikit-learn>=1.6", "tqdm>=4.66"]
 DIFFUSERS = ["diffusers>=0.36,<1"]
 COMPRESSION = ["constriction>=0.5,<0.6"]  # another minor version may write other bits
+GGUF = ["gguf>=0.19,<1"]
 TEST = [
     *TRAINING,
     *DIFFUSERS,
     *COMPRESSION,
+    *GGUF,
     "hypothesis>=6.100",
     "mypy>=1.15",
     "pytest>=8.2",
@@ -76,6 +78,7 @@ setup(
         "embedding": EMBEDDING,
         "diffusers": DIFFUSERS,
         "compression": COMPRESSION,
+        "gguf": GGUF,
         "test": TEST,
     },
     classifiers=[

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .convert.native import NATIVE_TYPES, config_in_words_of_hfgen
 from .metrics import metric_named
 from .model_folder import read_json, step_of
 from .models import MODELS
@@ -120,7 +121,9 @@ def render_card(folder: str | Path, repo_id: str | None = None, results: dict[st
     """The text that [`write_card`] writes."""
     folder = Path(folder).resolve()
     results = _read_of_run(folder / "results.json") if results is None else results
-    config = _read_of_run(folder / "config.json")
+    config, native_class = _read_of_run(folder / "config.json"), None
+    if config.get("model_type") in NATIVE_TYPES:
+        native_class, config = config["architectures"][0], config_in_words_of_hfgen(config)
     model_type = config.get("model_type", "")
     if model_type not in MODELS:
         raise CardError(
@@ -137,6 +140,7 @@ def render_card(folder: str | Path, repo_id: str | None = None, results: dict[st
         "name": name,
         "repo_id": repo_id,
         "config": config,
+        "native_class": native_class,
         "dataset": _describe_dataset(results),
         "dataset_name": f"`{short_dataset_name(results['dataset'])}`" if results.get("dataset") else "that dataset",
         "ema_decay": arguments.get("ema_decay"),

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     replace_unprintable_characters()
     arguments = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("httpx", "httpx2", "filelock", "urllib3"):
+    for noisy in ("httpx", "httpx2", "filelock", "urllib3", "gguf"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # It has a handler of its own; without this, each message would appear twice.
     logging.getLogger("huggingface_hub").propagate = False

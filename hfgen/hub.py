@@ -97,6 +97,7 @@ def push_folder(
     revision: str | None = None,
     message: str = "Upload with hfgen",
     checkpoints: CheckpointUpload = "none",
+    command: str | None = None,
 ) -> Pushed:
     """Publishes a folder as one commit, or makes none if the repository already holds everything.
 
@@ -110,6 +111,7 @@ def push_folder(
         revision: branch, created if needed; main if None.
         message: title of the commit.
         checkpoints: training state to include: none, the newest as last-checkpoint/, or all.
+        command: what an error tells the user to run again, if that is not `push_command`.
 
     Raises:
         LoadError: the folder would not load. Nothing was sent.
@@ -118,7 +120,7 @@ def push_folder(
     folder = Path(folder)
     check_folder(folder)
     files, left_out = select_files(folder, checkpoints)
-    command = push_command(folder, repo_id, private, revision, checkpoints)
+    command = command or push_command(folder, repo_id, private, revision, checkpoints)
     pushed = push_files(files, repo_id, private=private, revision=revision, message=message, command=command)
     pushed.left_out = left_out
     return pushed

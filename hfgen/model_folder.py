@@ -103,6 +103,18 @@ def code_files(file: Path) -> list[Path]:
     return files
 
 
+def code_of_model(folder: Path) -> list[Path]:
+    """The code files that the config.json of a folder names, and those that they import from. Some may be missing."""
+    references = [str(reference) for reference in _auto_map(read_json(folder / "config.json")).values()]
+    named = {reference.partition(".")[0] for reference in references if "--" not in reference}
+    return sorted({path for name in named for path in code_files(folder / f"{name}.py")})
+
+
+def _auto_map(config: dict[str, Any]) -> dict[str, Any]:
+    found = config.get("auto_map")
+    return found if isinstance(found, dict) else {}
+
+
 def _imported_beside(path: Path) -> list[Path]:
     try:
         names = get_relative_imports(path)
@@ -151,8 +163,7 @@ def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
 
 def _check_code(folder: Path, config: dict[str, Any]) -> None:
     """Checks that the code files config.json names are there, and those that they import from."""
-    auto_map = config.get("auto_map") or {}
-    for name, reference in auto_map.items() if isinstance(auto_map, dict) else ():
+    for name, reference in _auto_map(config).items():
         if "--" in str(reference):
             continue
         file = folder / f"{str(reference).partition('.')[0]}.py"

@@ -19,6 +19,7 @@ from accelerate import Accelerator, PartialState
 from transformers import PreTrainedModel
 
 from hfgen.cards import write_card
+from hfgen.model_folder import read_json
 
 from .checkpoint import storage
 from .checkpoint.resume import accumulation_steps, check_same_run, feed_state_of, find_checkpoint
@@ -343,9 +344,10 @@ def write_finished_run(state: TrainState, context: Context) -> None:
     write_results(output_dir, results)
     shown = ", ".join(f"{name} {value:.5g}" for name, value in state.latest.values.items())
     examples = progress.step * context.global_batch.size
+    code = ", trust_remote_code=True" if "auto_map" in read_json(output_dir / "config.json") else ""
     print(f"\n{output_dir}: {shown}\nTrained {progress.seconds:.0f} s on {examples} examples, "
           f"{progress.wall_seconds:.0f} s with everything else. "
-          f"Load it with AutoModel.from_pretrained({str(output_dir)!r}, trust_remote_code=True).")  # fmt: skip
+          f"Load it with AutoModel.from_pretrained({str(output_dir)!r}{code}).")  # fmt: skip
 
 
 def _results(state: TrainState, context: Context, model: PreTrainedModel) -> dict[str, Any]:

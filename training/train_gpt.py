@@ -22,6 +22,8 @@ if __name__ == "__main__":
     parse(SCRIPTS["gpt"])  # reports wrong flags before the imports below, which take seconds
 
 import math
+import tempfile
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,6 +32,10 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from hfgen import GPTConfig, GPTForCausalLM
+from hfgen.convert.folders import rewrite_as_native
+from hfgen.convert.native import NATIVE_TYPES, find_layout, from_native
+from hfgen.hub import fetch_model
+from hfgen.model_folder import read_json
 
 from .build_model import build_config, load_model
 from .config.flags import Arguments
@@ -67,7 +73,7 @@ class GPTObjective:
     def __init__(self, arguments: Arguments):
         self.extra: GPTArguments = arguments.extra
         check_tokenizer_flags(arguments)
-        model = load_model(GPTForCausalLM, arguments)
+        model = load_gpt(arguments)
         tokenizer = load_tokenizer(self.extra.tokenizer_name or arguments.run.model_name_or_path)
         default = 64 if model is None else model.config.max_position_embeddings
         context = arguments.model.get("max_position_embeddings") or default
@@ -79,6 +85,8 @@ class GPTObjective:
                 f"--tokenizer_name must have at most the model's {model.config.vocab_size} tokens, got "
                 f"{len(self.data.tokenizer)}. Leave the flag out to use the model's own tokenizer."
             )
+        if self.extra.layout == "native":
+            check_native_layout(model.config)
         temperature = self.extra.sample_temperature
         model.generation_config = GenerationConfig(
             bos_token_id=start_of_text(self.data),
@@ -127,6 +135,8 @@ class GPTObjective:
 
     def save_extras(self, folder: Path) -> None:
         self.data.tokenizer.save_pretrained(folder)
+        if self.extra.layout == "native":
+            rewrite_as_native(folder)
 
 
 def check_tokenizer_flags(arguments: Arguments) -> None:
@@ -138,6 +148,43 @@ def check_tokenizer_flags(arguments: Arguments) -> None:
             f"--train_bpe must be left out beside {' and '.join(others)}, as that has a tokenizer, got "
             f"{extra.train_bpe}. Give only one of them."
         )
+
+
+def check_native_layout(config: GPTConfig) -> None:
+    """Raises ValueError, naming every field in the way, if no class of transformers computes what the model does."""
+    try:
+        find_layout(config)
+    except ValueError as error:
+        raise ValueError(
+            f'--layout must be "hfgen" for this model, got "native". {error} Leave the flag out, or change the fields.'
+        ) from None
+
+
+def find_native(name: str) -> Path | None:
+    """The folder of a model in a native layout; None if the model has another one or cannot be found."""
+    try:
+        folder = fetch_model(name)
+        return folder if read_json(folder / "config.json").get("model_type") in NATIVE_TYPES else None
+    except (OSError, ValueError):  # load_model says what is wrong
+        return None
+
+
+def load_gpt(arguments: Arguments) -> GPTForCausalLM | None:
+    """Returns the model of --model_name_or_path, in hfgen's or a native layout; None without that flag.
+
+    Raises:
+        ValueError: as [`training.build_model.load_model`].
+    """
+    name = arguments.run.model_name_or_path
+    folder = None if name is None else find_native(name)
+    if folder is None:
+        return load_model(GPTForCausalLM, arguments)
+    with tempfile.TemporaryDirectory() as ours:
+        try:
+            from_native(folder).save_pretrained(ours)
+        except ValueError as error:
+            raise ValueError(f"--model_name_or_path {name} cannot be used: {error}") from None
+        return load_model(GPTForCausalLM, replace(arguments, run=replace(arguments.run, model_name_or_path=ours)))
 
 
 def new_model(given: dict[str, Any], tokenizer: PreTrainedTokenizerBase, context: int) -> GPTForCausalLM:

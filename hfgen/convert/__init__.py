@@ -13,6 +13,11 @@ Each returns a new model that computes the same logits, or raises a ValueError t
     gpt2.py             GPT-2, whose names and shapes differ from all others
     nanogpt.py          nanoGPT's checkpoints and vocabularies
     weights.py          how weights and settings go over to a new model
+    folders.py          whole model folders: weights, tokenizer, card
+    gguf_file.py        a folder as one file of llama.cpp
+    gguf_tokenizer.py   what llama.cpp needs to know of a tokenizer
+
+The command is `hfgen convert`.
 """
 
 from .gpt2 import from_gpt2, to_gpt2

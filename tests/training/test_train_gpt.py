@@ -7,10 +7,14 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hfgen import GPTConfig, GPTForCausalLM
+from hfgen.convert import to_native
 from training.config.parser import parse
 from training.config.scripts import SCRIPTS
+from training.output.run_folder import write_model_folder
 from training.train_gpt import GPTObjective
 
 
@@ -83,6 +87,49 @@ def test_temperature_of_zero_publishes_a_model_that_takes_the_likeliest_tokens(t
 
     assert text == model.sample(tokenizer, "", 50, 50, temperature=0)
     assert published.generate(prompt).tolist() == model.generate(prompt, do_sample=False).tolist()
+
+
+def test_native_layout_publishes_a_folder_without_code(tmp_path: Path) -> None:
+    objective = objective_for(["now is better than never\n" * 50], tmp_path, "--layout", "native")
+    published = tmp_path / "published"
+    published.mkdir()
+    (published / "mine.py").touch()
+    write_model_folder(objective.model.eval(), published, objective.data.tokenizer.save_pretrained)
+    assert (published / "modeling_gpt.py").is_file()  # of a run that had the other layout
+
+    write_model_folder(objective.model.eval(), published, objective.save_extras)
+
+    assert {path.name for path in published.iterdir()} == {
+        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "mine.py",
+    }  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(published, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(published, trust_remote_code=False)
+    assert model.config.model_type == "apertus"
+    ids = tokenizer("now is", return_tensors="pt")["input_ids"]
+    trained = objective.model.generation_config
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "do_sample", "temperature", "max_length"):
+        assert getattr(model.generation_config, name) == getattr(trained, name), name
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, objective.model(ids).logits)
+
+
+def test_native_layout_is_refused_before_any_work_where_there_is_none(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r'--layout must be "hfgen" for this model.*use_bias must be False, got True'):
+        objective_for(["now is better\n" * 50], tmp_path, "--layout", "native", "--use_bias", "true")
+
+
+def test_training_goes_on_from_a_native_model(tmp_path: Path) -> None:
+    first = objective_for(["now is better than never\n" * 50], tmp_path)
+    to_native(first.model).save_pretrained(tmp_path / "native")
+    first.save_extras(tmp_path / "native")
+    argv = ["--model_name_or_path", str(tmp_path / "native"), "--dataset_name", str(tmp_path / "book.txt")]
+
+    again = GPTObjective(parse(SCRIPTS["gpt"], [*argv, "--output_dir", str(tmp_path / "run")], GPTConfig))
+
+    assert again.data.context == 8 and type(again.model) is GPTForCausalLM
+    for name, tensor in first.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], tensor)
 
 
 def test_bpe_is_trained_and_measured_in_bits_of_both_kinds(tmp_path: Path) -> None:

@@ -159,6 +159,12 @@ class GPTArguments:
         on_resume="refuse",
         ge=258,
     )
+    layout: Literal["hfgen", "native"] = flag(
+        "hfgen",
+        "Layout of the published model: hfgen's own, or native, that of the class of transformers that computes the "
+        "same, which loads without trust_remote_code. Checkpoints have hfgen's layout in any case.",
+        on_resume="free",
+    )
     sample_length: int = flag(500, "Length of each sample in tokens.", on_resume="free", ge=1)
     sample_temperature: float = flag(
         0.8,

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from transformers import PreTrainedModel
 
-from hfgen.model_folder import code_files
+from hfgen.model_folder import LoadError, code_files, code_of_model
 
 from ..config.flags import Arguments, recipe_of
 from ..durable_files import flush, write_json
@@ -216,8 +216,14 @@ def write_model_folder(model: PreTrainedModel, output_dir: Path, save_extras: Ca
     try:
         model.save_pretrained(staging, max_shard_size="1GB")
         save_extras(staging)
+        earlier: list[Path] = []
+        with suppress(LoadError):  # there is none yet, or its config is damaged
+            earlier = code_of_model(output_dir)
         for path in sorted(staging.iterdir()):
             os.replace(path, output_dir / path.name)
+        # A model in a native layout has no code, and that of an earlier one would seem to be its own.
+        for path in {*earlier} - {*code_of_model(output_dir)}:
+            path.unlink(missing_ok=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

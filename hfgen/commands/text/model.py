@@ -62,6 +62,7 @@ class TextModel:
         options: dict[str, Any] = {} if temperature is None else {"do_sample": temperature > 0}
         if temperature:
             options["temperature"] = temperature
+        self.model.generation_config.max_length = None  # transformers warns if both lengths are given
         tokens = self.model.generate(
             encoded.input_ids, attention_mask=encoded.attention_mask, max_new_tokens=max_new_tokens, streamer=streamer,
             **options,
@@ -82,6 +83,9 @@ class TextModel:
 
     def _start(self) -> str:
         """The text of the token that an empty page starts with."""
+        token = self.model.generation_config.bos_token_id
+        if token is not None:
+            return str(self.tokenizer.decode([token]))
         start = self.tokenizer.bos_token or self.tokenizer.eos_token
         if start is None:
             raise ValueError("--prompt must hold text, got none, and this model has no token to start a text with.")
