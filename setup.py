@@ -28,6 +28,7 @@ TEST = [
     *GGUF,
     "hypothesis>=6.100",
     "mypy>=1.15",
+    "peft>=0.18",
     "pytest>=8.2",
     "pytest-xdist>=3.5",
     "ruff>=0.12",
