@@ -60,6 +60,7 @@ setup(
         "hfgen.compression": ["FORMAT.md"],
         "hfgen.model_cards": ["template_*.md", "*/results.json"],
         "hfgen.training": ["recipes/*.yaml", "slurm.sbatch", "README.md"],
+        "hfgen.training.output.report": ["report.html.jinja", "report.css", "report.js"],
     },
     install_requires=[
         # The upper bound keeps pip from replacing an installed CPU build by CUDA builds of several GB.

@@ -344,7 +344,7 @@ def _describe_dataset(results: dict[str, Any]) -> str:
 
 def _results_section(family: Family, results: dict[str, Any]) -> str:
     measured = _measured(results)
-    missing = _missing_metrics(results)
+    missing = explain_missing(results)
     if not measured:
         return "\n\n".join(["Nothing was measured.", *missing]) if missing else "Nothing was measured yet."
     arguments = results.get("arguments", {})
@@ -354,14 +354,25 @@ def _results_section(family: Family, results: dict[str, Any]) -> str:
         where += f", revision `{results['dataset_revision']}`"
     if arguments.get("max_eval_samples"):
         where += f", of which {arguments['max_eval_samples']:,} examples at most were used"
+    rows = [f"| {label} | {number} | {meaning} |" for label, number, meaning in explain_metrics(results, family)]
+    table = "\n".join(["| Metric | Value | What it says |", "|---|---:|---|", *rows])
+    return "\n\n".join([f"{where}.", table, *_how_likelihood_was_measured(results), *missing])
+
+
+def explain_metrics(results: dict[str, Any], family: Family) -> list[tuple[str, str, str]]:
+    """Every metric that was measured: its label, its number and what it says.
+
+    Args:
+        results: content of results.json.
+        family: of its model.
+    """
     rows = []
-    for name, value in measured.items():
+    for name, value in _measured(results).items():
         metric = metric_named(name)
         error = (results.get("metrics_details") or {}).get(f"{name}_standard_error")
         number = _format_number(value) if error is None else format_with_error(value, error)
-        rows.append(f"| {metric.label} | {number} | {family.meanings.get(name, metric.meaning)} |")
-    table = "\n".join(["| Metric | Value | What it says |", "|---|---:|---|", *rows])
-    return "\n\n".join([f"{where}.", table, *_how_likelihood_was_measured(results), *missing])
+        rows.append((metric.label, number, family.meanings.get(name, metric.meaning)))
+    return rows
 
 
 def format_with_error(value: float, error: float) -> str:
@@ -385,11 +396,11 @@ def _how_likelihood_was_measured(results: dict[str, Any]) -> list[str]:
         )
     else:
         text += f"on all {images:,} images, each with {samples} samples. "
-    took = _format_duration(details["nll_seconds"])
+    took = format_duration(details["nll_seconds"])
     return [f"{text}The number after ± is the standard error due to this sampling. The estimate took {took}."]
 
 
-def _missing_metrics(results: dict[str, Any]) -> list[str]:
+def explain_missing(results: dict[str, Any]) -> list[str]:
     """A paragraph for each reason why metrics have no value."""
     reasons = results.get("metrics_missing") or {}
     labels = {name: metric_named(name).label for name in reasons}
@@ -415,19 +426,19 @@ def _training_section(folder: Path, family: str, results: dict[str, Any]) -> str
         ]
     if (folder / "plots" / "loss.png").is_file():
         parts += ["![Losses over the steps of the training](plots/loss.png)"]
-    rows = [f"| {name} | {value} |" for name, value in _conditions(results)]
+    rows = [f"| {name} | {value} |" for name, value in describe_conditions(results)]
     if rows:
         parts += ["\n".join(["| | |", "|---|---|", *rows])]
     return "\n\n".join(parts) or "How it was trained was not recorded."
 
 
-def _conditions(results: dict[str, Any]) -> list[tuple[str, str]]:
+def describe_conditions(results: dict[str, Any]) -> list[tuple[str, str]]:
     """Length, hardware and versions of a run, as far as they were recorded."""
     rows = []
     if "seconds_trained" in results:
         wall = results.get("seconds_wall")
-        with_all = f", {_format_duration(wall)} with start, evaluation and samples" if wall else ""
-        rows.append(("Time", f"{_format_duration(results['seconds_trained'])} of training{with_all}"))
+        with_all = f", {format_duration(wall)} with start, evaluation and samples" if wall else ""
+        rows.append(("Time", f"{format_duration(results['seconds_trained'])} of training{with_all}"))
     if "steps" in results:
         skipped = f", {results['skipped_steps']} of them skipped" if results.get("skipped_steps") else ""
         rows.append(("Steps", f"{results['steps']:,}{skipped}"))
@@ -457,7 +468,7 @@ def _reason(results: dict[str, Any], choice: str) -> str:
     return f" ({reason})" if reason else ""
 
 
-def _format_duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     minutes, hours = seconds / 60, seconds / 3600

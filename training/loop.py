@@ -41,6 +41,7 @@ from .output.hub_push import HubPusher
 from .output.metrics_log import MetricsLog, end_trackers, start_trackers
 from .output.plots import plot_losses
 from .output.progress_bar import ProgressBar, progress_bar
+from .output.report.page import write_report
 from .output.results import describe_run
 from .output.run_folder import (
     FolderLock,
@@ -341,6 +342,8 @@ def write_finished_run(state: TrainState, context: Context) -> None:
         plot_losses(context.log.path, output_dir / "plots" / "loss.png", context.objective.primary_metric)
     results = _results(state, context, model) | measured
     write_card(output_dir, context.arguments.run.hub_model_id, results)
+    with context.clock.paused("report"):
+        report = write_report(output_dir, results, context.objective, model)
     write_results(output_dir, results)
     shown = ", ".join(f"{name} {value:.5g}" for name, value in state.latest.values.items())
     examples = progress.step * context.global_batch.size
@@ -348,6 +351,8 @@ def write_finished_run(state: TrainState, context: Context) -> None:
     print(f"\n{output_dir}: {shown}\nTrained {progress.seconds:.0f} s on {examples} examples, "
           f"{progress.wall_seconds:.0f} s with everything else. "
           f"Load it with AutoModel.from_pretrained({str(output_dir)!r}{code}).")  # fmt: skip
+    if report is not None:
+        print(f"Open {report} in a browser to look at it.")
 
 
 def _results(state: TrainState, context: Context, model: PreTrainedModel) -> dict[str, Any]:

@@ -50,8 +50,8 @@ def test_folder_holds_what_the_design_promises(family: str, finished: dict[str, 
     own = {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
     expected = own if family == "gpt" else {"preprocessor_config.json"}
     code = {path.name for path in code_files(Path(hfgen.models.__file__).with_name(f"modeling_{family}.py"))}
-    assert names == expected | code | {"config.json", "model.safetensors", "results.json", "metrics.jsonl", "samples",
-                                       "plots", "checkpoints", "logs"}  # fmt: skip
+    assert names == expected | code | {"config.json", "model.safetensors", "results.json", "report.html",
+                                       "metrics.jsonl", "samples", "plots", "checkpoints", "logs"}  # fmt: skip
     assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == ["step-000008", "step-000012"]
     assert {path.suffix for path in folder.glob("checkpoints/*/*")} == {".json", ".safetensors"}
     assert list((folder / "logs").rglob("events.out.tfevents.*"))

@@ -50,7 +50,7 @@ def draw_latents(model: Any, images: Tensor, labels: Tensor | None = None) -> di
     shown_labels = None if labels is None else labels[:RECONSTRUCTIONS]
     decoded = model.decode(means[:RECONSTRUCTIONS], shown_labels).sample
     pictures = {"reconstructions": draw_reconstructions(images[:RECONSTRUCTIONS], decoded)}
-    if pairs := _find_pairs(len(images), labels):
+    if pairs := find_pairs(len(images), labels):
         pictures["interpolation"] = _draw_interpolation(model, images, labels, pairs)
     if len(images) > 1:
         samples = posterior.sample(generator=torch.Generator().manual_seed(0))
@@ -97,7 +97,7 @@ def draw_anomalies(model: Any, strange: Tensor, normal: Tensor, threshold: float
     return _join(grids, vertically=True)
 
 
-def _find_pairs(count: int, labels: Tensor | None) -> list[tuple[int, int]]:
+def find_pairs(count: int, labels: Tensor | None) -> list[tuple[int, int]]:
     """Pairs up images by their positions; with labels, within a class, as a path is decoded for one class."""
     alone: dict[int, int] = {}  # class -> position
     pairs = []

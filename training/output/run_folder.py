@@ -33,8 +33,8 @@ LOCK = ".lock"
 # Everything that a run leaves; nothing else is ever deleted.
 FOLDERS_OF_A_RUN = ("checkpoints", "samples", "plots", "logs", ".staging", ".push")
 FILES_OF_A_RUN = (
-    "metrics.jsonl", ".metrics.jsonl", "results.json", ".results.json", "README.md", "config.json",
-    "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors",
+    "metrics.jsonl", ".metrics.jsonl", "results.json", ".results.json", "report.html", ".report.html", "README.md",
+    "config.json", "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors",
     "generation_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json",
 )  # fmt: skip
