@@ -40,6 +40,7 @@ _REPO_LINE = re.compile(r'^repo = ".*"$', flags=re.MULTILINE)
 _TEMPLATE_HEADER = re.compile(r"\A\{#(.*?)-#\}", flags=re.DOTALL)
 _SAMPLE_CHARACTERS = 600
 _LINE_LENGTH = 110
+_MOST_CLASSES = 20
 
 
 class CardError(ValueError):
@@ -283,6 +284,8 @@ def _describe_samples(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"images": images, "sample_text": None, "vocabulary": "its own vocabulary"}
     if "samples" in samples and "samples" not in images:
         found["sample_text"] = _quoted(samples["samples"].read_text(encoding="utf-8", errors="replace"))
+    film = folder / "samples" / "film.webp"
+    found["film"] = film.relative_to(folder).as_posix() if film.is_file() else None
     tokenizer = folder / "tokenizer.json"
     if tokenizer.is_file():
         content = read_json(tokenizer)
@@ -356,7 +359,8 @@ def _results_section(family: Family, results: dict[str, Any]) -> str:
         where += f", of which {arguments['max_eval_samples']:,} examples at most were used"
     rows = [f"| {label} | {number} | {meaning} |" for label, number, meaning in explain_metrics(results, family)]
     table = "\n".join(["| Metric | Value | What it says |", "|---|---:|---|", *rows])
-    return "\n\n".join([f"{where}.", table, *_how_likelihood_was_measured(results), *missing])
+    explanations = [*_how_likelihood_was_measured(results), *_how_samples_were_measured(results)]
+    return "\n\n".join([f"{where}.", table, *explanations, *_course_of_the_run(results), *missing])
 
 
 def explain_metrics(results: dict[str, Any], family: Family) -> list[tuple[str, str, str]]:
@@ -398,6 +402,41 @@ def _how_likelihood_was_measured(results: dict[str, Any]) -> list[str]:
         text += f"on all {images:,} images, each with {samples} samples. "
     took = format_duration(details["nll_seconds"])
     return [f"{text}The number after ± is the standard error due to this sampling. The estimate took {took}."]
+
+
+def _how_samples_were_measured(results: dict[str, Any]) -> list[str]:
+    """A paragraph about the classifier that measured generated images, and the histogram of their classes."""
+    details = results.get("metrics_details") or {}
+    if "classifier_sha256" not in details:
+        return []
+    learned = {
+        "classes": "the classes of the dataset",
+        "turns": "by how many quarter turns an image is turned",
+        "reflections": "how an image is mirrored",
+        "distortions": "whether an image is inverted, blurred or rearranged",
+    }.get(details["classifier_task"], details["classifier_task"])
+    images = details["compared_images"]
+    text = (
+        f"{images['generated']:,} generated images were compared with {images['real']:,} held-out ones in the "
+        f"features of a small classifier, which learned {learned}. The SHA-256 of its weights begins with "
+        f"`{details['classifier_sha256'][:12]}`; numbers measured with other weights do not compare."
+    )
+    if rows := details.get("class_histogram"):
+        shares = ", ".join(f"{row['name']} {row['generated']:.1%} ({row['real']:.1%})" for row in rows[:_MOST_CLASSES])
+        more = f", and {len(rows) - _MOST_CLASSES} others" if len(rows) > _MOST_CLASSES else ""
+        return [text, f"Classes of generated images (of real ones): {shares}{more}."]
+    return [text]
+
+
+def _course_of_the_run(results: dict[str, Any]) -> list[str]:
+    """Paragraphs about problems that the evaluations showed, why the run ended, and which state is published."""
+    details = results.get("metrics_details") or {}
+    parts = [f"During the training: {problem['text']}." for problem in details.get("problems") or []]
+    if details.get("stop_reason"):
+        parts.append(details["stop_reason"])
+    if details.get("published_step") is not None:
+        parts.append(f"The weights are those after step {details['published_step']:,}, the best state that was seen.")
+    return parts
 
 
 def explain_missing(results: dict[str, Any]) -> list[str]:

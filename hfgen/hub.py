@@ -56,7 +56,9 @@ CheckpointUpload: TypeAlias = Literal["none", "last", "all"]
 FOREIGN_FOLDERS = {"checkpoints", "logs", "runs", "wandb", "mlruns", "trackio", "__pycache__"}
 FOREIGN_SUFFIXES = (*PICKLED_SUFFIXES, ".pyc", ".tmp", ".lock", ".incomplete", ".log")
 # Files of a repository that belong to its model: a push deletes those that the new model does not have.
-OWN_FILES = re.compile(r"[^/]+\.safetensors|[^/]+\.safetensors\.index\.json|samples/step-[^/]+|last-checkpoint/.+")
+OWN_FILES = re.compile(
+    r"[^/]+\.safetensors|[^/]+\.safetensors\.index\.json|samples/step-[^/]+|samples/film\.webp|last-checkpoint/.+"
+)
 LAST_CHECKPOINT = "last-checkpoint"
 CHECKPOINT_FILES = ["checkpoints/*", f"{LAST_CHECKPOINT}/*"]
 TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")

@@ -1,7 +1,8 @@
 """Measures of reconstructions, likelihoods and samples, computed in float64, and the meaning of every metric.
 
-Feature-based measures (`frechet_distance`, `precision_recall_density_coverage`) take features from a network of the
-caller's choice: values are comparable only between runs that used the same network and equal numbers of images.
+Feature-based measures (`frechet_distance`, `kernel_distance`, `precision_recall_density_coverage`) take features from
+a network of the caller's choice: values are comparable only between runs that used the same network and equal numbers
+of images.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ ArrayLike = torch.Tensor | np.ndarray
 Number = TypeVar("Number", float, torch.Tensor)
 
 _BLOCK = 4_000_000  # distances held at a time: 32 MB
+_TILE = 500  # rows and columns of products held at a time: 2 MB, which stay in the cache of a core
 
 
 class Metric(NamedTuple):
@@ -56,10 +58,51 @@ METRICS = {
         "Fréchet distance in the features of a small classifier of this dataset, not of Inception: comparable only "
         "with values measured the same way; lower is better",
     ),
+    "classifier_fid_floor": Metric(
+        "Classifier FID of training images",
+        "the same distance between training and held-out images: what a perfect generator would have",
+    ),
+    "classifier_kid": Metric(
+        "Classifier KID",
+        "kernel distance in the same features, without bias: about 0 for real images; lower is better",
+    ),
+    "class_kl": Metric(
+        "KL of classes", "of the classes that the classifier sees in generated images from those in real ones, nats"
+    ),
+    "memorized": Metric(
+        "Samples close to training images",
+        "fraction of generated images that are nearer to a training image than that one is to all others",
+    ),
+    "memorized_floor": Metric(
+        "Held-out images close to training images",
+        "the same fraction of held-out images, which nobody copied; a larger one of generated images hints at copies",
+    ),
     "precision": Metric("Precision", "fraction of generated images that lie among real ones"),
     "recall": Metric("Recall", "fraction of real images that lie among generated ones"),
     "density": Metric("Density", "how densely real images surround generated ones; about 1 for real images"),
     "coverage": Metric("Coverage", "fraction of real images with a generated one nearby"),
+    "pair_accuracy": Metric(
+        "Pair accuracy",
+        "probability that the discriminator prefers a held-out image to a generated one; 0.5 is chance, where the two "
+        "networks have converged",
+    ),
+    "pair_accuracy_train": Metric(
+        "Pair accuracy on training images", "the same with images that the discriminator has learned from"
+    ),
+    "overfitting_ratio": Metric(
+        "Overfitting of the discriminator",
+        "0 if it takes held-out images for real ones, 1 if it takes them for generated ones",
+    ),
+    "largest_logit": Metric("Largest logit", "of the discriminator, on held-out and generated images"),
+    "fresh_critic_accuracy": Metric(
+        "Accuracy of a fresh critic",
+        "of a small network trained for a fixed time to tell samples from real images; 0.5 if it cannot",
+    ),
+    "quick_fid": Metric("Classifier FID during the run", "on a part of the images: comparable only within this run"),
+    "quick_coverage": Metric("Coverage during the run", "on a part of the images: comparable only within this run"),
+    "feature_distance_ratio": Metric(
+        "Variety of samples", "mean distance between samples over that between real images; about 1 at best"
+    ),
     "discriminator_accuracy": Metric(
         "Discriminator accuracy", "fraction of images the discriminator classifies correctly; 0.5 is chance"
     ),
@@ -151,6 +194,35 @@ def frechet_distance(features_a: ArrayLike, features_b: ArrayLike) -> float:
     trace_of_root = torch.linalg.svdvals(root_a @ root_b.T).sum()
     distance = (mean_a - mean_b).square().sum() + root_a.square().sum() + root_b.square().sum() - 2 * trace_of_root
     return max(0.0, float(distance))
+
+
+def kernel_distance(features_a: ArrayLike, features_b: ArrayLike) -> float:
+    """Unbiased estimate of the squared maximum mean discrepancy with the kernel (x·y / dimensions + 1)³; KID, if the
+    features are those of Inception (Bińkowski et al. 2018, "Demystifying MMD GANs", eq. 4).
+
+    0 is expected for two sets from one distribution, whatever their sizes, so it can be slightly negative. Products
+    are computed in blocks of 500 x 500.
+
+    Args:
+        features_a: (n, dimensions).
+        features_b: (m, dimensions).
+    """
+    a, b = _feature_pair(features_a, features_b, "features_a", "features_b", at_least=2)
+    n, m = len(a), len(b)
+    # Without the pairs of a point and itself.
+    own_a, own_b = (_kernel_sum(x, x) - float(_kernel((x * x).sum(1) / x.shape[1]).sum()) for x in (a, b))
+    return own_a / (n * (n - 1)) + own_b / (m * (m - 1)) - 2 * _kernel_sum(a, b) / (n * m)
+
+
+def _kernel(products: torch.Tensor) -> torch.Tensor:
+    shifted = products + 1
+    return shifted * shifted * shifted  # a power would take ten times as long
+
+
+def _kernel_sum(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Sum of the kernel over all pairs."""
+    columns = (b.T / b.shape[1]).split(_TILE, dim=1)
+    return sum(float(_kernel(rows @ part).sum()) for rows in a.split(_TILE) for part in columns)
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,10 @@ SOURCES = {
 }
 # Top to bottom: a file imports from its own row and from those below.
 RANKS = [
-    "run_script train_autoencoder train_codec train_gan train_gpt train_ladder_vae train_vae",
+    "evaluate_images run_script train_autoencoder train_codec train_gan train_gpt train_ladder_vae train_vae",
     "loop",
     "variational",
-    "checkpoint output",
+    "checkpoint output watching",
     "state",
     "step evaluation",
     "objective optim build_model progress",

@@ -15,6 +15,7 @@ from hfgen.metrics import (
     METRICS,
     bits_per_dim,
     frechet_distance,
+    kernel_distance,
     metric_named,
     precision_recall_density_coverage,
     psnr,
@@ -68,6 +69,31 @@ def test_frechet_distance_equals_the_formula_is_symmetric_and_zero_on_itself(n: 
 def square(center: tuple[float, float]) -> torch.Tensor:
     """Four points, each with neighbors at distances 1, 1 and √2."""
     return torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]) + torch.tensor(center)
+
+
+def test_kernel_distance_of_the_definition_in_any_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(count, 3, generator=generator, dtype=torch.float64) for count in (7, 5))
+
+    def mean(x: torch.Tensor, y: torch.Tensor, own: bool) -> float:
+        values = [(float(p @ q) / 3 + 1) ** 3 for i, p in enumerate(x) for j, q in enumerate(y) if not own or i != j]
+        return sum(values) / len(values)
+
+    expected = mean(a, a, True) + mean(b, b, True) - 2 * mean(a, b, False)
+    assert kernel_distance(a, b) == pytest.approx(expected)
+    monkeypatch.setattr(hfgen.metrics, "_BLOCK", 11)
+    assert kernel_distance(a, b) == pytest.approx(expected)
+
+
+def test_kernel_distance_has_no_bias_and_sees_a_shift() -> None:
+    generator = torch.Generator().manual_seed(0)
+    same = [kernel_distance(*torch.randn(2, 50, 4, generator=generator, dtype=torch.float64)) for _ in range(200)]
+    error = np.std(same) / len(same) ** 0.5
+    assert abs(np.mean(same)) < 3 * error
+    # The mean of the kernel over x and y of means u and v is (1 + u·v / d)³ plus terms in their variances, so a shift
+    # of one of the means by s in every dimension, far larger than the variances, adds about (1 + s²)³.
+    a, b = torch.randn(2, 500, 4, generator=generator, dtype=torch.float64)
+    assert kernel_distance(a, b + 100) == pytest.approx(1e12, rel=0.01)
 
 
 def as_tuple(result: hfgen.metrics.PrecisionRecallDensityCoverage) -> tuple[float, float, float, float]:

@@ -7,6 +7,7 @@ of [`train`]. To resume a run, run the same command again.
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +38,7 @@ from .hardware.cores import CoreWatch
 from .hardware.devices import build_accelerator
 from .objective import Metrics, Objective
 from .optim import learning_rate_schedule
+from .output import film
 from .output.hub_push import HubPusher
 from .output.metrics_log import MetricsLog, end_trackers, start_trackers
 from .output.plots import plot_losses
@@ -53,9 +55,10 @@ from .output.run_folder import (
     write_model_folder,
     write_results,
 )
-from .progress import Clock, Pace, due_actions, eval_limit, have_time_for_samples, run_length
+from .progress import Clock, Pace, due_actions, eval_limit, have_time_for_evaluation, have_time_for_samples, run_length
 from .randomness import derive_seed
 from .state import TrainState, build_state
+from .watching import describe_course, note_gradients, watch_evaluation
 
 
 logger = logging.getLogger(__name__)
@@ -131,14 +134,18 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
         feed_state, metrics_text = feed_state_of(checkpoint, arguments, global_batch), checkpoint.state["metrics"]
         state.restore(checkpoint, processes)
         logger.info("Resuming after step %d, from %s", state.progress.step, checkpoint.path)
-    progress = state.progress
+    progress, watch = state.progress, objective.watch
+    if watch is None or not watch.stops:  # even if it was asked for before
+        progress.stop_reason, progress.best_step, state.best = None, None, {}
     fraction = length.fraction_done(progress.step, progress.seconds)
-    if fraction >= 1 and processes.on_main(is_measured, output_dir, progress.step):
+    is_over = fraction >= 1 or progress.stop_reason is not None
+    if is_over and processes.on_main(is_measured, output_dir, progress.step):
         return report_finished(output_dir, processes, pusher)
 
     # Train: from here on, the run writes
     processes.on_main(prepare_output_dir, output_dir, run.overwrite_output_dir, lock)
     processes.on_main(start_trackers, accelerator, arguments)
+    processes.on_main(film.forget_after, output_dir, progress.step)
     log = MetricsLog(output_dir / "metrics.jsonl", metrics_text, accelerator)
     feed = objective.data.train.batches(progress.step, global_batch, accelerator.device, feed_state)
     clock, pace = Clock(progress.seconds, progress.other_seconds), Pace()
@@ -154,7 +161,7 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
                 clock, cores, stop, bar, pusher,
             )  # fmt: skip
             stopped = not evaluate_and_sample(state, context)  # what a signal cut short before a resume
-            while fraction < 1 and not stopped:
+            while fraction < 1 and not stopped and progress.stop_reason is None:
                 # One step: every phase on the same examples
                 lr_factor = schedule(fraction)
                 take_step(state, context, feed, lr_factor, fraction)
@@ -178,13 +185,19 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
                 stopped = stopped or not evaluate_and_sample(state, context)
 
                 # Checkpoint, off the clock
-                if progress.step % run.checkpointing_steps == 0 or fraction >= 1 or stopped:
+                is_last = fraction >= 1 or stopped or progress.stop_reason is not None
+                if progress.step % run.checkpointing_steps == 0 or is_last:
                     with clock.paused("checkpoints"):
                         save_checkpoint(state, context)
-                        if fraction < 1 and not stopped:
+                        if not is_last:
                             push(state, context)
 
-        # Finish: the finished model is evaluated and sampled by the same lines
+        # Finish: the finished model, or the best one, is evaluated and sampled by the same lines
+        if not stopped and watch is not None and watch.stops:
+            if progress.stop_reason is None:
+                progress.due = ["evaluation"]
+                stopped = not evaluate_and_sample(state, context)
+            state.return_to_best()
         if not stopped:
             progress.due = ["evaluation", "samples"]
             stopped = not evaluate_and_sample(state, context, at_end=True)
@@ -227,6 +240,8 @@ def take_step(
     for phase in state.phases:
         result = phase.step(micro_batches, global_batch, progress.step, lr_factor, fraction)
         progress.skipped_steps += result.skipped
+        if context.objective.watch is not None:
+            note_gradients(progress, phase.name, result)
         for values in result.values:
             state.means.add(values)
     progress.step += 1
@@ -244,10 +259,18 @@ def what_is_due(state: TrainState, context: Context, previous: float, fraction: 
         seconds: of training.
     """
     run, progress = context.arguments.run, state.progress
-    due = due_actions(run, progress.step, previous, fraction)
-    # The main process decides, because the processes measured different times for the samples before.
+    watch = context.objective.watch
+    due = due_actions(run, progress.step, previous, fraction, 4 if watch is None else watch.evaluations)
+    # The main process decides, because the processes measured different times for what was done before.
+    if "evaluation" in due and not context.processes.on_main(have_time_for_evaluation, run, progress, seconds):
+        due.remove("evaluation")
     if "samples" in due and not context.processes.on_main(have_time_for_samples, run, progress, seconds):
         due.remove("samples")
+    if watch is not None and film.is_due(previous, fraction):
+        # What a run of so many steps draws must not depend on time.
+        training = math.inf if run.max_train_seconds is None else seconds
+        drawing = progress.other_seconds.get("film", 0.0)
+        due += ["frame"] if context.processes.on_main(film.is_cheap, drawing, training) else []
     return due
 
 
@@ -259,9 +282,14 @@ def evaluate_and_sample(state: TrainState, context: Context, at_end: bool = Fals
     """
     objective, progress, clock = context.objective, state.progress, context.clock
     model = state.model_to_save() if progress.due else state.model
-    whole = whole_model(model, context.model_class, context.processes) if "samples" in progress.due else None
+    draws = not {"samples", "frame"}.isdisjoint(progress.due)
+    whole = whole_model(model, context.model_class, context.processes) if draws else None
+    if whole is not None and "frame" in progress.due:
+        with clock.paused("film"):
+            draw_samples(objective.draw_samples, whole, context.output_dir / film.FOLDER, progress.step)
     if "evaluation" in progress.due:
-        with clock.paused("final evaluation" if at_end else "evaluation"):
+        is_first = objective.watch is not None and not progress.history
+        with clock.paused("final evaluation" if at_end else "first evaluation" if is_first else "evaluation"):
             metrics = measure(state, context, model, at_end)
             if metrics is None:
                 return False
@@ -272,9 +300,14 @@ def evaluate_and_sample(state: TrainState, context: Context, at_end: bool = Fals
         values = {f"eval_{name}": value for name, value in metrics.by_name().items()}
         context.log.write({"step": progress.step, **values})
         report_missing(metrics)
+        if objective.watch is not None:
+            if at_end:
+                state.latest = metrics | describe_course(state, objective.watch)
+            else:
+                watch_evaluation(state, objective.watch, metrics)
         if (value := metrics.values.get(objective.primary_metric)) is not None:
             context.bar.primary_metric = f"eval {objective.primary_metric} {value:.4g}"
-    if whole is not None:
+    if whole is not None and "samples" in progress.due:
         with clock.paused("samples"):
             folder = context.output_dir / "samples"
             samples = draw_samples(objective.draw_samples, whole, folder, progress.step)
@@ -339,6 +372,8 @@ def write_finished_run(state: TrainState, context: Context) -> None:
         measured = measure_config(context.objective, model)
         with evaluation_mode(model):
             write_model_folder(model, output_dir, context.objective.save_extras)
+        last_step = progress.step if progress.best_step is None else progress.best_step
+        film.write_film(output_dir, last_step, output_dir / "samples" / f"step-{progress.step:06d}.png")
         plot_losses(context.log.path, output_dir / "plots" / "loss.png", context.objective.primary_metric)
     results = _results(state, context, model) | measured
     write_card(output_dir, context.arguments.run.hub_model_id, results)

@@ -108,6 +108,36 @@ class Estimator(Protocol):
         ...
 
 
+class Watch(Protocol):
+    """Follows the evaluations of a run. A history has a row for each of them: metric name -> value, and "step"."""
+
+    @property
+    def stops(self) -> bool:
+        """Whether the run may end before its length is reached; then its best state is published."""
+        ...
+
+    @property
+    def evaluations(self) -> int:
+        """How many evaluations a run has, unless --eval_steps is given."""
+        ...
+
+    def new_problems(self, history: list[dict[str, float]]) -> list[str]:
+        """Returns the problems that begin with the last row, in words."""
+        ...
+
+    def is_best(self, history: list[dict[str, float]]) -> bool:
+        """Whether the last row is the best one so far."""
+        ...
+
+    def stop_reason(self, history: list[dict[str, float]]) -> str | None:
+        """Returns in words why the run ends now; None if it goes on."""
+        ...
+
+    def describe(self, history: list[dict[str, float]]) -> dict[str, Any]:
+        """Returns what the details of the final metrics say about the course of the run."""
+        ...
+
+
 class Objective(Protocol[Model]):
     """The interface between an entry point and the loop: one plain class per training script.
 
@@ -123,6 +153,11 @@ class Objective(Protocol[Model]):
     phases: list[Phase]
     primary_metric: str
     ema_prefixes: tuple[str, ...]
+
+    @property
+    def watch(self) -> Watch | None:
+        """What follows the evaluations of the run, if anything does."""
+        ...
 
     @property
     def data(self) -> Data: ...

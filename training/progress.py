@@ -29,6 +29,10 @@ class Progress:
         due: "evaluation" and "samples" of this step, if a signal cut them short.
         eval_limit: number of examples of an evaluation in the middle, once there was one.
         other_seconds: what the rest of the command's time went to.
+        history: a row for each evaluation in the middle, if something watches them; see [`training.watching`].
+        gradient_norms: sum and number of the gradient norms of each phase since the last evaluation, for the next row.
+        best_step: step of the best evaluation, if the run is to publish the state that it had then.
+        stop_reason: why the run ends before its length is reached; None if it does not.
     """
 
     step: int = 0
@@ -38,6 +42,10 @@ class Progress:
     due: list[str] = field(default_factory=list)
     eval_limit: int | None = None
     other_seconds: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    gradient_norms: dict[str, list[float]] = field(default_factory=dict)
+    best_step: int | None = None
+    stop_reason: str | None = None
 
     @property
     def wall_seconds(self) -> float:
@@ -76,7 +84,9 @@ def run_length(run: RunArguments, feed: Feed, global_batch: GlobalBatch) -> RunL
     return RunLength(min(steps) if steps else None, run.max_train_seconds)
 
 
-def due_actions(run: RunArguments, step: int, previous: float, progress: float) -> list[str]:
+def due_actions(
+    run: RunArguments, step: int, previous: float, progress: float, evaluations: int = 4
+) -> list[str]:  # fmt: skip
     """Returns "evaluation" and "samples" if they are due: every N steps; by default at each quarter of the run.
 
     Args:
@@ -84,10 +94,31 @@ def due_actions(run: RunArguments, step: int, previous: float, progress: float) 
         step: steps done.
         previous: progress before the step, in [0, 1].
         progress: progress after it.
+        evaluations: number of evaluations in a run, by default.
     """
-    evaluation = step % run.eval_steps == 0 if run.eval_steps else int(4 * previous) < int(4 * progress)
+    by_default = int(evaluations * previous) < int(evaluations * progress)
+    evaluation = step % run.eval_steps == 0 if run.eval_steps else by_default
     samples = step % run.sample_steps == 0 if run.sample_steps else evaluation
     return ["evaluation"] * evaluation + ["samples"] * samples
+
+
+def have_time_for_evaluation(run: RunArguments, progress: Progress, seconds: float) -> bool:
+    """False if one more evaluation would make them cost more than a twentieth of the training so far, and nobody asked
+    for them by number.
+
+    Only for a run whose length is a time, and whose evaluations are watched, which makes them longer. The first one
+    does not count: what it prepares, such as a classifier, the end of the run needs as well.
+
+    Args:
+        run: the flags.
+        progress: has the seconds that evaluations took so far.
+        seconds: of training.
+    """
+    counted = len(progress.history) - 1
+    if run.eval_steps is not None or run.max_train_seconds is None or counted < 1:
+        return True
+    spent = progress.other_seconds.get("evaluation", 0.0)
+    return spent * (counted + 1) / counted <= SHARE_OF_EVALUATION * seconds
 
 
 def have_time_for_samples(run: RunArguments, progress: Progress, seconds: float) -> bool:

@@ -37,6 +37,7 @@ class TrainState:
         scaler: of the loss under fp16, or None.
         progress: steps, seconds, and what was due when a signal came.
         latest: metrics of the last evaluation. Not saved: they are for the card of a push while training.
+        best: weights of the model to save at the best evaluation so far, on the CPU, if the run is to publish them.
     """
 
     model: PreTrainedModel
@@ -46,6 +47,21 @@ class TrainState:
     scaler: torch.amp.GradScaler | None
     progress: Progress = field(default_factory=Progress)
     latest: Metrics = field(default_factory=Metrics)
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+    def keep_as_best(self) -> None:
+        """Keeps a copy of the model to save as it is now. The copy is part of the next checkpoints."""
+        tensors = named_tensors(self.model_to_save())
+        self.best = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+        self.progress.best_step = self.progress.step
+
+    @torch.no_grad()
+    def return_to_best(self) -> None:
+        """Puts the best state in place of the last one, in the model and in its moving average. Training ends here:
+        the optimizers stay as they are."""
+        for network in [self.model, *([] if self.ema is None else [self.ema.model])] if self.best else []:
+            for name, tensor in named_tensors(network).items():
+                tensor.copy_(laid_out_like(self.best[name], tensor))
 
     def model_to_save(self) -> PreTrainedModel:
         """Returns the model that is evaluated and published: the moving average, if there is one."""
@@ -56,6 +72,8 @@ class TrainState:
         tensors = {"model": named_tensors(self.model)}
         if self.ema is not None:
             tensors["average"] = named_tensors(self.ema.updated_model())
+        if self.best:
+            tensors["best"] = self.best
         for phase in self.phases:
             tensors[f"optimizer-{phase.name}"] = _optimizer_tensors(phase)
         return {**tensors, "means": self.means.state()}
@@ -96,6 +114,7 @@ class TrainState:
             for heading, tensors in targets.items():
                 for name, tensor in stored[heading].broadcast(processes):
                     tensors[name].copy_(laid_out_like(tensor, tensors[name]))
+        self.best = dict(checkpoint.tensors.get("best", StoredTensors()).broadcast(processes))
         self.means.restore(dict(checkpoint.tensors.get("means", StoredTensors()).broadcast(processes)))
         if self.scaler is not None and "scaler" in checkpoint.state:
             self.scaler.load_state_dict(checkpoint.state["scaler"])

@@ -32,10 +32,12 @@ class StepResult:
     Attributes:
         values: of each update that was applied, name -> value averaged over this process's examples, on the device.
         skipped: number of updates that were left out because a loss or gradient was not finite.
+        gradient_norms: before clipping, of each update that was applied.
     """
 
     values: list[dict[str, Tensor]] = field(default_factory=list)
     skipped: int = 0
+    gradient_norms: list[float] = field(default_factory=list)
 
 
 class PhaseTrainer:
@@ -57,6 +59,7 @@ class PhaseTrainer:
         self.phase, self.name, self.model, self.run = phase, phase.name, model, run
         self.accelerator, self.processes = accelerator, processes
         self.learning_rate = phase.learning_rate or run.learning_rate
+        self.gradient_norm = math.nan  # of the last update
         self.bare_optimizer = build_optimizer(phase.loss, run, self.learning_rate, muon_dtype)
         self.gradient_limit = GradientLimit(run.max_grad_norm, run.max_grad_norm_ratio)
         self.sharded_model = model if isinstance(model, FSDPModule) else None
@@ -97,6 +100,7 @@ class PhaseTrainer:
             values = self.accumulate(micro_batches, rngs, progress)
             if self.update(lr_factor, values):
                 result.values.append(values)
+                result.gradient_norms.append(self.gradient_norm)
             elif self.run.on_nonfinite == "stop":
                 raise NonFiniteError(self._explain(micro_batches, rngs, global_batch, step, progress, values))
             else:
@@ -127,12 +131,13 @@ class PhaseTrainer:
             group["lr"] = self.learning_rate * lr_factor
         norm = self._clip()
         self.gradient_limit.record(norm)
+        # The norm is the one flag for all gradients of all processes. Reading it makes the host wait for the device
+        # once per update.
+        self.gradient_norm = float(norm)
         if self.accelerator.scaler is not None:
             is_finite = self._scaled_update(values)
         else:
-            # The norm is the one flag for all gradients of all processes. Reading it makes the host wait for the
-            # device once per update.
-            is_finite = math.isfinite(float(norm))
+            is_finite = math.isfinite(self.gradient_norm)
             if is_finite:
                 self.optimizer.step()
         self.optimizer.zero_grad()

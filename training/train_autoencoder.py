@@ -70,6 +70,7 @@ class AutoencoderObjective:
 
     primary_metric = "mse"
     ema_prefixes: tuple[str, ...] = ("",)
+    watch = None
 
     def __init__(self, arguments: Arguments):
         extra: AutoencoderArguments = arguments.extra

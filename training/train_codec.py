@@ -93,6 +93,7 @@ class CodecObjective:
 
     primary_metric = "loss"
     ema_prefixes: tuple[str, ...] = ("",)
+    watch = None
 
     def __init__(self, arguments: Arguments):
         extra: CodecArguments = arguments.extra

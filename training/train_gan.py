@@ -41,9 +41,14 @@ from hfgen.models.gan_losses import (
 from .build_model import load_image_model
 from .config.flags import Arguments
 from .data.batches import Batch
+from .distributed.processes import Processes
+from .evaluation.adversarial import AdversarialEstimator
+from .evaluation.convergence import ConvergenceWatch
+from .evaluation.reference import Reference
 from .evaluation.sample_quality import sample_quality
 from .loop import train
-from .objective import Metrics, Phase, Sample
+from .objective import Autocast, Metrics, Phase, Sample
+from .output.generated_pictures import draw_generated
 from .randomness import BatchRNG
 from .run_script import run_script
 
@@ -172,7 +177,9 @@ class GANObjective:
     def __init__(self, arguments: Arguments):
         self.model, self.data = load_image_model(GANModel, arguments, arguments.run.seed)
         extra: GANArguments = arguments.extra
-        self.quality_samples = extra.quality_samples
+        self.quality_samples, self.run = extra.quality_samples, arguments.run
+        self.watch = ConvergenceWatch(extra.stop_when_converged)
+        self._reference: Reference | None = None
         discriminator = DiscriminatorLoss(self.model, extra.penalized_share)
         self.phases = [
             Phase("discriminator", discriminator, extra.discriminator_learning_rate, extra.discriminator_steps),
@@ -192,15 +199,26 @@ class GANObjective:
             "discriminator_accuracy_fake": fake,
         }
 
-    def estimator(self, *_: object) -> None:
-        return None
+    def estimator(
+        self, model: GANModel, device: torch.device, processes: Processes, autocast: Autocast, limit: int | None,
+        at_end: bool,
+    ) -> AdversarialEstimator:  # fmt: skip
+        """Returns what measures how the game stands, and in the middle of the run also how good samples are."""
+        if self._reference is None:
+            self._reference = Reference(self.data, device)
+        return AdversarialEstimator(
+            model, self._reference, processes, self.run.seed, self.run.per_device_eval_batch_size, limit,
+            0 if at_end else self.quality_samples,
+        )  # fmt: skip
 
     def derive(self, means: dict[str, float]) -> dict[str, float]:
         return means
 
     def measure_samples(self, model: GANModel) -> Metrics:
         """Compares generated images with real ones."""
-        return sample_quality(model, self.data, self.quality_samples) if self.quality_samples else Metrics()
+        if not self.quality_samples:
+            return Metrics()
+        return sample_quality(model, self.data, self.quality_samples, self._reference)
 
     def measure_config(self, model: GANModel) -> dict[str, float]:
         return {}
@@ -214,7 +232,9 @@ class GANObjective:
         return {"samples": image_grid(images, columns=columns)}
 
     def draw_finished(self, model: GANModel) -> dict[str, Sample]:
-        return {}
+        """Draws samples beside real images, on paths between latents, and above the nearest training images."""
+        reference = self._reference or Reference(self.data, model.device)
+        return {**draw_generated(model, reference, with_nearest=self.quality_samples > 0)}
 
     def save_extras(self, folder: Path) -> None:
         build_image_processor(self.data.num_channels, self.data.image_size).save_pretrained(folder)

@@ -69,6 +69,7 @@ class GPTObjective:
 
     primary_metric = "loss"
     ema_prefixes: tuple[str, ...] = ("",)
+    watch = None
 
     def __init__(self, arguments: Arguments):
         self.extra: GPTArguments = arguments.extra

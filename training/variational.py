@@ -82,6 +82,7 @@ class VariationalObjective:
 
     primary_metric = "elbo"
     ema_prefixes: tuple[str, ...] = ("",)
+    watch = None
 
     def __init__(self, model_class: type[PreTrainedModel], arguments: Arguments):
         extra: VAEArguments = arguments.extra

@@ -47,8 +47,11 @@ def finished() -> dict[str, Path]:
 def test_folder_holds_what_the_design_promises(family: str, finished: dict[str, Path]) -> None:
     folder = finished[family]
     names = {path.name for path in folder.iterdir()} - {"README.md"}
-    own = {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
-    expected = own if family == "gpt" else {"preprocessor_config.json"}
+    own = {
+        "gpt": {"tokenizer.json", "tokenizer_config.json", "generation_config.json"},
+        "gan": {"preprocessor_config.json", ".film"},
+    }
+    expected = own.get(family, {"preprocessor_config.json"})
     code = {path.name for path in code_files(Path(hfgen.models.__file__).with_name(f"modeling_{family}.py"))}
     assert names == expected | code | {"config.json", "model.safetensors", "results.json", "report.html",
                                        "metrics.jsonl", "samples", "plots", "checkpoints", "logs"}  # fmt: skip
@@ -85,8 +88,11 @@ def test_samples_are_drawn_at_each_quarter_and_losses_plotted(family: str, finis
     samples = list((finished[family] / "samples").iterdir())
     steps = ["step-000003", "step-000006", "step-000009", "step-000012"]
     more = ["-interpolation", "-reconstructions", "-traversal"] if "vae" in family else []
-    at_end = {"step-000012-rate-distortion"} if family == "codec" else {"step-000012-map"}
-    at_end = set() if family in ("gan", "gpt") else at_end
+    at_end = {
+        "codec": {"step-000012-rate-distortion"},
+        "gan": {"step-000012-comparison", "step-000012-interpolation", "film"},
+        "gpt": set(),
+    }.get(family, {"step-000012-map"})
     assert {path.stem for path in samples} == {step + name for step in steps for name in ["", *more]} | at_end
     if family == "gpt":
         assert all(len(path.read_text(encoding="utf-8")) > 5 for path in samples)

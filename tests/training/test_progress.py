@@ -7,7 +7,7 @@ import time
 import pytest
 
 from training.config.flags import RunArguments
-from training.progress import Clock, Progress, eval_limit, have_time_for_samples
+from training.progress import Clock, Progress, eval_limit, have_time_for_evaluation, have_time_for_samples
 
 
 def test_paused_seconds_are_not_training_and_are_added_up_by_their_reason() -> None:
@@ -43,3 +43,16 @@ def test_samples_of_a_timed_run_take_at_most_a_twentieth_of_it(seconds: float, s
 def test_samples_are_always_drawn_if_they_were_asked_for_or_if_the_run_repeats(flags: dict[str, int]) -> None:
     progress = Progress(other_seconds={"samples": 100.0})
     assert have_time_for_samples(RunArguments(**flags), progress, 1.0)  # type: ignore[arg-type]
+
+
+def test_watched_evaluations_wait_while_they_would_take_more_than_a_twentieth_but_for_the_first() -> None:
+    run = RunArguments(max_train_seconds=60)
+    progress = Progress(other_seconds={"first evaluation": 100.0})
+    assert have_time_for_evaluation(run, progress, 1.0)
+    progress.history = [{"step": 1}]
+    assert have_time_for_evaluation(run, progress, 1.0)  # nobody knows yet how long they take
+    progress.history, progress.other_seconds["evaluation"] = [{"step": step} for step in (1, 2, 3)], 2.0
+    assert not have_time_for_evaluation(run, progress, 59.0)  # three of them would take three seconds
+    assert have_time_for_evaluation(run, progress, 60.0)
+    assert have_time_for_evaluation(RunArguments(max_train_seconds=60, eval_steps=5), progress, 1.0)
+    assert have_time_for_evaluation(RunArguments(max_train_steps=5), progress, 1.0)

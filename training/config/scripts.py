@@ -119,14 +119,30 @@ class GANArguments:
     )
     quality_samples: int = flag(
         10_000,
-        "Number of images to generate for the final comparison with real ones; 0 skips it.",
+        "Number of images to generate for the final comparison with real ones, and the largest number for those in "
+        "the middle of the run; 0 skips both.",
         on_resume="free",
         ge=0,
     )
+    stop_when_converged: bool = flag(
+        False,
+        "End the run when the quality of samples has stopped improving and the discriminator is near chance on "
+        "held-out images, and publish the best state that was seen. There are then 20 evaluations unless --eval_steps "
+        "is given, and the length of the run is the longest that it may take.",
+        on_resume="free",
+    )
 
     def problems(self) -> list[str]:
-        """Returns a sentence for each value that is not possible."""
-        return [f"--penalized_share must be at most 1, got {self.penalized_share}"] if self.penalized_share > 1 else []
+        """Returns a sentence for each value, or combination of them, that is not possible."""
+        problems = []
+        if self.penalized_share > 1:
+            problems.append(f"--penalized_share must be at most 1, got {self.penalized_share}")
+        if self.stop_when_converged and self.quality_samples < 100:
+            problems.append(
+                "--quality_samples must be at least 100 with --stop_when_converged, which watches the quality of "
+                f"samples, got {self.quality_samples}. Leave one of them out"
+            )
+        return problems
 
 
 @dataclass

@@ -11,6 +11,7 @@ discriminator is near chance on images that it has not seen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from statistics import mean, median
@@ -21,7 +22,9 @@ Row = dict[str, float]
 History = list[Row]
 
 PATIENCE = 4  # evaluations without a gain that make a plateau
+LEAST_SHARE = 1 / 3  # of the steps so far, that a plateau covers: learning becomes slower and slower
 LEAST_GAIN = 0.02  # of the best distance: smaller gains are none, however exact the measurement
+MOST_ERROR = 0.1  # of a distance: larger differences count, however inexact it is
 NEAR_CHANCE = (0.35, 0.65)  # pair accuracy
 # Collapse
 LOST_COVERAGE = 0.5  # of its running maximum, once that was at least
@@ -68,47 +71,78 @@ def findings(history: History) -> list[Finding]:
 
 
 def best_row(history: History) -> Row | None:
-    """Returns the evaluation with the smallest distance of samples from real images; None if none measured it."""
-    measured = [row for row in history if "quick_fid" in row]
-    return min(measured, key=lambda row: row["quick_fid"]) if measured else None
+    """Returns the evaluation with the best samples; None if none measured them.
+
+    It has the smallest distance from real images; of those that are as near, as far as that can be told, the best
+    coverage. Rows are compared in their order, because only the state of the best one so far is kept.
+    """
+    best: Row | None = None
+    smallest = math.inf
+    for row in history:
+        if "quick_fid" in row:
+            smallest = min(smallest, row["quick_fid"])
+            if best is None or _is_better(row, best, smallest):
+                best = row
+    return best
+
+
+def _is_better(row: Row, best: Row, smallest: float) -> bool:
+    limit = smallest + _error(row)
+    if row["quick_fid"] > limit or best["quick_fid"] > limit:
+        return row["quick_fid"] < best["quick_fid"]
+    return (row.get("quick_coverage", 0.0), -row["quick_fid"]) > (best.get("quick_coverage", 0.0), -best["quick_fid"])
+
+
+def _error(row: Row) -> float:
+    """How far its distance may be from the true one."""
+    least, most = (share * row["quick_fid"] for share in (LEAST_GAIN, MOST_ERROR))
+    return min(max(row.get("quick_fid_standard_error", 0.0), least), most)
 
 
 def stop_reason(history: History) -> str | None:
     """Returns in words why a run may end now; None if it should go on.
 
-    It has converged after `PATIENCE` evaluations without a gain and with the discriminator near chance in them, and it
-    is stalled after twice as many without a gain, whatever the discriminator says.
+    It has converged if the last `PATIENCE` evaluations, and all in the last third of the run so far, show no gain and
+    a discriminator near chance. It is stalled after twice as many without a gain, whatever the discriminator says.
     """
     rows = [row for row in history if "quick_fid" in row]
-    best = best_row(rows)
-    if best is None or not _is_plateau(rows, PATIENCE):
+    best, patience = best_row(rows), _patience(rows)
+    if best is None or not _is_plateau(rows, patience):
         return None
-    recent = [row["pair_accuracy"] for row in rows[-PATIENCE:] if "pair_accuracy" in row]
+    recent = [row["pair_accuracy"] for row in rows[-patience:] if "pair_accuracy" in row]
     step = int(rows[-1]["step"])
-    quality = f"the classifier FID of samples, {best['quick_fid']:.3g} at step {int(best['step'])}"
+    quality = f"the samples, with a classifier FID of {best['quick_fid']:.3g} at step {int(best['step'])}"
     pairs = f"in {100 * mean(recent):.0f} % of pairs" if recent else "in an unknown share of pairs"
     if recent and NEAR_CHANCE[0] <= mean(recent) <= NEAR_CHANCE[1]:
         return (
-            f"Converged at step {step}: {quality}, has not improved by more than its error in the last {PATIENCE} "
-            f"evaluations, and the discriminator prefers the real image {pairs}, where 50 % is chance."
+            f"Converged at step {step}: {quality}, have not improved beyond the error of measurement in the last "
+            f"{patience} evaluations, and the discriminator prefers the real image {pairs}, where 50 % is chance."
         )
-    if _is_plateau(rows, 2 * PATIENCE):
+    if _is_plateau(rows, max(2 * PATIENCE, patience)):
         return (
-            f"Stalled at step {step}: {quality}, has not improved by more than its error in the last {2 * PATIENCE} "
-            f"evaluations, but the discriminator still prefers the real image {pairs}, so the game is not over. A "
-            "larger generator, or a smaller learning rate of the discriminator, may go further."
+            f"Stalled at step {step}: {quality}, have not improved beyond the error of measurement in the last "
+            f"{max(2 * PATIENCE, patience)} evaluations, but the discriminator still prefers the real image {pairs}, "
+            "so the game is not over. A larger generator, or a smaller learning rate of the discriminator, may go "
+            "further."
         )
     return None
 
 
+def _patience(rows: History) -> int:
+    """How many evaluations without a gain make a plateau."""
+    return max(PATIENCE, sum(row["step"] > (1 - LEAST_SHARE) * rows[-1]["step"] for row in rows))
+
+
 def _is_plateau(rows: History, patience: int) -> bool:
-    """Whether the last `patience` evaluations are no better than those before, by more than the error of the best."""
-    if len(rows) <= patience:
+    """Whether the last `patience` evaluations are no better than those before, beyond the error of measurement."""
+    before, after = rows[:-patience], rows[-patience:]
+    if not before:
         return False
-    before, after = best_row(rows[:-patience]), best_row(rows[-patience:])
-    assert before is not None and after is not None
-    least_gain = max(before.get("quick_fid_standard_error", 0.0), LEAST_GAIN * before["quick_fid"])
-    return before["quick_fid"] - after["quick_fid"] <= least_gain
+    nearest = min(before, key=lambda row: row["quick_fid"])
+    gain = nearest["quick_fid"] - min(row["quick_fid"] for row in after)
+    most = max(before, key=lambda row: row.get("quick_coverage", 0.0))
+    wider = max(row.get("quick_coverage", 0.0) for row in after) - most.get("quick_coverage", 0.0)
+    return gain <= _error(nearest) and wider <= most.get("quick_coverage_standard_error", 0.0)
 
 
 def _collapse(history: History) -> str:
@@ -163,11 +197,20 @@ def _too_strong(history: History) -> str:
     if len(history) < 2:
         return ""
     accuracies = [row.get("pair_accuracy", 0.0) for row in history[-2:]]
-    previous, last = (row.get("quick_fid") for row in history[-2:])
-    improves = previous is not None and last is not None and last < (1 - LEAST_GAIN) * previous
-    if min(accuracies) < CERTAIN or improves:
+    if min(accuracies) < CERTAIN or _learns(*history[-2:]):
         return ""
     return f"it tells real images from samples in {100 * accuracies[-1]:.1f} % of pairs, and samples do not improve"
+
+
+def _learns(previous: Row, last: Row) -> bool:
+    """Whether samples have become better, or differ from each other more, as in the first steps of every run."""
+    if "quick_fid" not in previous or "quick_fid" not in last:
+        return False
+    return (
+        last["quick_fid"] < (1 - LEAST_GAIN) * previous["quick_fid"]
+        or last.get("quick_coverage", 0.0) > previous.get("quick_coverage", 0.0) + LEAST_GAIN
+        or last.get("feature_distance_ratio", 0.0) > RECOVERY * previous.get("feature_distance_ratio", 0.0)
+    )
 
 
 # Kind -> what looks for it in a history, at its last row, and what to change.
@@ -193,7 +236,7 @@ _PROBLEMS: dict[str, tuple[Callable[[History], str], str]] = {
 
 @dataclass(frozen=True)
 class ConvergenceWatch:
-    """Follows the evaluations of a run.
+    """Follows the evaluations of a run; a [`training.objective.Watch`].
 
     Attributes:
         stops: --stop_when_converged: whether the run ends when it has converged, and its best state is published.

@@ -2,139 +2,178 @@
 
 The usual features come from Inception, which knows photographs, needs a download and says little about digits. Here, a
 small convolutional classifier is trained on the dataset itself, in seconds, and its last hidden layer is the feature
-space. Its numbers compare models on one dataset with one release of hfgen; they are not Inception's.
+space. Its numbers compare models on one dataset with one classifier, which the checksum of its weights names; they are
+not Inception's. Beside them stands the distance of training images from held-out ones, the best that can be had.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from hfgen import GANModel
-from hfgen.metrics import frechet_distance, precision_recall_density_coverage
+from hfgen.metrics import frechet_distance, kernel_distance, precision_recall_density_coverage
 
-from ..data.batches import GlobalBatch
-from ..data.feeds import TensorFeed
+from ..data.batches import evenly_spread
 from ..data.images import ImageData
 from ..objective import Metrics
+from .feature_classifier import image_batches
+from .fresh_critic import RealAndFake, fresh_critic_accuracy
+from .memorization import share_too_close
+from .reference import BATCH_SIZE, ImageFeatures, Reference, features_of
 
 
-FEATURES = 64
 NEIGHBORS = 5
+DISTANCES = ("classifier_fid", "classifier_kid")
+NEIGHBORHOODS = ("precision", "recall", "density", "coverage")
 # Metric -> number of images that it takes, real and generated.
-IMAGES_NEEDED = {
-    "classifier_fid": 2, **dict.fromkeys(("precision", "recall", "density", "coverage"), NEIGHBORS + 1)
-}  # fmt: skip
+IMAGES_NEEDED = {**dict.fromkeys(DISTANCES, 2), **dict.fromkeys(NEIGHBORHOODS, NEIGHBORS + 1)}
+LEAST_TESTED = 10  # images in each half of the test of a fresh critic
+# Of the generated images; more would take long and say little more.
+MOST_CHECKED_FOR_COPIES = 1000
 
 
-class Classifier(nn.Module):
-    """Two strided stages and a hidden layer of 64 features."""
-
-    def __init__(self, num_channels: int, image_size: tuple[int, int], num_classes: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(num_channels, 32, kernel_size=4, stride=2, padding=1)
-        self.conv2 = nn.Conv2d(32, 64, kernel_size=4, stride=2, padding=1)
-        height, width = image_size
-        self.hidden = nn.Linear(64 * (height // 4) * (width // 4), FEATURES)
-        self.head = nn.Linear(FEATURES, num_classes)
-
-    def features(self, pixel_values: Tensor) -> Tensor:
-        """Returns the last hidden layer before its activation, (batch, 64)."""
-        hidden = F.relu(self.conv2(F.relu(self.conv1(2 * pixel_values - 1))))
-        return self.hidden(hidden.flatten(1))
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        return self.head(F.relu(self.features(pixel_values)))
-
-
-def train_classifier(data: ImageData, device: torch.device, steps: int = 600, batch_size: int = 128) -> Classifier:
-    """Trains a classifier of the dataset's own classes.
-
-    Raises:
-        ValueError: there are no two classes to tell apart, or the images are not held in memory.
-    """
-    if len(data.label_names) < 2:
-        raise ValueError(
-            "images are compared in the features of a classifier of the dataset's own classes, of which there must be "
-            f"at least 2, got {len(data.label_names)}"
-        )
-    if not isinstance(data.train, TensorFeed):
-        raise ValueError("images are compared by a classifier that is trained on images in memory, and these are not")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        classifier = Classifier(data.num_channels, data.image_size, len(data.label_names)).to(device)
-    optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, fused=True)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
-    # Always in the same order, so that every run on this dataset is measured by the same classifier.
-    feed = TensorFeed(data.train.pixels, data.train.labels, seed=0)
-    batches = feed.batches(0, GlobalBatch(batch_size), device)
-    for _ in range(steps):
-        batch = next(batches)
-        F.cross_entropy(classifier(batch["pixel_values"]), batch["labels"]).backward()
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-    return classifier.eval()
-
-
-def sample_quality(model: GANModel, data: ImageData, num_samples: int) -> Metrics:
+def sample_quality(model: Any, data: ImageData, num_samples: int, reference: Reference | None = None) -> Metrics:
     """Compares generated images with the evaluation split. What cannot be measured is missing, with its reason.
 
     Args:
-        model: generates the images.
+        model: a model of images with the method `sample`.
         data: its evaluation images are the real ones; the classifier learns from its training images.
         num_samples: number of images to generate, with the classes of the real images if the model is conditional.
+        reference: of the same data, if there is one already.
 
     Returns:
-        classifier_fid, precision, recall, density, coverage, and classifier_accuracy, the classifier's own on real
-        images; for a conditional model also label_accuracy, the share of generated images that it takes for what they
-        were meant to be.
+        what [`measure_images`] returns; for a conditional model also label_accuracy, the share of generated images
+        that the classifier takes for what they were meant to be.
     """
+    is_conditional = bool(model.config.num_labels)
     try:
-        classifier = train_classifier(data, next(model.parameters()).device)
-        return _compare(classifier, model, data, num_samples)
+        reference = reference or Reference(data, next(model.parameters()).device)
+        count = min(num_samples, data.num_eval_examples)
+        labels = data.eval_labels[:count] if is_conditional and data.eval_labels is not None else None
+        # Rounded to 8 bits like real images, so that the numbers of a folder of these samples are the same.
+        pixels = torch.cat([(255 * images).round().byte().cpu() for images in draw_batches(model, count, labels)])
+        return measure_images(pixels, reference, labels)
     except Exception as error:
-        accuracies = ["classifier_accuracy", *(["label_accuracy"] if model.config.num_labels else [])]
-        return Metrics.failed([*IMAGES_NEEDED, *accuracies], error)
+        return Metrics.failed([*IMAGES_NEEDED, "classifier_accuracy", *["label_accuracy"] * is_conditional], error)
 
 
-@torch.no_grad()
-def _compare(classifier: Classifier, model: GANModel, data: ImageData, num_samples: int) -> Metrics:
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(1)
-    real_features, real_right = [], 0
-    for batch in data.eval_batches(500, device):
-        features = classifier.features(batch["pixel_values"])
-        real_right += int((classifier.head(F.relu(features)).argmax(1) == batch["labels"]).sum())
-        real_features.append(features)
-    real = torch.cat(real_features)
-    assert data.eval_labels is not None
-    count = min(num_samples, len(real))
-    fake_features, fake_right = [], 0
-    for start in range(0, count, 500):
-        n = min(500, count - start)
-        labels = data.eval_labels[start : start + n].to(device) if model.config.num_labels else None
-        features = classifier.features(model.sample(n, labels, generator=generator))
-        if labels is not None:
-            fake_right += int((classifier.head(F.relu(features)).argmax(1) == labels).sum())
-        fake_features.append(features)
-    metrics = _compare_features(real, torch.cat(fake_features))
-    metrics.values["classifier_accuracy"] = real_right / len(real)
-    if model.config.num_labels:
-        metrics.values["label_accuracy"] = fake_right / count
-    return metrics
+def draw_batches(model: Any, count: int, labels: Tensor | None = None) -> Iterator[Tensor]:
+    """Yields `count` images that the model draws, the same each time, with these classes if there are any."""
+    device, generator = next(model.parameters()).device, torch.Generator().manual_seed(1)
+    for start in range(0, count, BATCH_SIZE):
+        number = min(BATCH_SIZE, count - start)
+        if labels is None:
+            yield model.sample(number, generator=generator)
+        else:
+            yield model.sample(number, labels[start : start + number].to(device), generator=generator)
+
+
+def measure_images(pixels: Tensor, reference: Reference, labels: Tensor | None = None) -> Metrics:
+    """Compares generated images with real ones, whoever generated them.
+
+    Args:
+        pixels: uint8 (images, channels, height, width), of the size of the real images.
+        reference: the real images.
+        labels: classes that the images were meant to have, (images,); None if they are unknown.
+
+    Returns:
+        what [`compare_with_real`] returns, fresh_critic_accuracy, and with `labels` label_accuracy.
+    """
+    fake = features_of(reference.classifier, image_batches(pixels, BATCH_SIZE, reference.device))
+    metrics = compare_with_real(fake, reference)
+    if labels is not None and reference.classifier.task == "classes":
+        metrics.values["label_accuracy"] = float((fake.classes == labels.cpu()).double().mean())
+    return metrics | _test_with_fresh_critic(pixels, reference)
+
+
+def compare_with_real(fake: ImageFeatures, reference: Reference) -> Metrics:
+    """Compares generated images with the held-out ones, whoever generated them.
+
+    Args:
+        fake: features of the generated images.
+        reference: the real images.
+
+    Returns:
+        classifier_fid and beside it classifier_fid_floor, that of training images; classifier_kid, precision, recall,
+        density, coverage; classifier_accuracy, the classifier's own on held-out images; class_kl, if there are
+        classes; memorized and beside it memorized_floor, that of held-out images. In the details, the histogram of
+        classes, and what classifier it was.
+    """
+    real = reference.held_out()
+    metrics = _compare_features(real.vectors, fake.vectors)
+    metrics.values["classifier_accuracy"] = reference.accuracy()
+    if "classifier_fid" in metrics.values and len(reference.training()) > 1:
+        metrics.values["classifier_fid_floor"] = reference.floor()
+    metrics.details = {
+        "classifier_task": reference.classifier.task,
+        "classifier_sha256": reference.classifier.checksum(),
+        "compared_images": {"real": len(real), "generated": len(fake)},
+    }
+    if reference.classifier.task == "classes":
+        metrics |= _compare_classes(real.classes, fake.classes, reference.data.label_names)
+    return metrics | _look_for_copies(fake, real, reference)
 
 
 def _compare_features(real: Tensor, fake: Tensor) -> Metrics:
-    count, metrics = len(fake), Metrics()  # never more fakes than reals
+    metrics = Metrics()
     metrics.missing = {
-        name: f"it takes at least {needed} real and {needed} generated images, got {len(real)} and {count}"
+        name: f"it takes at least {needed} real and {needed} generated images, got {len(real)} and {len(fake)}"
         for name, needed in IMAGES_NEEDED.items()
-        if count < needed
+        if min(len(fake), len(real)) < needed
     }
     if "classifier_fid" not in metrics.missing:
         metrics.values["classifier_fid"] = frechet_distance(real, fake)
+        # In units in which features are about 1, as Inception's are: the kernel is not the same at every scale.
+        scale = real.square().mean().sqrt().clamp(min=1e-12)
+        metrics.values["classifier_kid"] = kernel_distance(real / scale, fake / scale)
     if "coverage" not in metrics.missing:
         metrics.values |= vars(precision_recall_density_coverage(real, fake, NEIGHBORS))
     return metrics
+
+
+def _compare_classes(real: Tensor, fake: Tensor, names: list[str]) -> Metrics:
+    shares = [torch.bincount(classes, minlength=len(names)).double() / len(classes) for classes in (real, fake)]
+    rows = [{"name": name, "real": a, "generated": b} for name, a, b in zip(names, *(s.tolist() for s in shares))]
+    return Metrics({"class_kl": class_divergence(real, fake, len(names))}, details={"class_histogram": rows})
+
+
+def class_divergence(real: Tensor, fake: Tensor, num_classes: int) -> float:
+    """Returns the Kullback-Leibler divergence of the classes of generated images from those of real ones, in nats.
+
+    Half an image is added to every class, so that one without an image costs something finite.
+
+    Args:
+        real, fake: classes, (images,).
+        num_classes: number of classes.
+    """
+    counts = [torch.bincount(classes, minlength=num_classes).double() + 0.5 for classes in (real, fake)]
+    of_real, of_fake = (count / count.sum() for count in counts)
+    return float((of_fake * (of_fake / of_real).log()).sum())
+
+
+def _test_with_fresh_critic(pixels: Tensor, reference: Reference) -> Metrics:
+    """Two thirds of the generated images are for training and a third for the test, beside as many real ones."""
+    test = len(pixels) // 3
+    held_out = reference.data.eval_pixels[evenly_spread(reference.data.num_eval_examples, test)]
+    training, _ = reference.training_sample(len(pixels) - test)
+    if min(len(held_out), len(training)) < LEAST_TESTED:
+        reason = f"it takes at least {LEAST_TESTED} real images and three times as many generated ones"
+        return Metrics(missing={"fresh_critic_accuracy": f"{reason}, got {len(held_out)} and {len(pixels)}"})
+    pair = RealAndFake(training, pixels[test:]), RealAndFake(held_out, pixels[:test])
+    value = fresh_critic_accuracy(*pair, reference.device)
+    error = (value * (1 - value) / (len(held_out) + test)) ** 0.5
+    return Metrics({"fresh_critic_accuracy": value}, details={"fresh_critic_accuracy_standard_error": error})
+
+
+def _look_for_copies(fake: ImageFeatures, real: ImageFeatures, reference: Reference) -> Metrics:
+    training = reference.training().vectors
+    if len(training) < 2 or not len(fake) or not len(real):
+        return Metrics()
+    sets = {"memorized": fake, "memorized_floor": real}
+    return Metrics({
+        name: share_too_close(images.first(MOST_CHECKED_FOR_COPIES).vectors, training)
+        for name, images in sets.items()
+    })  # fmt: skip

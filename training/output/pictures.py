@@ -54,7 +54,7 @@ def draw_latents(model: Any, images: Tensor, labels: Tensor | None = None) -> di
         pictures["interpolation"] = _draw_interpolation(model, images, labels, pairs)
     if len(images) > 1:
         samples = posterior.sample(generator=torch.Generator().manual_seed(0))
-        number = min(_how_many_fit(images.shape[2], 8), len(images) - 1)
+        number = min(how_many_fit(images.shape[2], 8), len(images) - 1)
         pictures["traversal"] = _draw_traversal(model, means, samples, number, None if labels is None else labels[:1])
     return pictures
 
@@ -68,10 +68,10 @@ def draw_reconstructions(images: Tensor, reconstructions: Tensor) -> PIL.Image.I
         reconstructions: in the same shape.
     """
     height, width = images.shape[2:]
-    columns = _how_many_fit(width, 8)
-    rows = list(zip(images.split(columns), reconstructions.split(columns)))[: _how_many_fit(2 * height, 4)]
-    scale = _scale(columns * width)
-    return _join([image_grid(torch.cat(pair), len(pair[0]), scale=scale) for pair in rows], vertically=True)
+    columns = how_many_fit(width, 8)
+    rows = list(zip(images.split(columns), reconstructions.split(columns)))[: how_many_fit(2 * height, 4)]
+    scale = enlargement(columns * width)
+    return join([image_grid(torch.cat(pair), len(pair[0]), scale=scale) for pair in rows], vertically=True)
 
 
 @torch.no_grad()
@@ -85,16 +85,16 @@ def draw_anomalies(model: Any, strange: Tensor, normal: Tensor, threshold: float
         threshold: what maps of normal images rarely exceed; by default, the largest value of all maps is as red as
             one and a half times a threshold.
     """
-    columns = _how_many_fit(strange.shape[3], 8)
+    columns = how_many_fit(strange.shape[3], 8)
     rows = [images[:columns] for images in (strange, normal)]
     maps = [model.predict_anomaly(images).maps for images in rows]
     threshold = threshold or float(torch.cat(maps).max()) * 2 / 3
-    scale = _scale(columns * strange.shape[3])
+    scale = enlargement(columns * strange.shape[3])
     grids = []
     for images, of_images in zip(rows, maps):
         pair = torch.cat([images.expand(-1, 3, -1, -1), overlay_maps(images, of_images, threshold)])
         grids.append(image_grid(pair, len(images), scale=scale))
-    return _join(grids, vertically=True)
+    return join(grids, vertically=True)
 
 
 def find_pairs(count: int, labels: Tensor | None) -> list[tuple[int, int]]:
@@ -114,13 +114,13 @@ def _draw_interpolation(
 ) -> PIL.Image.Image:
     """Draws a pair per row: the images themselves at the ends, and the path between their latents, decoded."""
     height, width = images.shape[2:]
-    columns = max(5, _how_many_fit(width, 10))
-    left, right = torch.tensor(pairs[: _how_many_fit(height, 6)], device=images.device).unbind(1)
+    columns = max(5, how_many_fit(width, 10))
+    left, right = torch.tensor(pairs[: how_many_fit(height, 6)], device=images.device).unbind(1)
     steps = columns - 2
     path = model.interpolate(images[left], images[right], steps, None if labels is None else labels[left])
-    scale = _scale(columns * width)
+    scale = enlargement(columns * width)
     parts = [(images[left], 1), (path.flatten(0, 1), steps), (images[right], 1)]
-    return _join([image_grid(part, number, scale=scale) for part, number in parts], vertically=False)
+    return join([image_grid(part, number, scale=scale) for part, number in parts], vertically=False)
 
 
 def _draw_traversal(model: Any, means: Tensor, samples: Tensor, number: int, label: Tensor | None) -> PIL.Image.Image:
@@ -140,7 +140,7 @@ def _draw_traversal(model: Any, means: Tensor, samples: Tensor, number: int, lab
     moves = targets - (directions @ latents[0])[:, None]
     moved = (latents[0] + moves[..., None] * directions[:, None]).view(-1, *means.shape[1:]).to(means)
     images = model.decode(moved, None if label is None else label.expand(len(moved))).sample
-    return image_grid(images, len(DEVIATIONS), scale=_scale(len(DEVIATIONS) * images.shape[3]))
+    return image_grid(images, len(DEVIATIONS), scale=enlargement(len(DEVIATIONS) * images.shape[3]))
 
 
 def principal_directions(points: Tensor, number: int) -> Tensor:
@@ -159,17 +159,17 @@ def principal_directions(points: Tensor, number: int) -> Tensor:
     return directions * largest.sign()
 
 
-def _how_many_fit(side: int, most: int) -> int:
+def how_many_fit(side: int, most: int) -> int:
     """How many images of this side fit into a picture, at least 1 and at most `most`."""
     return max(1, min(most, LARGEST_SIDE // side))
 
 
-def _scale(width: int) -> int:
+def enlargement(width: int) -> int:
     """The factor that enlarges a picture of this width to `LEAST_WIDTH` or more."""
     return math.ceil(LEAST_WIDTH / width)
 
 
-def _join(parts: list[PIL.Image.Image], vertically: bool) -> PIL.Image.Image:
+def join(parts: list[PIL.Image.Image], vertically: bool) -> PIL.Image.Image:
     """Puts pictures side by side or below each other, on white."""
     axis = 1 if vertically else 0
     size = [max(part.size[other] for part in parts) for other in (0, 1)]

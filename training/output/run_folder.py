@@ -31,7 +31,7 @@ except ImportError:  # Windows, where two runs in one folder are not kept apart
 logger = logging.getLogger(__name__)
 LOCK = ".lock"
 # Everything that a run leaves; nothing else is ever deleted.
-FOLDERS_OF_A_RUN = ("checkpoints", "samples", "plots", "logs", ".staging", ".push")
+FOLDERS_OF_A_RUN = ("checkpoints", "samples", "plots", "logs", ".staging", ".push", ".film")
 FILES_OF_A_RUN = (
     "metrics.jsonl", ".metrics.jsonl", "results.json", ".results.json", "report.html", ".report.html", "README.md",
     "config.json", "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors",
