@@ -67,13 +67,12 @@ def draw_ways(model: Any, batch: Batch) -> Ways | None:
     images = batch["pixel_values"]
     height, width = images.shape[2:]
     most = max(1, min(WAYS, MOST_PIXELS // (FRAMES * height * width)))
+    path: Tensor | None = None
     if hasattr(model, "discriminate"):
         path = _between_latents(model, most)
     elif hasattr(model, "encode"):
         labels = batch["labels"] if is_conditional(model.config) else None
         path = _between_images(model, images, labels, most)
-    else:
-        path = None
     if path is None:
         return None
     frames = path.flatten(0, 1)
