@@ -428,7 +428,8 @@ _FOR_CARDS = (
 )
 _OWN_FOR_CARDS = {
     "autoencoder": "--hidden_channels 4 8 --latent_dim 4",
-    "vae": "--hidden_channels 4 8 --hidden_size 16 --latent_dim 4 --nll_samples 2",
+    "vae": "--hidden_channels 4 8 --hidden_size 16 --latent_dim 4 --num_prior_couplings 2 --prior_hidden_size 8 "
+    "--nll_samples 2",
     "ladder_vae": "--hidden_channels 4 8 --hidden_size 16 --latent_dim 4 --nll_samples 2",
     "codec": "--hidden_channels 4 8 --num_residual_blocks 1 --latent_dim 4 --num_levels 3 --max_symbol 7",
     "gan": "--generator_channels 8 4 --latent_dim 4 --quality_samples 0",

@@ -22,6 +22,7 @@ from .data.normal_images import FoundNormalImages
 
 TRAINING_BYTES = 16  # per weight: the weight, its gradient and two moments of the optimizer, in float32
 MAX_TRAINING_BYTES = 16 * 10**9  # of a model whose size nobody asked for: images of about 500 x 500 pixels
+MAX_PIXELS = 1024 * 1024  # of images whose size nobody asked for: the activations of a batch take memory, too
 START_EXAMPLES = 1024  # training images whose statistics a new model starts at
 # Config fields of a model that is trained to find anomalies, unless flags give them.
 OF_DETECTORS = {"anomaly_dim": 400, "noise_std": 0.25, "erase_prob": 0.5}
@@ -157,10 +158,16 @@ def _check_model_is_small(model_class: type[Model], config: PreTrainedConfig) ->
     with torch.device("meta"):
         parameters = dict(model_class(config).named_parameters())
     total = sum(parameter.numel() for parameter in parameters.values())
-    if total * TRAINING_BYTES <= MAX_TRAINING_BYTES:
-        return
-    name, largest = max(parameters.items(), key=lambda item: item[1].numel())
     height, width = config.image_size
+    if total * TRAINING_BYTES <= MAX_TRAINING_BYTES:
+        if height * width <= MAX_PIXELS:
+            return
+        raise ValueError(
+            f"--image_size must be given for images of {height} x {width} pixels (height x width): at their own size, "
+            "the activations of a batch would need many GB of memory, and each step minutes. Resize the images, for "
+            "example with --image_size 64."
+        )
+    name, largest = max(parameters.items(), key=lambda item: item[1].numel())
     raise ValueError(
         f"--image_size must be given for images of {height} x {width} pixels (height x width): at their own size the "
         f"model would have {total / 1e9:.1f} billion weights, {largest.numel() / 1e9:.1f} billion of them in {name}, "

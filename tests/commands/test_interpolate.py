@@ -64,8 +64,8 @@ def test_an_autoencoder_goes_straight_from_one_image_to_the_other(
 
 def test_an_animation_goes_there_and_back(tmp_path: Path, photos: list[str]) -> None:
     torch.manual_seed(0)
-    config = VAEConfig(image_size=8, hidden_channels=[4], hidden_size=8, latent_dim=2, likelihood="gaussian")
-    model = VAEModel(config)
+    sizes = {"image_size": 8, "hidden_channels": [4], "hidden_size": 8, "latent_dim": 2}
+    model = VAEModel(VAEConfig(**sizes, likelihood="gaussian", hidden_act="relu", prior="normal"))
     with torch.no_grad():
         for parameter in model.decoder.parameters():
             parameter.normal_()  # otherwise all images are nearly the same

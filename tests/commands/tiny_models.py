@@ -65,7 +65,8 @@ def without_bytes(model: Any, tokenizer: Any) -> None:
 def save_conditional_vae(folder: Path, names: list[str]) -> None:
     """Draws images of one gray value per class, 0.25, 0.5 and 0.75."""
     labels = {"id2label": dict(enumerate(names))} if names else {}
-    model = VAEModel(VAEConfig(image_size=8, hidden_channels=[4], hidden_size=4, likelihood="gaussian", **labels))
+    sizes = {"image_size": 8, "hidden_channels": [4], "hidden_size": 4}
+    model = VAEModel(VAEConfig(**sizes, likelihood="gaussian", hidden_act="relu", prior="normal", **labels))
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
     with torch.no_grad():

@@ -98,6 +98,7 @@ def test_a_trained_prior_fits_two_moons_better_than_a_normal_distribution_can() 
     prior = RealNVPPrior(2, num_couplings=8, hidden_size=32)
     optimizer = torch.optim.Adam(prior.parameters(), lr=5e-3)
     for step in range(600):
+        optimizer.param_groups[0]["lr"] = 5e-3 * (1 - step / 600)
         batch = train[torch.randint(2000, (256,), generator=seeded(step))]
         loss = -prior.log_prob(batch).mean()
         optimizer.zero_grad()

@@ -202,7 +202,9 @@ def test_skipped_steps_are_counted_and_leave_no_trace_in_statistics(tmp_path: Pa
     run = train("gan", tmp_path, "--on_nonfinite", "skip", fault=Fault(patch=partial(nan_in_calls, 4, 9)))
     assert run.code == 0, run.output
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results["skipped_steps"] == 2 and results["steps"] == 12
+    # Of the second step, both updates of the discriminator and the generator's, whose images are compared with real
+    # ones; and the generator's of the third.
+    assert results["skipped_steps"] == 4 and results["steps"] == 12
     assert all(value is not None for line in metrics(tmp_path) for value in line.values())
 
 

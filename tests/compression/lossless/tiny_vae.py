@@ -21,7 +21,7 @@ NOT_AT_REST = 0.1
 def tiny_vae(is_ladder: bool = False, seed: int = 0, **fields: object) -> VAEModel | LadderVAEModel:
     """A model whose outputs differ from image to image; a fresh one begins with outputs near 0."""
     torch.manual_seed(seed)
-    settings = {**SIZES, "num_channels": 1, "prior": "normal", **fields}
+    settings = {**SIZES, "num_channels": 1, "prior": "normal", "hidden_act": "relu", **fields}
     model = LadderVAEModel(LadderVAEConfig(**settings)) if is_ladder else VAEModel(VAEConfig(**settings))
     with torch.no_grad():
         for parameter in model.parameters():
