@@ -24,7 +24,7 @@ if __name__ == "__main__" and not __package__:  # started as a file: run it agai
 import argparse
 from collections.abc import Callable
 
-from .gan_rows import on_mnist, variations
+from .gan_rows import course, on_mnist, variations
 from .gan_rows.figures import figure
 from .gan_rows.stacked_digits import measure_stacked
 from .gan_rows.step_cost import measure_cost
@@ -40,6 +40,8 @@ ROWS: dict[str, Callable[[Session, str], Lines]] = {
     "cost": measure_cost,
     "throughput": on_mnist.measure_throughput,
     "variations": variations.measure_variations,
+    "stopping": course.measure_stopping,
+    "broken": course.measure_broken,
     "stacked": measure_stacked,
 }
 

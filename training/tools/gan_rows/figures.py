@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 
 from ..measuring.table import Runs, range_of, seconds_of
+from .course import problems_figure, stopping_figure
 
 
 def figure(runs: Runs) -> str:
@@ -13,6 +14,9 @@ def figure(runs: Runs) -> str:
         return _speed(runs)
     if "times_plain" in runs[0]:
         return _cost(runs)
+    if "course" in runs[0]:
+        is_of_stopping = "--stop_when_converged" in runs[0]["flags"]
+        return f"{_quality(runs)}; {stopping_figure(runs) if is_of_stopping else problems_figure(runs)}"
     first = _modes(runs) if "modes" in runs[0] else _quality(runs)
     return "; ".join([first, seconds_of(runs)] if "seconds_trained" in runs[0] else [first])
 
