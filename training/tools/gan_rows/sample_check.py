@@ -19,7 +19,8 @@ from hfgen.metrics import frechet_distance, precision_recall_density_coverage
 from ...config.flags import DataArguments
 from ...data.batches import evenly_spread
 from ...data.images import ImageData, load_images
-from ...evaluation.sample_quality import NEIGHBORS, train_classifier
+from ...evaluation.feature_classifier import train_classifier
+from ...evaluation.sample_quality import NEIGHBORS
 from ..measuring.runs import answer_task
 from .image_sets import training_images
 

@@ -19,7 +19,7 @@ from hfgen import GANModel
 
 from ...config.flags import DataArguments
 from ...data.images import load_images
-from ...evaluation.sample_quality import train_classifier
+from ...evaluation.feature_classifier import train_classifier
 from ..measuring.rows import Lines, Session, seed_flags
 from ..measuring.runs import ROOT, answer_task, run_task, run_training
 from .image_sets import stacked, training_images
