@@ -141,12 +141,12 @@ def test_a_page_that_cannot_be_written_is_a_warning_and_no_page(
     (run / "report.html").write_text("of an earlier end")
     monkeypatch.setattr(page, "_draw", lambda *_: Drawn())
     monkeypatch.setattr(page, "render_report", lambda *_: 1 / 0)
-    before = torch.get_rng_state()
+    model, before = torch.nn.Linear(1, 1), torch.get_rng_state()
 
     class Objective:
         primary_metric = "elbo"
 
     with caplog.at_level(logging.WARNING):
-        assert write_report(run, results(), Objective(), torch.nn.Linear(1, 1)) is None  # type: ignore[arg-type]
+        assert write_report(run, results(), Objective(), model) is None  # type: ignore[arg-type]
     assert "report.html was not written: ZeroDivisionError" in caplog.text
     assert not list(run.glob("*report.html")) and torch.equal(before, torch.get_rng_state())
