@@ -28,7 +28,9 @@ class BottleneckBlock(nn.Module):
     def __init__(self, channels: int, has_norm: bool = False):
         super().__init__()
         narrow = max(channels // 2, 16)
-        self.narrow = with_init_gain(nn.Conv2d(channels, narrow, kernel_size=1), LEAKY_GAIN)
+        # No bias where batch normalization follows, which would subtract it: its gradient would be rounding errors, of
+        # which Adam makes steps as large as any others.
+        self.narrow = with_init_gain(nn.Conv2d(channels, narrow, kernel_size=1, bias=not has_norm), LEAKY_GAIN)
         self.conv = with_init_gain(nn.Conv2d(narrow, narrow, kernel_size=3, padding=1), LEAKY_GAIN)
         self.widen = with_init_gain(nn.Conv2d(narrow, channels, kernel_size=1, bias=False), 0.0)
         self.norm1: nn.Module = NormAndAct(channels) if has_norm else nn.Identity()

@@ -32,11 +32,14 @@ import pytest
 import torch
 
 from tests.runs import COMMON, FAMILIES, NO_DROPOUT, ONE, TWO, SharedRun, metrics, shared_run, streamed
-from training.config.scripts import SCRIPTS
+from training.config.scripts import GAN_PRESETS, SCRIPTS
 
 
 RECORD = Path(__file__).with_name("losses.json")
 EACH_STEP = ("--logging_steps", "1")
+# Under the GAN's default learning rate, rounding errors of one part in ten million grow to one in a hundred in 12
+# steps, so that no tolerance could tell them from a change. Its preset sngan is followed in its place.
+CALM = {"gan": ("--preset", "sngan")}
 KINDS = ("one process", "accumulated", "two processes", "streamed")
 # Largest differences from the record that were measured as described above.
 SPREAD = {"autoencoder": 1.1e-6, "vae": 5.1e-5, "ladder_vae": 1.4e-6, "codec": 1.1e-6, "gan": 1.1e-6, "gpt": 3.3e-6}
@@ -44,7 +47,7 @@ Losses = dict[str, list[float]]  # name -> one value per step
 
 
 def start(family: str, kind: str, *flags: str) -> SharedRun:
-    own = [*EACH_STEP, *(NO_DROPOUT if family == "gpt" else []), *flags]
+    own = [*EACH_STEP, *(NO_DROPOUT if family == "gpt" else []), *CALM.get(family, ()), *flags]
     if kind == "streamed":
         return shared_run(family, *ONE, *own, *streamed(family))
     batch = {"one process": ONE, "accumulated": COMMON[:4], "two processes": TWO}[kind]
@@ -89,7 +92,8 @@ def test_losses_are_those_recorded(family: str, kind: str, runs: dict[tuple[str,
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_percent_of_the_learning_rate_is_noticed(family: str) -> None:
     record = json.loads(RECORD.read_text())
-    rate = SCRIPTS[family].defaults["learning_rate"]
+    defaults = SCRIPTS[family].defaults | (GAN_PRESETS["sngan"] if family == "gan" else {})
+    rate = defaults["learning_rate"]
     changed = losses(start(family, "one process", "--learning_rate", str(1.01 * rate)).folder)
     assert largest_difference(changed, record["losses"][family]) > 2 * record["relative_tolerance"][family]
 
