@@ -60,8 +60,8 @@ class GANConfig(LabeledConfig):
     Args:
         image_size: height and width in pixels; one number means a square.
         num_channels: 1 for gray, 3 for RGB.
-        architecture: "residual", residual blocks without normalization (as in R3GAN, Huang et al. 2024), or "dcgan",
-            strided convolutions (Radford et al. 2015).
+        architecture: "residual", residual blocks (after R3GAN, Huang et al. 2024), or "dcgan", strided convolutions
+            (Radford et al. 2015).
         latent_dim: numbers in a latent vector.
         generator_channels: channels of the generator's feature maps, from the smallest map to the largest, each twice
             as high and wide as the one before; the image is twice as high and wide as the last. Default: as many maps
@@ -75,7 +75,7 @@ class GANConfig(LabeledConfig):
             its norm's distance from 1 between real and generated images (Gulrajani et al. 2017); with the others, half
             the weight on its square at real and at generated images, R1 + R2 (Mescheder et al. 2018), which falls to
             a tenth over the run. Default: 10 for the Wasserstein loss, 1 for the relativistic one, and 0 for others.
-        generator_norm: of a residual generator: "batch", which learns several times as fast, or "none", as in R3GAN. A
+        generator_norm: of a residual generator: "batch", with which it learns in minutes, or "none", as in R3GAN. A
             DCGAN has batch normalization.
         discriminator_norm: of a DCGAN: "spectral" (Miyato et al. 2018), "batch" (Radford et al. 2015), or "none".
             Default: "spectral" for a DCGAN. A residual network has none.

@@ -1,5 +1,8 @@
-"""Generator and discriminator without normalization, made of residual blocks, after R3GAN (Huang et al. 2024,
+"""Generator and discriminator made of residual blocks, after R3GAN (Huang et al. 2024,
 https://arxiv.org/abs/2501.05441). The file travels with the GAN's, which imports it.
+
+The discriminator has no normalization, as penalties on the gradient at each image need. The generator may have batch
+normalization, without which it learns much more slowly.
 
 Every block starts as the identity, and feature maps are resized by filters that leave no trace of the grid: bilinear
 interpolation up, the mean of 2 x 2 cells down. No block works at the image's own resolution, where it would cost as
