@@ -26,7 +26,7 @@ GENERATIONS = {"AMD EPYC (family 25, model 17)": "AMD EPYC, Zen 4", "AMD EPYC (f
 
 
 def collect(run: Path, model_cards: Path) -> Path:
-    """Copies what the repository shows of a run: the card, the results, the newest samples and the plot.
+    """Copies what the repository shows of a run: the card, the results, the newest samples, the film and the plot.
 
     Of a run that was limited to AVX2, only the results.
 
@@ -42,8 +42,8 @@ def collect(run: Path, model_cards: Path) -> Path:
     slower = (target / AVX2_RESULTS).read_bytes() if (target / AVX2_RESULTS).is_file() else None
     shutil.rmtree(target, ignore_errors=True)
     (target / "samples").mkdir(parents=True)
-    for newest in newest_samples(run).values():
-        shutil.copy(newest, target / "samples" / newest.name)
+    for picture in (*newest_samples(run).values(), *(run / "samples").glob("film.*")):
+        shutil.copy(picture, target / "samples" / picture.name)
     if (run / "plots").is_dir():
         shutil.copytree(run / "plots", target / "plots")
     for name in ("README.md", "results.json"):

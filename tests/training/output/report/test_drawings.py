@@ -28,6 +28,15 @@ from training.output.report.drawings import FRAMES, WAYS, Ways, draw_real_images
 STAGES: dict[str, Any] = {"image_size": 8, "hidden_channels": [4, 6], "hidden_size": 16, "latent_dim": 3}
 
 
+def away_from_its_start(model: Any) -> Any:
+    """A fresh model's images are nearly the same, and one that gives means below 0 draws black images only."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
 def batch(count: int = 20, size: int = 8) -> dict[str, Tensor]:
     pixels = torch.rand(count, 1, size, size, generator=torch.Generator().manual_seed(0))
     return {"pixel_values": pixels, "labels": torch.arange(count) % 3}
@@ -68,14 +77,14 @@ def test_ends_are_images_and_the_middle_is_their_mean() -> None:
 
 @pytest.mark.parametrize("model", [
     AutoencoderModel(AutoencoderConfig(**STAGES)),
-    VAEModel(VAEConfig(**STAGES, likelihood="gaussian")),
-    VAEModel(VAEConfig(**STAGES, likelihood="gaussian", id2label={0: "a", 1: "b", 2: "c"})),
-    LadderVAEModel(LadderVAEConfig(**STAGES, likelihood="gaussian")),
+    VAEModel(VAEConfig(**STAGES)),
+    VAEModel(VAEConfig(**STAGES, id2label={0: "a", 1: "b", 2: "c"})),
+    LadderVAEModel(LadderVAEConfig(**STAGES)),
     GANModel(GANConfig(image_size=8, latent_dim=4, generator_channels=[8, 4])),
     GANModel(GANConfig(image_size=8, latent_dim=4, generator_channels=[8, 4], id2label={0: "a", 1: "b"})),
 ], ids=["autoencoder", "vae", "conditional vae", "ladder_vae", "gan", "conditional gan"])  # fmt: skip
 def test_every_model_of_images_has_ways(model: Any) -> None:
-    ways = draw_ways(model.eval(), batch())
+    ways = draw_ways(away_from_its_start(model), batch())
 
     assert ways is not None and ways.count == WAYS and ways.picture.size == (FRAMES * 8, WAYS * 8)
     assert ways.between_real_images == (not isinstance(model, GANModel))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
+from accelerate.state import AcceleratorState, PartialState
 
 from training.tools.gan_rows import step_cost
 from training.tools.gan_rows.figures import figure
@@ -30,6 +32,17 @@ def test_ratios_are_those_of_one_turn() -> None:
     assert figure([found[PLAIN]]) == "55.0 ms per step"
 
 
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """accelerate keeps the precision of a process's first run; each of these runs has a process of its own outside of
+    tests."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
 def test_steps_of_every_kind_are_those_of_a_training() -> None:
     flags = ["--dataset_name", "digits", "--generator_channels", "8", "--per_device_train_batch_size", "8"]
     found = measure({"flags": flags, "seconds": 0.01})
