@@ -267,7 +267,7 @@ def what_is_due(state: TrainState, context: Context, previous: float, fraction: 
     if "samples" in due and not context.processes.on_main(have_time_for_samples, run, progress, seconds):
         due.remove("samples")
     if watch is not None and film.is_due(previous, fraction):
-        # What a run of so many steps draws must not depend on time.
+        # A run whose length is given in steps must draw the same frames, however long they take.
         training = math.inf if run.max_train_seconds is None else seconds
         drawing = progress.other_seconds.get("film", 0.0)
         due += ["frame"] if context.processes.on_main(film.is_cheap, drawing, training) else []

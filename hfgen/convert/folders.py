@@ -4,8 +4,8 @@
     convert_folder("my-native-gpt", "my-gpt-again", "hfgen")    back
     model = load_gpt("my-native-gpt")                           a GPTForCausalLM, whichever layout the folder has
 
-Tokenizer, generation config, results, samples and plots go along as they are; the card of a run is written anew,
-because it says how to load the model.
+The tokenizer, the generation config, results, samples and plots are copied unchanged. The card of a run is written
+again, because it says how to load the model.
 """
 
 import os

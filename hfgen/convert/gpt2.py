@@ -7,10 +7,11 @@ gpt2 = to_gpt2(model)                           # for engines that only know GPT
 import os
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from ..models.modeling_gpt import GPTConfig, GPTForCausalLM
 from .weights import take_over
@@ -79,11 +80,7 @@ def config_from_gpt2(config: "GPT2Config") -> GPTConfig:
     """The GPTConfig of a GPT2Config; raises a ValueError that names every setting it cannot express."""
     # reorder_and_upcast_attn is not among them: it only affects the precision of half-precision attention.
     required = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
-    problems = [
-        f"{name} must be {expected}, got {getattr(config, name)}"
-        for name, expected in required.items()
-        if getattr(config, name) != expected
-    ]
+    problems = unmet(config, required)
     if problems:
         raise ValueError("GPTConfig cannot express this GPT-2: " + "; ".join(problems) + ".")
     return GPTConfig(
@@ -122,6 +119,11 @@ def obstacles_to_gpt2(config: GPTConfig) -> list[str]:
         "num_key_value_heads": config.num_attention_heads,
         "head_dim": config.hidden_size // config.num_attention_heads,
     }
+    return unmet(config, required)
+
+
+def unmet(config: PreTrainedConfig, required: Mapping[str, Any]) -> list[str]:
+    """The fields of a config without the values required of them, each with what it must be and what it is."""
     return [
         f"{name} must be {expected!r}, got {getattr(config, name)!r}"
         for name, expected in required.items()

@@ -30,7 +30,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ..models.modeling_gpt import ROPE_TYPES, GPTConfig, GPTForCausalLM
-from .gpt2 import config_from_gpt2, from_gpt2, obstacles_to_gpt2, to_gpt2
+from .gpt2 import config_from_gpt2, from_gpt2, obstacles_to_gpt2, to_gpt2, unmet
 from .weights import take_over
 
 
@@ -87,11 +87,7 @@ class Layout:
             "qk_norm": self.qk_norm,
             **({} if self.bias_fields else {"use_bias": False}),
         }
-        problems = [
-            f"{name} must be {expected!r}, got {getattr(config, name)!r}"
-            for name, expected in required.items()
-            if getattr(config, name) != expected
-        ]
+        problems = unmet(config, required)
         if self.divides_width and config.hidden_size % config.num_attention_heads:
             problems.append(
                 f"num_attention_heads must divide hidden_size {config.hidden_size}, got {config.num_attention_heads}"

@@ -62,10 +62,7 @@ class ResidualDiscriminator(nn.Module):
         channels = config.discriminator_channels
         self.from_pixels = with_init_gain(nn.Conv2d(config.num_channels, channels[0], 4, stride=2, padding=1), 1.0)
         self.stages = nn.ModuleList(_stage(width, config.num_residual_blocks) for width in channels)
-        self.transitions = nn.ModuleList(
-            with_init_gain(nn.Conv2d(before, after, kernel_size=1, bias=False), 1.0)
-            for before, after in zip(channels, channels[1:])
-        )
+        self.transitions = _transitions(channels)
         height, width = config.feature_size(len(channels))
         features = channels[-1] * height * width
         self.scale = features**-0.5
@@ -101,10 +98,7 @@ class ResidualGenerator(nn.Module):
         )
         has_norm = config.generator_norm == "batch"
         self.stages = nn.ModuleList(_stage(width, config.num_residual_blocks, has_norm) for width in channels)
-        self.transitions = nn.ModuleList(
-            with_init_gain(nn.Conv2d(before, after, kernel_size=1, bias=False), 1.0)
-            for before, after in zip(channels, channels[1:])
-        )
+        self.transitions = _transitions(channels)
         self.norm: nn.Module = NormAndAct(channels[-1]) if has_norm else nn.Identity()
         self.scale = (4 * channels[-1]) ** -0.5
         to_pixels = TransposedConv2d(channels[-1], config.num_channels, kernel_size=4, stride=2, padding=1)
@@ -124,3 +118,9 @@ class ResidualGenerator(nn.Module):
 def _stage(channels: int, num_blocks: int, has_norm: bool = False) -> nn.Sequential:
     """The blocks of one resolution."""
     return nn.Sequential(*(BottleneckBlock(channels, has_norm) for _ in range(num_blocks)))
+
+
+def _transitions(channels: list[int]) -> nn.ModuleList:
+    """From the channels of each resolution to those of the next one."""
+    pairs = zip(channels, channels[1:])
+    return nn.ModuleList(with_init_gain(nn.Conv2d(*pair, kernel_size=1, bias=False), 1.0) for pair in pairs)

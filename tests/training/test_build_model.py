@@ -172,7 +172,7 @@ def test_photographs_need_an_image_size(tmp_path: Path, monkeypatch: pytest.Monk
         patched.setattr("training.data.images.to_pixel_values", lambda *_: pytest.fail("decoded an image"))
         with pytest.raises(ValueError, match=r"--image_size must be given.* 3024 x 4032 .*--image_size 64") as caught:
             with_data(model_class, *flags)
-    # The GAN has so many stages that its weights are few.
+    # A GAN gains stages as images grow, so it has few weights even here. Its activations are what does not fit.
     assert model_class is not GANModel or "the activations of a batch" in str(caught.value)
     if model_class is not GANModel:
         assert_weights_are_counted(str(caught.value))

@@ -41,7 +41,8 @@ LARGEST_SIDE = 64  # larger images are averaged down to it, so that the classifi
 MOST_READ = 10_000  # training images that are read of those that are not held in memory
 MOST_STREAMED = 4096  # of a stream, which does not say when all of them have been read
 WAYS = 4  # of changing an image
-# Fewer held-out images than this are told apart from changed ones: turns do not show. Chance is 1 / WAYS.
+# If the classifier is right about a smaller share of held-out images, the changes leave no visible trace, as turns of
+# round shapes do not, and it learned nothing. Guessing is right in 1 / WAYS.
 LEAST_ACCURACY = 0.5
 
 

@@ -17,7 +17,7 @@ from hfgen.model_folder import step_of
 # Larger PNG files are embedded as WebP of this quality, in which losses are hardly visible.
 LARGEST_PNG, QUALITY = 150_000, 88
 WEBP_SIDE = 16_383  # of the largest picture that the format can hold
-# A film has at most so many frames, of at most so many bytes together, so that the page can be sent around.
+# The most frames of a film, and the most bytes of all of them together: the page has to stay small enough to send.
 MOST_FRAMES, FILM_BYTES = 40, 2_500_000
 
 Item = TypeVar("Item")

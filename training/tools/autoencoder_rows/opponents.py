@@ -61,7 +61,7 @@ def _sizes(images: Tensor) -> Iterator[tuple[str, str, int]]:
 
 
 def _most_square(count: int) -> int:
-    """Columns of the mosaic of so many images that leaves none out and is closest to a square."""
+    """How many columns a mosaic of `count` images has that leaves none out and is as close to a square as possible."""
     return next(columns for columns in range(math.isqrt(count), 0, -1) if count % columns == 0)
 
 
