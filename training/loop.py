@@ -159,8 +159,8 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
     with StopRequest(processes) as stop:
         with progress_bar(hidden) as bar:
             context = Context(
-                arguments, choices, objective, watch, model_class, accelerator, processes, output_dir, global_batch, log,
-                clock, cores, stop, bar, pusher,
+                arguments, choices, objective, watch, model_class, accelerator, processes, output_dir, global_batch,
+                log, clock, cores, stop, bar, pusher,
             )  # fmt: skip
             stopped = not evaluate_and_sample(state, context)  # what a signal cut short before a resume
             while fraction < 1 and not stopped and progress.stop_reason is None:

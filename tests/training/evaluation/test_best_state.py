@@ -42,5 +42,5 @@ def test_only_the_flag_replaces_the_watch_of_an_objective_and_a_gan_refuses_it()
     assert find_watch(objective, RunArguments()) == "its own"
     assert find_watch(objective, RunArguments(keep_best=True)) == BestStateWatch("elbo", True)
     objective.greater_is_better = None
-    with pytest.raises(ValueError, match="--keep_best must be left out for this model.*--stop_when_converged"):
+    with pytest.raises(ValueError, match=r"--keep_best must be left out for this model.*--stop_when_converged"):
         find_watch(objective, RunArguments(keep_best=True))

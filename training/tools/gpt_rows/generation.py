@@ -147,9 +147,8 @@ def draw_generation(row: str, figures: RowFigures) -> str:
 def _draw(row: str, column: str, runs: Runs) -> str:
     (found,) = runs
     tokens, repeats = found["settings"]["tokens"], found["settings"]["repeats"]
-    what = (
-        f"tokens per second, {found['parameters'][OURS]:,} parameters, {tokens} new tokens, fp32, medians of {repeats}"
-    )
+    size = f"{found['parameters'][OURS]:,} parameters"
+    what = f"tokens per second, {size}, {tokens} new tokens, fp32, medians of {repeats}"
     header = ["texts", REFERENCE, WITHOUT, OURS, f"times {REFERENCE}", "share of the speed of reading each matrix",
               "one block"]  # fmt: skip
     lines = [_line(int(batch), tokens, seconds) for batch, seconds in found["seconds"].items()]

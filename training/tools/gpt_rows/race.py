@@ -8,6 +8,7 @@ leaves behind.
 from __future__ import annotations
 
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +44,16 @@ def measure_race(session: Session, row: str) -> Lines:
     path = text_path()
     ours: Runs = []
     bare: Runs = []
+    command = f"{time.time():.0f}"
     for seed in session.seeds:
         machine = describe()
         flags = [*FLAGS, *seed_flags(seed), *session.flags]
         run = run_recipe(RECIPE, session.output_dir(row, seed, RECIPE), flags, session.environment)
-        ours.append({"seed": seed, "machine": machine, **run})
+        ours.append({"seed": seed, "command": command, "machine": machine, **run})
         yield OURS, ours
         task = {"path": str(path), "target": TARGET, "seed": seed, "setting": session.options.setting}
         found = run_task("training.tools.gpt_rows.bare_gpt", task, environment=session.environment)
-        bare.append({"seed": seed, "machine": machine, **found, "seconds": _to_the_end(found)})
+        bare.append({"seed": seed, "command": command, "machine": machine, **found, "seconds": _to_the_end(found)})
         yield BARE, bare
 
 
@@ -67,9 +69,8 @@ def draw_race(row: str, figures: RowFigures) -> str:
         ours, bare = runs.get(OURS, []), runs.get(BARE, [])
         lines = [_line(OURS, ours), _line(BARE, bare)] if bare else [_line(OURS, ours)]
         title = heading(row, column, ours[0], f"time to a loss of {TARGET} with a context of 64, start-up included")
-        return "\n".join(
-            [title, "", markdown(["", "parameters", "loss", "seconds in all"], lines), "", _verdict(runs)]
-        )
+        times = markdown(["", "parameters", "loss", "seconds in all"], lines)
+        return "\n".join([title, "", times, "", _verdict(runs)])
 
     return tables_by_column(figures, draw)
 
@@ -87,15 +88,19 @@ def _line(name: str, runs: Runs) -> list[str]:
 def _verdict(runs: dict[str, Runs]) -> str:
     """The ratio of the times in words, or why there is none."""
     ours = {run["seed"]: run for run in runs.get(OURS, [])}
-    bare = {run["seed"]: run for run in runs.get(BARE, [])}
+    # Lines are kept one by one, so that after a failure those of two commands may stand beside each other.
+    commands = {run["command"] for run in ours.values()}
+    bare = {run["seed"]: run for run in runs.get(BARE, []) if run["command"] in commands}
     if missed := [f"seed {seed} ended at {loss_of(run):.3f}" for seed, run in ours.items() if loss_of(run) > TARGET]:
         return f"{OURS} missed the target: {', '.join(missed)}."
     ratios = [bare[seed]["seconds"] / run["seconds"] for seed, run in ours.items() if seed in bare]
     if not ratios:
         return "The bare loop was not measured."
     reached = [run["seconds_of_start"] + run["seconds_to_target"] for run in bare.values() if run["seconds_to_target"]]
-    own = f"after {statistics.median(reached):.1f} s" if len(reached) == len(bare) else "not with every seed"
+    own = f"It reaches {TARGET} after {statistics.median(reached):.1f} s"
+    if len(reached) < len(bare):
+        own = f"It does not reach {TARGET} with every seed"
     return (
         f"The bare loop takes **{statistics.median(ratios):.1f}** times as long{range_of(ratios, 1)} to its end. "
-        f"It reaches {TARGET} itself {own}."
+        f"{own}."
     )

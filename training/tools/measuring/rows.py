@@ -221,10 +221,9 @@ def run_command(tool: Tool, description: str | None, *own: argparse.ArgumentPars
     args, flags = parser.parse_known_args()
     figures = json.loads(args.figures.read_text(encoding="utf-8")) if args.figures.is_file() else {}
     figures.pop("machine", None)
+    folders = (ROOT / "runs", ROOT / "runs-avx2")
     sessions = [
-        Session(
-            COLUMNS[avx2], ROOT / ("runs-avx2" if avx2 else "runs"), figures, args.seconds, args.seeds, flags, args
-        )
+        Session(COLUMNS[avx2], folders[avx2], figures, args.seconds, args.seeds, flags, args)
         for avx2 in ([False, True] if args.both else [args.avx2])
     ]
     try:

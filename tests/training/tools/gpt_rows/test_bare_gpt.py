@@ -23,8 +23,10 @@ def test_the_model_is_gpt2_without_biases() -> None:
     theirs = GPT2LMHeadModel(GPT2Config(vocab_size=65, n_positions=64, n_embd=128, n_layer=4, n_head=4,
                                         activation_function="gelu")).eval()  # fmt: skip
     state = {name: torch.zeros_like(value) for name, value in theirs.state_dict().items()}
-    state |= {"transformer.wte.weight": ours.tokens.weight, "lm_head.weight": ours.tokens.weight,
-              "transformer.wpe.weight": ours.positions.weight, "transformer.ln_f.weight": ours.norm.weight}  # fmt: skip
+    tokens = ours.tokens.weight
+    state |= {"transformer.wte.weight": tokens, "lm_head.weight": tokens,
+              "transformer.wpe.weight": ours.positions.weight,
+              "transformer.ln_f.weight": ours.norm.weight}  # fmt: skip
     names = {"ln_1": "attention_norm", "ln_2": "mlp_norm", "attn.c_attn": "attention_in",
              "attn.c_proj": "attention_out", "mlp.c_fc": "mlp_in", "mlp.c_proj": "mlp_out"}  # fmt: skip
     for index, block in enumerate(ours.blocks):

@@ -13,7 +13,17 @@ from transformers import GenerationMixin
 from hfgen import GPTForCausalLM
 from training.tools.gpt_rows import generation
 from training.tools.gpt_rows.generation import (
-    BLOCK, LINE, MATRICES, OURS, REFERENCE, WITHOUT, Shape, build_models, check, draw_generation, measure,
+    BLOCK,
+    LINE,
+    MATRICES,
+    OURS,
+    REFERENCE,
+    WITHOUT,
+    Shape,
+    build_models,
+    check,
+    draw_generation,
+    measure,
     measure_generation,
 )  # fmt: skip
 from training.tools.measuring.rows import Session
