@@ -117,7 +117,7 @@ def _tidy(output: Any) -> None:
     """Makes a picture small, and removes texts that differ each time, such as the address of an object."""
     data = output.get("data", {})
     if "image/png" in data:
-        picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
+        picture: Image.Image = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
         if picture.mode not in ("L", "P"):
             picture = picture.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
         small = io.BytesIO()
