@@ -20,14 +20,19 @@ TRAINING = [
 EMBEDDING = ["datasets>=4.4,<6", "scikit-learn>=1.6", "tqdm>=4.66"]
 DIFFUSERS = ["diffusers>=0.36,<1"]
 COMPRESSION = ["constriction>=0.5,<0.6"]  # another minor version may write other bits
+DOCS = ["pdoc>=16,<17"]
 GGUF = ["gguf>=0.19,<1"]
 TEST = [
     *TRAINING,
     *DIFFUSERS,
     *COMPRESSION,
     *GGUF,
+    *DOCS,
     "hypothesis>=6.100",
+    "ipykernel>=6.29",
     "mypy>=1.15",
+    "nbclient>=0.10",
+    "nbformat>=5.10",
     "peft>=0.18",
     "pytest>=8.2",
     "pytest-xdist>=3.5",
@@ -58,8 +63,8 @@ setup(
     package_dir=ELSEWHERE,
     package_data={
         "hfgen.compression": ["FORMAT.md"],
-        "hfgen.model_cards": ["template_*.md", "*/results.json"],
-        "hfgen.training": ["recipes/*.yaml", "slurm.sbatch", "README.md"],
+        "hfgen.model_cards": ["template_*.md", "notebook.md", "*/results.json"],
+        "hfgen.training": ["notebooks/*.ipynb", "recipes/*.yaml", "slurm.sbatch", "README.md"],
         "hfgen.training.output.report": ["report.html.jinja", "report.css", "report.js"],
     },
     install_requires=[
@@ -80,6 +85,7 @@ setup(
         "embedding": EMBEDDING,
         "diffusers": DIFFUSERS,
         "compression": COMPRESSION,
+        "docs": DOCS,
         "gguf": GGUF,
         "test": TEST,
     },
