@@ -1,1 +1,1 @@
-"""Pipelines of diffusers around hfgen's models. Importing one needs `pip install hfgen[diffusers]`."""
+"""Pipelines around hfgen's models. Those of diffusers need `pip install hfgen[diffusers]`."""
