@@ -121,4 +121,4 @@ def _is_command() -> bool:
 
 if not _is_command():
     import_module("hfgen.models")
-    import_module("hfgen.pipelines.registration").register_when_needed()
+    import_module("hfgen.pipeline_registry").register_when_needed()

@@ -83,7 +83,7 @@ class ImageGenerationPipeline(Pipeline):
                 evenly over the classes if None.
             generator: source of the random numbers.
             seed: of a new generator, instead of one.
-            options: `temperature` of a VAE or `truncation` of a GAN, a factor on the standard deviation of the latents,
+            options: `temperature` of a VAE or `truncation` of a GAN, a factor on the latents' standard deviation,
                 below 1 for images that are more typical and less varied; `output_type`, "pil" (default), "pt" or
                 "np".
 

@@ -1,1 +1,1 @@
-"""Pipelines around hfgen's models. Those of diffusers need `pip install hfgen[diffusers]`."""
+"""Pipelines of diffusers around hfgen's models, as files that travel. They need `pip install hfgen[diffusers]`."""

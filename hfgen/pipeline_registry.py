@@ -26,8 +26,8 @@ def register() -> None:
     """Adds the pipelines to transformers' `PIPELINE_REGISTRY`. A task that another package has registered stays so."""
     from transformers import AutoModel, pipelines
 
-    from ..models import image_pipelines
-    from ..models.image_model import PIPELINES
+    from .models import image_pipelines
+    from .models.image_model import PIPELINES
 
     for task, place in PIPELINES.items():
         # transformers no longer has pipelines for this task, and refuses its name before it looks for one.
