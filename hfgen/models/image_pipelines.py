@@ -10,6 +10,7 @@ transformers copies this file beside the model's, into a saved folder and to the
 
 import inspect
 import math
+import os
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -202,9 +203,7 @@ class ImagePipeline(Pipeline):
 
     def preprocess(self, input_: Any, timeout: float | None = None) -> dict[str, Any]:
         image, label = _split(input_)
-        if isinstance(image, str):
-            image = fetch_image(image, timeout)
-        picture = to_pil_image(image, self.model.config.num_channels)
+        picture = self._open(image, timeout)
         # A model that takes any size keeps the image's own.
         options: dict[str, Any] = {"do_resize": False} if self.model.takes_any_size else {}
         pixel_values = self.image_processor(picture, return_tensors="pt", **options)["pixel_values"]
@@ -212,6 +211,15 @@ class ImagePipeline(Pipeline):
         if label is not None and self.is_conditional:  # other models ignore the classes of a dataset's rows
             found["labels"] = self.model.class_indices(label, 1)
         return found
+
+    def _open(self, image: Any, timeout: float | None) -> Any:
+        """The image in the model's colors; an error names its file."""
+        try:
+            source = fetch_image(image, timeout) if isinstance(image, str) else image
+            return to_pil_image(source, self.model.config.num_channels)
+        except ValueError as error:
+            name = str(image)[:200] if isinstance(image, (str, os.PathLike)) else type(image).__name__
+            raise ValueError(f"image {name}: {error}") from error
 
 
 class ImageReconstructionPipeline(ImagePipeline):
@@ -320,9 +328,7 @@ def _to_inputs(inputs: Any, labels: Any) -> Any:
         inputs = list(inputs)
     if isinstance(inputs, (list, tuple)):
         return _with_labels(list(inputs), labels)
-    is_one = isinstance(inputs, (str, bytes, dict, np.ndarray, Tensor, PIL.Image.Image)) or hasattr(
-        inputs, "__fspath__"
-    )
+    is_one = isinstance(inputs, (str, bytes, dict, os.PathLike, np.ndarray, Tensor, PIL.Image.Image))
     if not is_one and not isinstance(inputs, Iterable) and not hasattr(inputs, "__getitem__"):
         raise ValueError(f"inputs must be an image or several, got {type(inputs).__name__}. Pass a list.")
     if labels is not None and not is_one and hasattr(labels, "__len__") and not isinstance(labels, str):
@@ -393,7 +399,7 @@ def _progress(steps: Any, total: int) -> Any:
 
 
 def _check_able(model: Any, is_able: bool, purpose: str) -> None:
-    if not is_able:
+    if not is_able or not hasattr(model, "check_images"):  # which all of hfgen's models of images have
         name = type(model).__name__
         raise ValueError(f"model must be one of hfgen's that can {purpose}, got {name}. Choose another model or task.")
 

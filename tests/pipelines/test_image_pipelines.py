@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import PreTrainedModel, pipeline
+from transformers import BertConfig, BertModel, PreTrainedModel, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from hfgen.image_processing import to_pixel_values
@@ -220,13 +220,18 @@ def test_images_that_cannot_be_read_are_refused(home: Path, tmp_path: Path, serv
     reconstruct = make(RECONSTRUCTION, home, "vae")
     (tmp_path / "text.png").write_text("no image")
     for wrong, text in {
-        str(tmp_path / "text.png"): "corrupt or unknown data", str(tmp_path / "none.png"): "No such file",
+        str(tmp_path / "text.png"): "text.png: must be readable, got corrupt",
+        str(tmp_path / "none.png"): "No such file",
         served.replace("photo", "none"): "URL that can be read", "data:image/png;base64,?": "must be base64",
     }.items():  # fmt: skip
         with pytest.raises(ValueError, match=text):
             reconstruct(wrong)
     with pytest.raises(ValueError, match="must be an image or several"):
         reconstruct(None)
+    bert = BertModel(BertConfig(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1))
+    for task in (GENERATION, RECONSTRUCTION, ANOMALIES):
+        with pytest.raises(ValueError, match="model must be one of hfgen's that can"):
+            pipeline(task, model=bert)
 
 
 # Anomalies and features

@@ -115,7 +115,7 @@ def answers(runs: Path, photo: Path, tmp_path_factory: pytest.TempPathFactory) -
             files = select_files(runs / family)[0]
             code[family] = [
                 *snippets(f"alice/{family}", metadata, config, files),
-                snippets(f"alice/{family}", metadata, config, files, ', dtype="auto"')[-1],
+                snippets(f"alice/{family}", metadata, config, files, ', dtype="auto", device_map="auto"')[-1],
             ]
         arguments = {"snippets": code, "image": str(photo), "draws": DRAWS, "reconstructs": RECONSTRUCTS}
         home = tmp_path_factory.mktemp("elsewhere")
