@@ -29,8 +29,8 @@ def diffusers_files(folder: Path) -> dict[str, str]:
         Nothing for a model that draws no images, or without code of its own.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    reference = (config.get("auto_map") or {}).get("AutoModel")
-    if TASK not in config.get("custom_pipelines", {}) or not reference:
+    reference = str((config.get("auto_map") or {}).get("AutoModel", ""))
+    if TASK not in (config.get("custom_pipelines") or {}) or not reference or "--" in reference:
         return {}
     file, _, name = reference.partition(".")
     code = (_HERE / "image_sampling.py").read_text(encoding="utf-8").rstrip()
