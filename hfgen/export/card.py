@@ -20,7 +20,7 @@ def render_card(manifest: dict[str, Any], source: Path) -> str:
     javascript = manifest.get("transformers_js_obstacle") or f"```js\n{javascript_snippet(manifest)}\n```"
     parts = [
         f"# {manifest['name']}\n\n{_introduction(manifest)}",
-        f"## Files\n\n{_files_table(manifest)}\n\n{_about_the_numbers(manifest)}",
+        f"## Files\n\n{_tables(manifest)}\n\n{_about_the_numbers(manifest)}",
         f"## Python\n\n```python\n{python_snippet(manifest)}\n```",
         f"## JavaScript\n\n{javascript}",
     ]
@@ -47,20 +47,17 @@ def _introduction(manifest: dict[str, Any]) -> str:
     )
 
 
-def _files_table(manifest: dict[str, Any]) -> str:
-    rows = [
-        "| file | computes | inputs | outputs | bytes | largest difference from PyTorch |",
-        "|---|---|---|---|---|---|",
-    ]
-    for graph in manifest["graphs"].values():
-        inputs, outputs = (_tensors(graph[side]) for side in ("inputs", "outputs"))
+def _tables(manifest: dict[str, Any]) -> str:
+    graphs, files = [], []
+    for name, graph in manifest["graphs"].items():
+        graphs.append(f"| {name} | {graph['purpose']} | {_tensors(graph['inputs'])} | {_tensors(graph['outputs'])} |")
         for file in graph["files"].values():
             difference = max(file["max_difference"].values())
-            rows.append(
-                f"| `{file['path']}` | {graph['purpose']} | {inputs} | {outputs} | {file['bytes']:,} | "
-                f"{difference:.1e} |"
-            )
-    return "\n".join(rows)
+            files.append(f"| [{file['path']}]({file['path']}) | {file['bytes']:,} | {difference:.1e} |")
+    return "\n".join([
+        "| network | computes | inputs | outputs |", "|---|---|---|---|", *graphs, "",
+        "| file | bytes | largest difference from PyTorch |", "|---|---|---|", *files,
+    ])  # fmt: skip
 
 
 def _tensors(entries: list[dict[str, Any]]) -> str:

@@ -43,6 +43,8 @@ def load_text_model(folder: Path) -> TextModel:
         model = to_native(ours)
     except ValueError as error:
         obstacle = f"{error} transformers.js cannot load it; onnxruntime runs its graph."
+    if obstacle is None and not (folder / "tokenizer.json").is_file():
+        obstacle = "The model has no tokenizer.json, without which transformers.js loads no GPT."
     if obstacle is None and model.config.model_type not in TRANSFORMERS_JS:
         obstacle = f"transformers.js knows no model of type {model.config.model_type}; onnxruntime runs its graph."
     model = model.to(torch.float32).eval().requires_grad_(False)
