@@ -63,8 +63,8 @@ def export_folder(
         ValueError: the target is not empty, or a dtype is unknown.
     """
     source, target = Path(source), Path(target)
-    if unknown := [dtype for dtype in dtypes if dtype not in SUFFIXES] or not dtypes:
-        raise ValueError(f"dtypes must be some of {', '.join(SUFFIXES)}, got {unknown or 'none'}.")
+    if not dtypes or not set(dtypes) <= set(SUFFIXES):
+        raise ValueError(f"dtypes must be some of {', '.join(SUFFIXES)}, got {', '.join(dtypes) or 'none'}.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"OUT must be a new or empty folder, got {str(target)!r}, which is not. Name another one.")
     require_onnx()
