@@ -80,8 +80,9 @@ def test_ladder_vae_draws_what_sample_draws(tmp_path: Path) -> None:
 
 
 def test_anomaly_model_scores_as_the_fitted_detector_does(tmp_path: Path) -> None:
-    config = AutoencoderConfig(image_size=8, hidden_channels=[4], hidden_size=8, latent_dim=3, anomaly_dim=4,
-                               num_residual_blocks=0)
+    config = AutoencoderConfig(
+        image_size=8, hidden_channels=[4], hidden_size=8, latent_dim=3, anomaly_dim=4, num_residual_blocks=0
+    )
     model = new(AutoencoderModel, config)
     assert [graph.name for graph in image_graphs(model)] == ["encoder_model", "decoder_model"]
     model.fit_anomaly([rand(9, 1, 8, 8)])
