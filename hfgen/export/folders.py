@@ -68,14 +68,15 @@ def export_folder(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"OUT must be a new or empty folder, got {str(target)!r}, which is not. Name another one.")
     require_onnx()
-    staging = target.with_name(f".{target.name}.{os.getpid()}.part")
+    whole = target.resolve()
+    staging = whole.with_name(f".{whole.name}.{os.getpid()}.part")
     shutil.rmtree(staging, ignore_errors=True)
     (staging / "onnx").mkdir(parents=True)
     try:
-        manifest = _fill(staging, source, dtypes, name or source.resolve().name, target.resolve().name)
-        if target.is_dir():
-            target.rmdir()
-        staging.rename(target)
+        manifest = _fill(staging, source, dtypes, name or source.resolve().name, whole.name)
+        if whole.is_dir():
+            whole.rmdir()
+        staging.rename(whole)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return manifest
@@ -148,13 +149,10 @@ def _write(folder: Path, graph: Graph, dtypes: Sequence[str]) -> tuple[dict[str,
 
 
 def _config_of_export(config: dict[str, Any], dtypes: Sequence[str]) -> dict[str, Any]:
-    """The model's config.json, which names no code, as there is none beside it, and says what transformers.js is to
-    load where its own choice is not there."""
+    """The model's config.json, which names no code, as there is none beside it, and says what transformers.js loads by
+    default. Its own default would be 8 bits in many browsers, which saves little where models are small."""
     config = {name: value for name, value in config.items() if name != "auto_map"}
-    if len(dtypes) == 1:
-        js_name = {"fp32": "fp32", "int8": "q8"}[dtypes[0]]
-        config["transformers.js_config"] = {"dtype": js_name}
-    return config
+    return {**config, "transformers.js_config": {"dtype": "fp32" if "fp32" in dtypes else "q8"}}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
