@@ -22,12 +22,14 @@ DIFFUSERS = ["diffusers>=0.36,<1"]
 COMPRESSION = ["constriction>=0.5,<0.6"]  # another minor version may write other bits
 DOCS = ["pdoc>=16,<17"]
 GGUF = ["gguf>=0.19,<1"]
+ONNX = ["onnx>=1.18,<2", "onnxruntime>=1.22,<2", "onnxscript>=0.6,<1"]
 TEST = [
     *TRAINING,
     *DIFFUSERS,
     *COMPRESSION,
     *GGUF,
     *DOCS,
+    *ONNX,
     "hypothesis>=6.100",
     "ipykernel>=6.29",
     "mypy>=1.15",
@@ -87,6 +89,7 @@ setup(
         "compression": COMPRESSION,
         "docs": DOCS,
         "gguf": GGUF,
+        "onnx": ONNX,
         "test": TEST,
     },
     classifiers=[
