@@ -58,6 +58,7 @@ setup(
     package_dir=ELSEWHERE,
     package_data={
         "hfgen.compression": ["FORMAT.md"],
+        "hfgen.demo": ["page/*"],
         "hfgen.model_cards": ["template_*.md", "*/results.json"],
         "hfgen.training": ["recipes/*.yaml", "slurm.sbatch", "README.md"],
         "hfgen.training.output.report": ["report.html.jinja", "report.css", "report.js"],

@@ -1,0 +1,16 @@
+// The address of the page holds what is shown (#seed=7&class=3), so that a link shows it again.
+
+export function readAddress() {
+  return Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+}
+
+let timer = null;
+
+/** Writes values to the address; without noise in the history, and not more often than browsers allow. */
+export function writeAddress(values) {
+  clearTimeout(timer);
+  timer = setTimeout(() => {
+    const given = Object.entries(values).filter(([, value]) => value !== null && value !== "");
+    history.replaceState(null, "", `#${new URLSearchParams(given)}`);
+  }, 250);
+}
