@@ -1,5 +1,6 @@
 // A canvas to draw on, and the drawing as the model's own pictures are: as large, and where they have their middle.
 
+import { contextOf } from "./pictures.js";
 import { clamp } from "./vectors.js";
 
 const SIDE = 320;
@@ -16,7 +17,7 @@ export class Pad {
     Object.assign(this, { canvas, size, style, onChange });
     canvas.width = SIDE;
     canvas.height = Math.round((SIDE * size.height) / size.width);
-    this.context = canvas.getContext("2d", { willReadFrequently: true });
+    this.context = contextOf(canvas);
     this.width = SIDE * clamp(2.4 / size.width, 0.05, 0.15);
     this.pen = [canvas.width / 2, canvas.height / 2];
     this.down = false;
@@ -96,7 +97,7 @@ export class Pad {
     const { width, height } = this.size;
     target.width = width;
     target.height = height;
-    const context = target.getContext("2d", { willReadFrequently: true });
+    const context = contextOf(target);
     context.imageSmoothingQuality = "high";
     const gray = 255 * this.style.background;
     context.fillStyle = `rgb(${gray} ${gray} ${gray})`;
@@ -141,7 +142,7 @@ function shrunk(canvas, width) {
     const next = document.createElement("canvas");
     next.width = current.width / 2;
     next.height = current.height / 2;
-    next.getContext("2d").drawImage(current, 0, 0, next.width, next.height);
+    contextOf(next).drawImage(current, 0, 0, next.width, next.height);
     current = next;
   }
   return current;

@@ -1,5 +1,8 @@
 // Pixels in [0, 1], (channels, height, width), to canvases and back.
 
+/** The context of a canvas whose pixels are read again. */
+export const contextOf = (canvas) => canvas.getContext("2d", { willReadFrequently: true });
+
 /** Draws picture `index` of a batch of pixels. */
 export function draw(canvas, pixels, { channels, height, width }, index = 0) {
   const plane = height * width;
@@ -8,7 +11,7 @@ export function draw(canvas, pixels, { channels, height, width }, index = 0) {
     canvas.width = width;
     canvas.height = height;
   }
-  const context = canvas.getContext("2d");
+  const context = contextOf(canvas);
   const image = context.createImageData(width, height);
   for (let i = 0; i < plane; i++) {
     for (let channel = 0; channel < 3; channel++) {
@@ -22,7 +25,7 @@ export function draw(canvas, pixels, { channels, height, width }, index = 0) {
 /** Draws a picture, painted orange where `map`, (height, width), comes near `most`. */
 export function drawStrange(canvas, pixels, map, size, most) {
   draw(canvas, pixels, size);
-  const context = canvas.getContext("2d");
+  const context = contextOf(canvas);
   const image = context.getImageData(0, 0, size.width, size.height);
   for (let i = 0; i < map.length; i++) {
     const share = Math.min(1, Math.max(0, map[i] / most));
@@ -35,7 +38,7 @@ export function drawStrange(canvas, pixels, map, size, most) {
 
 /** Pixels of what is drawn on a canvas of the model's own size. */
 export function read(canvas, { channels, height, width }) {
-  const { data } = canvas.getContext("2d", { willReadFrequently: true }).getImageData(0, 0, width, height);
+  const { data } = contextOf(canvas).getImageData(0, 0, width, height);
   const plane = height * width;
   const pixels = new Float32Array(channels * plane);
   for (let i = 0; i < plane; i++) {
@@ -75,7 +78,7 @@ export class StoredPictures {
     canvas.width = width;
     canvas.height = height;
     const [column, row] = [index % this.columns, Math.floor(index / this.columns)];
-    canvas.getContext("2d", { willReadFrequently: true }).drawImage(this.sheet, column * width, row * height, width, height, 0, 0, width, height);
+    contextOf(canvas).drawImage(this.sheet, column * width, row * height, width, height, 0, 0, width, height);
   }
 
   pixels(index) {
