@@ -21,11 +21,13 @@ EMBEDDING = ["datasets>=4.4,<6", "scikit-learn>=1.6", "tqdm>=4.66"]
 DIFFUSERS = ["diffusers>=0.36,<1"]
 COMPRESSION = ["constriction>=0.5,<0.6"]  # another minor version may write other bits
 GGUF = ["gguf>=0.19,<1"]
+ONNX = ["onnx>=1.18,<2", "onnxruntime>=1.22,<2", "onnxscript>=0.6,<1"]
 TEST = [
     *TRAINING,
     *DIFFUSERS,
     *COMPRESSION,
     *GGUF,
+    *ONNX,
     "hypothesis>=6.100",
     "mypy>=1.15",
     "peft>=0.18",
@@ -82,6 +84,7 @@ setup(
         "diffusers": DIFFUSERS,
         "compression": COMPRESSION,
         "gguf": GGUF,
+        "onnx": ONNX,
         "test": TEST,
     },
     classifiers=[
