@@ -31,6 +31,7 @@ TEST = [
     "hypothesis>=6.100",
     "mypy>=1.15",
     "peft>=0.18",
+    "playwright>=1.50",
     "pytest>=8.2",
     "pytest-xdist>=3.5",
     "ruff>=0.12",

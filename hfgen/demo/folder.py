@@ -101,7 +101,7 @@ def write_explorer(
             about["text"] = describe_text(source, manifest, prompt)
         else:
             about |= _describe_images(staging, source, manifest, images, split)
-        _write_page(staging, about, place_runtime(staging, runtime))
+        write_page(staging, about, place_runtime(staging, runtime))
         (staging / "README.md").write_text(render_card(about, name), encoding="utf-8")
         if target.is_dir():
             target.rmdir()
@@ -207,7 +207,7 @@ def _describe_stored(folder: Path, model: Any, manifest: dict[str, Any], stored:
             {"name": "pictures", "words": "stored pictures", "path": "pictures.png"},
             {"name": "latents", "words": "their latents", "path": "latents.bin"},
         ],
-        "drawing": _describe_drawing(stored, classes),
+        "drawing": describe_drawing(stored, classes),
         "strangeness": _strangeness(model, manifest, stored),
     }
 
@@ -223,7 +223,7 @@ def _strangeness(model: Any, manifest: dict[str, Any], stored: StoredPictures) -
     return describe_strangeness(model, stored.pixel_values, labels, decode, stored.are_real)
 
 
-def _describe_drawing(stored: StoredPictures, classes: list[str]) -> dict[str, Any]:
+def describe_drawing(stored: StoredPictures, classes: list[str]) -> dict[str, Any]:
     """How to make a drawing like the stored pictures: their background, and, in gray pictures on an even background,
     how large what they show is and where its middle lies."""
     pixels = stored.pixel_values.mean(dim=1)
@@ -252,7 +252,7 @@ def _describe_drawing(stored: StoredPictures, classes: list[str]) -> dict[str, A
     }
 
 
-def _write_page(folder: Path, about: dict[str, Any], runtime: Runtime) -> None:
+def write_page(folder: Path, about: dict[str, Any], runtime: Runtime) -> None:
     """Copies the page, and writes explorer.json."""
     for file in PAGE.iterdir():
         if file.suffix in (".html", ".css", ".js"):
