@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -60,6 +60,9 @@ class Graph:
         traced: sizes of the dimensions that have names, at which the graph is traced. None may be 0 or 1, as PyTorch
             takes these for fixed.
         checked: other sizes, at which it is compared with the reference.
+        multiples: what the size of a dimension must be a multiple of, by its name.
+        sums: dimensions whose size follows from those of others.
+        draw_all: draws all inputs, where one depends on another.
     """
 
     name: str
@@ -70,10 +73,15 @@ class Graph:
     model: nn.Module
     traced: Sizes
     checked: tuple[Sizes, ...]
+    multiples: Mapping[str, int] = field(default_factory=dict)
+    sums: tuple[str, ...] = ()
+    draw_all: Callable[[Sizes, torch.Generator], list[Tensor]] | None = None
 
     def draw(self, sizes: Sizes, seed: int) -> list[Tensor]:
         """Inputs of these sizes; the same seed draws the same ones."""
         generator = torch.Generator().manual_seed(seed)
+        if self.draw_all is not None:
+            return self.draw_all(sizes, generator)
         return [entry.draw([_size(side, sizes) for side in entry.shape], generator) for entry in self.inputs]
 
     @torch.no_grad()

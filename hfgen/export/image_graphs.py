@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..embedding import is_conditional
 from ..models import MODELS
-from .graphs import BATCH, Graph, Input, Output, draw_images, draw_integers, draw_normal
+from .graphs import BATCH, Graph, Input, Output, Shape, draw_images, draw_integers, draw_normal, draw_uniform
 
 
 BATCHES: dict[str, Any] = {"traced": {BATCH: 2}, "checked": ({BATCH: 1}, {BATCH: 5})}
@@ -102,6 +102,31 @@ def _gan(model: Any) -> list[Graph]:
     ]  # fmt: skip
 
 
+def _codec(model: Any) -> list[Graph]:
+    """Only the networks: entropy coding is exact integer arithmetic, which is nothing for a graph of floats."""
+    cell = model.config.downsampling
+    images: Shape = (BATCH, model.config.num_channels, "height", "width")
+    latents: Shape = (BATCH, model.config.latent_dim, "latent_height", "latent_width")
+    quality = Input("quality", (BATCH,), draw_uniform)
+
+    def at(batch: int, rows: int, columns: int) -> dict[str, int]:
+        sides = {"height": rows * cell, "width": columns * cell, "latent_height": rows, "latent_width": columns}
+        return {BATCH: batch, **sides}
+
+    return [
+        Graph("encoder_model", "Latents of images at a quality from 0 to 1; rounded, they are the symbols of a file.",
+              model.analysis, (Input("pixel_values", images, draw_images), quality), (Output("latents", latents),),
+              model, at(2, 5, 3), (at(1, 4, 6), at(3, 1, 2)), multiples={"height": cell, "width": cell}),
+        Graph("decoder_model", "Images of symbols, at the quality of the encoder.", model.synthesis,
+              (Input("latents", latents, _draw_symbols), quality), (Output("images", images),),
+              model, at(2, 5, 3), (at(1, 4, 6), at(3, 1, 2))),
+    ]  # fmt: skip
+
+
+def _draw_symbols(shape: list[int], generator: torch.Generator) -> Tensor:
+    return (2 * draw_normal(shape, generator)).round()
+
+
 def _graph(model: Any, name: str, purpose: str, compute: Callable[..., Any], first: Input, *outputs: Output) -> Graph:
     """A graph with a dynamic batch, whose second input are the classes of a conditional model."""
     labels = Input("labels", (BATCH,), draw_integers(model.config.num_labels or 0), torch.int64)
@@ -133,4 +158,5 @@ _GRAPHS: dict[str, Callable[[Any], list[Graph]]] = {
     "vae": _vae,
     "ladder_vae": _ladder_vae,
     "gan": _gan,
+    "codec": _codec,
 }

@@ -50,12 +50,10 @@ def write_graph(graph: Graph, path: Path) -> int:
         raise ExportError(
             f"The weights must fit in one file of {LARGEST_FILE:,} bytes, got {size:,}. Export a smaller model."
         )
-    sizes: dict[str, torch.export.Dim] = {}
     shapes = [
-        {index: sizes.setdefault(side, torch.export.Dim(side)) for index, side in enumerate(entry.shape)
-         if isinstance(side, str)}
+        {index: _dimension(graph, side) for index, side in enumerate(entry.shape) if isinstance(side, str)}
         for entry in graph.inputs
-    ]  # fmt: skip
+    ]
     try:
         with _quiet():
             program: Any = torch.onnx.export(
@@ -102,6 +100,15 @@ class Session:
         names = [entry.name for entry in self._session.get_inputs()]
         outputs = self._session.run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})
         return [torch.from_numpy(output) for output in outputs]
+
+
+def _dimension(graph: Graph, name: str) -> Any:
+    """What torch.export knows of a dimension. Two of one name are one."""
+    if name in graph.sums:
+        return torch.export.Dim.DYNAMIC
+    if name in graph.multiples:
+        return graph.multiples[name] * torch.export.Dim(f"{name}_cells")
+    return torch.export.Dim(name)
 
 
 def _name_shapes(model: Any, graph: Graph) -> None:

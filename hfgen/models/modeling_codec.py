@@ -345,6 +345,28 @@ class CodecModel(ImageModel):
         levels = self._level_quality(quality, symbols)
         return self._images(self._latents(symbols.to(torch.float32), levels), levels, size).clamp(0, 1)
 
+    def analysis(self, pixel_values: Tensor, quality: Tensor) -> Tensor:
+        """What the encoder says of images, before it is rounded to symbols.
+
+        Args:
+            pixel_values: (batch, channels, height, width) in [0, 1], of any size; a gray model takes color too.
+            quality: of each image, (batch,) in [0, 1], and not rounded to one that has tables.
+
+        Returns:
+            (batch, latent_dim, ceil(height / config.downsampling), ceil(width / config.downsampling)).
+        """
+        return self._scaled_latents(self.check_images(pixel_values), quality)
+
+    def synthesis(self, symbols: Tensor, quality: Tensor) -> Tensor:
+        """Images (batch, channels, height, width) in [0, 1] of whole cells, which `decode_symbols` cuts to their size.
+
+        Args:
+            symbols: what `analysis` returns, rounded, as floats.
+            quality: as in `analysis`.
+        """
+        size = tuple(side * self.config.downsampling for side in symbols.shape[2:])
+        return self._images(self._latents(symbols, quality), quality, size).clamp(0, 1)
+
     def quality_level(self, quality: float) -> int:
         """The nearest of `config.num_levels` qualities, from 0 to num_levels - 1.
 
