@@ -232,7 +232,7 @@ def describe_drawing(stored: StoredPictures, classes: list[str]) -> dict[str, An
     background = float(border.median())
     ink = (pixels - background).abs()
     drawn = ink > _INK
-    is_even = stored.pixel_values.shape[1] == 1 and float((border - background).abs().mean()) < 0.1
+    is_even = stored.pixel_values.shape[1] == 1 and float(((border - background).abs() > _INK).float().mean()) < 0.4
     extent, middle = None, [0.5, 0.5]
     visible = drawn.flatten(1).any(dim=1)
     if is_even and visible.any():

@@ -107,7 +107,7 @@ def test_what_cannot_be_shown_is_refused_before_any_work(tmp_path: Path, monkeyp
     monkeypatch.setattr(explorer_folder, "export_folder", lambda *_: pytest.fail("exported"))
     codec = CodecModel(CodecConfig(hidden_channels=[4, 4], latent_dim=2))
     codec.save_pretrained(tmp_path / "codec")
-    with pytest.raises(ValueError, match="MODEL must be one of autoencoder, vae, .*, got codec"):
+    with pytest.raises(ValueError, match=r"MODEL must be one of autoencoder, vae, .*, got codec"):
         write_explorer(tmp_path / "codec", tmp_path / "page")
 
     gan = tiny_models.save_gan(tmp_path / "gan")

@@ -118,7 +118,8 @@ def test_a_gan_shows_what_the_address_says(browser: Any, explorers: Explorers) -
     with opened(browser, explorers.page("gan"), hash=address) as shown:
         page, first = shown.page, shown.pixels("#picture")
         latents = page.evaluate("import('./vectors.js').then(({ normal }) => [...normal(7, 4)])")
-        expected = GANModel.from_pretrained(explorers.model("gan")).eval()(0.5 * torch.tensor([latents]), torch.tensor([2]))
+        model = GANModel.from_pretrained(explorers.model("gan")).eval()
+        expected = model(0.5 * torch.tensor([latents]), torch.tensor([2]))
         assert first == pytest.approx((255 * expected[0, 0]).flatten().tolist(), abs=1)
 
         page.get_by_role("radio", name="cat").click()

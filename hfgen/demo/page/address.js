@@ -1,7 +1,7 @@
 // The address of the page holds what is shown (#seed=7&class=3), so that a link shows it again.
 
-export function readAddress() {
-  return Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+export function readAddress(address = location.href) {
+  return Object.fromEntries(new URLSearchParams(new URL(address).hash.slice(1)));
 }
 
 let timer = null;

@@ -57,10 +57,11 @@ export class Live {
 
   measure(milliseconds) {
     this.shown += 1;
+    this.timing.dataset.shown = this.shown;
+    if (this.shown === 1) return; // the first picture takes longer: the network has never run before
     this.spent = [...this.spent.slice(1 - SHOWN), milliseconds];
     const mean = this.spent.reduce((sum, value) => sum + value, 0) / this.spent.length;
     this.timing.textContent = `${mean < 10 ? mean.toFixed(1) : Math.round(mean)} ms a picture`;
-    this.timing.dataset.shown = this.shown;
     this.timing.dataset.milliseconds = mean;
   }
 }

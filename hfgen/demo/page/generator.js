@@ -28,8 +28,8 @@ class GeneratorView {
     this.readState();
   }
 
-  readState() {
-    const given = readAddress();
+  readState(address) {
+    const given = readAddress(address);
     const number = (name, low, high, standard) => {
       const value = Number.parseFloat(given[name]);
       return Number.isFinite(value) ? clamp(value, low, high) : standard;
@@ -94,8 +94,9 @@ class GeneratorView {
         byId("shared").textContent = "The browser does not let this page copy. The address above is the link.";
       }
     });
-    addEventListener("hashchange", () => {
-      this.readState();
+    addEventListener("hashchange", (event) => {
+      this.pause();
+      this.readState(event.newURL);
       byId("truncation").value = this.truncation;
       byId("walk").value = this.walk;
       this.markTruncation();
