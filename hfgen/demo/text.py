@@ -28,7 +28,7 @@ def describe_text(source: Path, manifest: dict[str, Any], prompt: str | None) ->
     special = {entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens", []) if entry.get("special")}
     kind = _kind(tokenizer, source)
     end = _listed(generation.get("eos_token_id", config.get("eos_token_id")))
-    start = generation.get("bos_token_id", config.get("bos_token_id"))
+    start = _listed(generation.get("bos_token_id", config.get("bos_token_id"))) or _edges(source, special)
     vocabulary = _vocabulary(tokenizer, config["vocab_size"])
     cache = next(
         entry["shape"] for entry in manifest["graphs"]["model"]["inputs"]
@@ -46,7 +46,7 @@ def describe_text(source: Path, manifest: dict[str, Any], prompt: str | None) ->
             *(index for index in special.values() if index not in end),
             *(index for index, token in enumerate(vocabulary) if token is None),
         }),
-        "start": _listed(start)[0] if _listed(start) else (end[0] if end else None),
+        "start": start[0] if start else None,
         "end": end,
         "context": config["max_position_embeddings"],
         "layers": sum(entry["name"].endswith(".key") for entry in manifest["graphs"]["model"]["inputs"]),
@@ -68,6 +68,15 @@ def _kind(tokenizer: dict[str, Any], source: Path) -> str:
         f"The tokenizer of {source} must be one that hfgen builds (characters, or byte-level BPE as GPT-2's), got "
         f"{model.get('type')!r}. The page cannot split a text as others do."
     )
+
+
+def _edges(source: Path, special: dict[str, int]) -> list[int]:
+    """The tokens that the tokenizer calls the begin and the end of a text."""
+    path = source / "tokenizer_config.json"
+    named = read_json(path) if path.is_file() else {}
+    given = (named.get("bos_token"), named.get("eos_token"))
+    names = (entry.get("content") if isinstance(entry, dict) else entry for entry in given)
+    return [special[name] for name in names if name in special]
 
 
 def _vocabulary(tokenizer: dict[str, Any], size: int) -> list[str | None]:

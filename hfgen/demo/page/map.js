@@ -121,8 +121,8 @@ export class LatentMap {
       context.lineTo(width, y);
       context.stroke();
     }
-    const radius = (this.tiles ? 2 : 2.8) * devicePixelRatio;
-    for (let i = 0; i < this.points.length / 2; i++) {
+    const radius = 2.8 * devicePixelRatio;
+    for (let i = 0; !this.tiles && i < this.points.length / 2; i++) {
       const [x, y] = this.toCanvas([this.points[2 * i], this.points[2 * i + 1]]);
       context.fillStyle = this.colors[this.labels?.[i]] ?? style.getPropertyValue("--other");
       context.globalAlpha = 0.75;
