@@ -212,15 +212,13 @@ def _describe_stored(folder: Path, model: Any, manifest: dict[str, Any], stored:
     }
 
 
+@torch.no_grad()
 def _strangeness(model: Any, manifest: dict[str, Any], stored: StoredPictures) -> dict[str, Any]:
-    labels = torch.tensor(stored.labels) if manifest["num_classes"] else None
     latents = torch.from_numpy(stored.latents).view(-1, *manifest["latent_shape"])
-
-    def decode(pixel_values: Tensor, labels: Tensor | None) -> Tensor:
-        decoded = model.decode(latents) if labels is None else model.decode(latents, labels)
-        return decoded if isinstance(decoded, Tensor) else decoded[0]
-
-    return describe_strangeness(model, stored.pixel_values, labels, decode, stored.are_real)
+    classes = {"labels": torch.tensor(stored.labels)} if manifest["num_classes"] else {}
+    decoded = model.decode(latents, **classes)
+    reconstruction = decoded if isinstance(decoded, Tensor) else decoded[0]
+    return describe_strangeness(model, stored.pixel_values, reconstruction, stored.are_real)
 
 
 def describe_drawing(stored: StoredPictures, classes: list[str]) -> dict[str, Any]:

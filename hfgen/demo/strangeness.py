@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,16 +10,13 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def describe_strangeness(
-    model: Any, pixel_values: Tensor, labels: Sequence[Any] | None, decode: Any, are_real: bool
-) -> dict[str, Any]:
+def describe_strangeness(model: Any, pixel_values: Tensor, reconstruction: Tensor, are_real: bool) -> dict[str, Any]:
     """What the page compares a score with.
 
     Args:
         model: in evaluation mode.
         pixel_values: the stored pictures, (pictures, channels, height, width) in [0, 1].
-        labels: their classes for a conditional model.
-        decode: pictures and classes -> their reconstructions.
+        reconstruction: what the model makes of them.
         are_real: whether the pictures are more than what the model has drawn itself.
 
     Returns:
@@ -35,7 +31,7 @@ def describe_strangeness(
         most = model.config.anomaly_map_threshold or float(found.maps.flatten().quantile(0.999))
         threshold = model.config.anomaly_threshold
         return _described("Anomaly score", found.scores, threshold, are_real) | {"map_most": 2 * float(most)}
-    errors = (decode(pixel_values, labels) - pixel_values).square().flatten(1).mean(dim=1)
+    errors = (reconstruction - pixel_values).square().flatten(1).mean(dim=1)
     return _described("Mean squared error", errors, None, are_real) | {"map_most": None}
 
 

@@ -58,7 +58,7 @@ def test_stored_pictures_are_where_the_encoder_sees_them(tmp_path: Path) -> None
     assert not drawn.are_real and drawn.latents.shape == (500, 3)
 
     decoded = model.decode(torch.from_numpy(pictures.latents)).sample
-    found = describe_strangeness(model, pictures.pixel_values, None, lambda *_: decoded, are_real=True)
+    found = describe_strangeness(model, pictures.pixel_values, decoded, are_real=True)
     errors = (decoded - pictures.pixel_values).square().mean(dim=(1, 2, 3))
     assert len(found["quantiles"]) == 101 and found["quantiles"][50] == pytest.approx(float(errors.median()), rel=1e-3)
 
