@@ -435,7 +435,11 @@ def _course_of_the_run(results: dict[str, Any]) -> list[str]:
     if details.get("stop_reason"):
         parts.append(details["stop_reason"])
     if details.get("published_step") is not None:
-        parts.append(f"The weights are those after step {details['published_step']:,}, the best state that was seen.")
+        step, compared = details["published_step"], details.get("compared_states")
+        best = "the best state that was seen"
+        if compared:
+            best = f"the best of {compared} states, all measured on examples of the split that the results are for"
+        parts.append(f"The weights are those after step {step:,}, {best}.")
     return parts
 
 

@@ -36,7 +36,7 @@ from .evaluation.evaluate import draw_samples, evaluate, evaluation_mode, measur
 from .hardware.choices import Choices, choose
 from .hardware.cores import CoreWatch
 from .hardware.devices import build_accelerator
-from .objective import Metrics, Objective
+from .objective import Metrics, Objective, Watch
 from .optim import learning_rate_schedule
 from .output import film
 from .output.hub_push import HubPusher
@@ -58,7 +58,7 @@ from .output.run_folder import (
 from .progress import Clock, Pace, due_actions, eval_limit, have_time_for_evaluation, have_time_for_samples, run_length
 from .randomness import derive_seed
 from .state import TrainState, build_state
-from .watching import describe_course, note_gradients, watch_evaluation
+from .watching import describe_course, find_watch, note_gradients, watch_evaluation
 
 
 logger = logging.getLogger(__name__)
@@ -71,6 +71,7 @@ class Context:
     arguments: Arguments
     choices: Choices
     objective: Objective[Any]
+    watch: Watch | None
     model_class: type[PreTrainedModel]
     accelerator: Accelerator
     processes: Processes
@@ -116,6 +117,7 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
     # Build: data and model, then everything that follows from both
     torch.manual_seed(derive_seed(run.seed, "initial weights"))
     objective = make_objective(arguments)
+    watch = find_watch(objective, run)
     accumulation = accumulation_steps(run, checkpoint, processes)
     global_batch = GlobalBatch(run.per_device_train_batch_size, accumulation, processes.rank, processes.count)
     length = run_length(run, objective.data.train, global_batch)
@@ -134,8 +136,8 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
         feed_state, metrics_text = feed_state_of(checkpoint, arguments, global_batch), checkpoint.state["metrics"]
         state.restore(checkpoint, processes)
         logger.info("Resuming after step %d, from %s", state.progress.step, checkpoint.path)
-    progress, watch = state.progress, objective.watch
-    if watch is None or not watch.stops:  # even if it was asked for before
+    progress = state.progress
+    if watch is None or not watch.publishes_best:  # even if it was asked for before
         progress.stop_reason, progress.best_step, state.best = None, None, {}
     fraction = length.fraction_done(progress.step, progress.seconds)
     is_over = fraction >= 1 or progress.stop_reason is not None
@@ -157,8 +159,8 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
     with StopRequest(processes) as stop:
         with progress_bar(hidden) as bar:
             context = Context(
-                arguments, choices, objective, model_class, accelerator, processes, output_dir, global_batch, log,
-                clock, cores, stop, bar, pusher,
+                arguments, choices, objective, watch, model_class, accelerator, processes, output_dir, global_batch,
+                log, clock, cores, stop, bar, pusher,
             )  # fmt: skip
             stopped = not evaluate_and_sample(state, context)  # what a signal cut short before a resume
             while fraction < 1 and not stopped and progress.stop_reason is None:
@@ -193,7 +195,7 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
                             push(state, context)
 
         # Finish: the finished model, or the best one, is evaluated and sampled by the same lines
-        if not stopped and watch is not None and watch.stops:
+        if not stopped and watch is not None and watch.publishes_best:
             if progress.stop_reason is None:
                 progress.due = ["evaluation"]
                 stopped = not evaluate_and_sample(state, context)
@@ -240,7 +242,7 @@ def take_step(
     for phase in state.phases:
         result = phase.step(micro_batches, global_batch, progress.step, lr_factor, fraction)
         progress.skipped_steps += result.skipped
-        if context.objective.watch is not None:
+        if context.watch is not None:
             note_gradients(progress, phase.name, result)
         for values in result.values:
             state.means.add(values)
@@ -259,14 +261,14 @@ def what_is_due(state: TrainState, context: Context, previous: float, fraction: 
         seconds: of training.
     """
     run, progress = context.arguments.run, state.progress
-    watch = context.objective.watch
+    watch = context.watch
     due = due_actions(run, progress.step, previous, fraction, 4 if watch is None else watch.evaluations)
     # The main process decides, because the processes measured different times for what was done before.
     if "evaluation" in due and not context.processes.on_main(have_time_for_evaluation, run, progress, seconds):
         due.remove("evaluation")
     if "samples" in due and not context.processes.on_main(have_time_for_samples, run, progress, seconds):
         due.remove("samples")
-    if watch is not None and film.is_due(previous, fraction):
+    if watch is not None and watch.draws_film and film.is_due(previous, fraction):
         # A run whose length is given in steps must draw the same frames, however long they take.
         training = math.inf if run.max_train_seconds is None else seconds
         drawing = progress.other_seconds.get("film", 0.0)
@@ -288,7 +290,7 @@ def evaluate_and_sample(state: TrainState, context: Context, at_end: bool = Fals
         with clock.paused("film"):
             draw_samples(objective.draw_samples, whole, context.output_dir / film.FOLDER, progress.step)
     if "evaluation" in progress.due:
-        is_first = objective.watch is not None and not progress.history
+        is_first = context.watch is not None and not progress.history
         with clock.paused("final evaluation" if at_end else "first evaluation" if is_first else "evaluation"):
             metrics = measure(state, context, model, at_end)
             if metrics is None:
@@ -300,11 +302,11 @@ def evaluate_and_sample(state: TrainState, context: Context, at_end: bool = Fals
         values = {f"eval_{name}": value for name, value in metrics.by_name().items()}
         context.log.write({"step": progress.step, **values})
         report_missing(metrics)
-        if objective.watch is not None:
+        if context.watch is not None:
             if at_end:
-                state.latest = metrics | describe_course(state, objective.watch)
+                state.latest = metrics | describe_course(state, context.watch)
             else:
-                watch_evaluation(state, objective.watch, metrics)
+                watch_evaluation(state, context.watch, metrics)
         if (value := metrics.values.get(objective.primary_metric)) is not None:
             context.bar.primary_metric = f"eval {objective.primary_metric} {value:.4g}"
     if whole is not None and "samples" in progress.due:

@@ -113,7 +113,17 @@ class Watch(Protocol):
 
     @property
     def stops(self) -> bool:
-        """Whether the run may end before its length is reached; then its best state is published."""
+        """Whether the run may end before its length is reached."""
+        ...
+
+    @property
+    def publishes_best(self) -> bool:
+        """Whether the state of the best evaluation is published, and not the last one."""
+        ...
+
+    @property
+    def draws_film(self) -> bool:
+        """Whether samples are drawn again and again, as frames of a film."""
         ...
 
     @property
@@ -146,17 +156,19 @@ class Objective(Protocol[Model]):
         phases: run in order in every step.
         data: to train and to evaluate on.
         primary_metric: the one that the progress bar and the plot show.
+        greater_is_better: whether large values of it are good; None if it does not say how good a model is.
         ema_prefixes: the moving average covers the weights whose names begin with one of these.
     """
 
     model: Model
     phases: list[Phase]
     primary_metric: str
+    greater_is_better: bool | None
     ema_prefixes: tuple[str, ...]
 
     @property
     def watch(self) -> Watch | None:
-        """What follows the evaluations of the run, if anything does."""
+        """What follows the evaluations of the run, if anything does besides --keep_best."""
         ...
 
     @property

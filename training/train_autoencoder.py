@@ -69,6 +69,7 @@ class AutoencoderObjective:
     """
 
     primary_metric = "mse"
+    greater_is_better: bool | None = False
     ema_prefixes: tuple[str, ...] = ("",)
     watch = None
 
@@ -86,7 +87,7 @@ class AutoencoderObjective:
         if isinstance(self.data, NormalImageData):
             warn_of_few(len(self.data.held_out), extra.false_alarm_rate)
             if not self.data.is_normal.all():
-                self.primary_metric = "auroc"
+                self.primary_metric, self.greater_is_better = "auroc", True
             if self.data.is_normal.any():
                 shown = shown[self.data.is_normal]
         self.shown = self.data.eval_batch(shown[:32], torch.device("cpu"))["pixel_values"]

@@ -92,6 +92,7 @@ class CodecObjective:
     """Rate plus weighted error, for all qualities at once; see [`training.objective.Objective`]."""
 
     primary_metric = "loss"
+    greater_is_better: bool | None = False
     ema_prefixes: tuple[str, ...] = ("",)
     watch = None
 

@@ -172,6 +172,7 @@ class GANObjective:
     """Discriminator and generator in turn; see [`training.objective.Objective`]."""
 
     primary_metric = "discriminator_accuracy"
+    greater_is_better: bool | None = None
     ema_prefixes: tuple[str, ...] = ("generator.",)
 
     def __init__(self, arguments: Arguments):

@@ -68,6 +68,7 @@ class GPTObjective:
     """Prediction of the next token; see [`training.objective.Objective`]."""
 
     primary_metric = "loss"
+    greater_is_better: bool | None = False
     ema_prefixes: tuple[str, ...] = ("",)
     watch = None
 

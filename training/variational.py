@@ -81,6 +81,7 @@ class VariationalObjective:
     """
 
     primary_metric = "elbo"
+    greater_is_better: bool | None = True
     ema_prefixes: tuple[str, ...] = ("",)
     watch = None
 

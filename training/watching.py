@@ -4,14 +4,33 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import Any
 
-from .objective import Metrics, Watch
+from .config.flags import RunArguments
+from .evaluation.best_state import BestStateWatch
+from .objective import Metrics, Objective, Watch
 from .progress import Progress
 from .state import TrainState
 from .step import StepResult
 
 
 logger = logging.getLogger(__name__)
+
+
+def find_watch(objective: Objective[Any], run: RunArguments) -> Watch | None:
+    """Returns what follows the evaluations of a run: the objective's own watch, or that of --keep_best; None for none.
+
+    Raises:
+        ValueError: --keep_best was given, and the objective does not measure how good a model is.
+    """
+    if not run.keep_best:
+        return objective.watch
+    if objective.greater_is_better is None:
+        raise ValueError(
+            "--keep_best must be left out for this model, whose loss does not say how good it is, got true. A GAN has "
+            "--stop_when_converged, which watches the quality of its samples."
+        )
+    return BestStateWatch(objective.primary_metric, objective.greater_is_better)
 
 
 def note_gradients(progress: Progress, phase: str, result: StepResult) -> None:
@@ -41,7 +60,7 @@ def watch_evaluation(state: TrainState, watch: Watch, metrics: Metrics) -> None:
     progress.gradient_norms = {}
     for problem in watch.new_problems(progress.history):
         logger.warning("%s", problem)
-    if watch.stops and watch.is_best(progress.history):
+    if watch.publishes_best and watch.is_best(progress.history):
         state.keep_as_best()
     progress.stop_reason = watch.stop_reason(progress.history)
     if progress.stop_reason is not None:
@@ -52,6 +71,6 @@ def describe_course(state: TrainState, watch: Watch) -> Metrics:
     """Returns no metrics, but details for results.json and the card: problems, why the run ended, what is saved."""
     progress = state.progress
     details = {**watch.describe(progress.history), "stop_reason": progress.stop_reason}
-    if watch.stops:
+    if watch.publishes_best:
         details["published_step"] = progress.best_step
     return Metrics(details=details)

@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Writes each network of a model as an ONNX file, for onnxruntime and, by onnxruntime-web or transformers.js, for
     browsers: encoder and decoder, generator and discriminator, or a GPT with its cache. Every file is compared with
-    PyTorch before the folder appears. It runs hfgen's own code, never the code that comes with the model, and needs
-    hfgen[onnx]."""
+    PyTorch before the folder appears; `hf upload` publishes it. It runs hfgen's own code, never the code that comes
+    with the model, and needs hfgen[onnx]."""
     from transformers.utils import logging as transformers_logging
 
     from ..export import export_folder

@@ -7,6 +7,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from .snippets import javascript_snippet, python_snippet
+
 
 def render_card(manifest: dict[str, Any], source: Path) -> str:
     """The text of README.md.
@@ -15,11 +17,12 @@ def render_card(manifest: dict[str, Any], source: Path) -> str:
         manifest: what is in onnx/export.json.
         source: folder of the model, whose card says what its license and its task are.
     """
+    javascript = manifest.get("transformers_js_obstacle") or f"```js\n{javascript_snippet(manifest)}\n```"
     parts = [
         f"# {manifest['name']}\n\n{_introduction(manifest)}",
-        f"## Files\n\n{_files_table(manifest)}\n\n{_about_the_numbers(manifest)}",
-        f"## Python\n\n{_python(manifest)}",
-        f"## JavaScript\n\n{_javascript(manifest)}",
+        f"## Files\n\n{_tables(manifest)}\n\n{_about_the_numbers(manifest)}",
+        f"## Python\n\n```python\n{python_snippet(manifest)}\n```",
+        f"## JavaScript\n\n{javascript}",
     ]
     return f"---\n{_metadata(manifest, source).to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
 
@@ -28,7 +31,7 @@ def _metadata(manifest: dict[str, Any], source: Path) -> ModelCardData:
     known = ModelCard.load(source / "README.md").data.to_dict() if (source / "README.md").is_file() else {}
     return ModelCardData(
         license=known.get("license"),
-        library_name="onnx",
+        library_name="transformers.js" if manifest.get("transformers_js") else "onnx",
         pipeline_tag=known.get("pipeline_tag"),
         tags=["hfgen", "onnx"],
         base_model=manifest["base_model"],
@@ -40,42 +43,38 @@ def _introduction(manifest: dict[str, Any]) -> str:
     of = f"[{origin}](https://huggingface.co/{origin})" if origin else f"a {manifest['title']}"
     return (
         f"The networks of {of} as ONNX files, written by `hfgen export`: for onnxruntime on any machine, and for a "
-        "browser. Each file holds its weights, and takes any number of images at once."
+        "browser. Each file holds its weights, and the size of the batch is free."
     )
 
 
-def _files_table(manifest: dict[str, Any]) -> str:
-    rows = [
-        "| file | computes | inputs | outputs | bytes | largest difference from PyTorch |",
-        "|---|---|---|---|---|---|",
-    ]
-    for graph in manifest["graphs"].values():
-        inputs, outputs = (", ".join(map(_tensor, graph[side])) for side in ("inputs", "outputs"))
+def _tables(manifest: dict[str, Any]) -> str:
+    graphs, files = [], []
+    for name, graph in manifest["graphs"].items():
+        graphs.append(f"| {name} | {graph['purpose']} | {_tensors(graph['inputs'])} | {_tensors(graph['outputs'])} |")
         for file in graph["files"].values():
-            differences = ", ".join(f"{value:.1e}" for value in file["max_difference"].values())
-            rows.append(
-                f"| `{file['path']}` | {graph['purpose']} | {inputs} | {outputs} | {file['bytes']:,} | {differences} |"
-            )
-    return "\n".join(rows)
+            difference = max(file["max_difference"].values())
+            files.append(f"| [{file['path']}]({file['path']}) | {file['bytes']:,} | {difference:.1e} |")
+    return "\n".join([
+        "| network | computes | inputs | outputs |", "|---|---|---|---|", *graphs, "",
+        "| file | bytes | largest difference from PyTorch |", "|---|---|---|", *files,
+    ])  # fmt: skip
 
 
-def _tensor(entry: dict[str, Any]) -> str:
-    return f"`{entry['name']}` {entry['dtype']} ({', '.join(map(str, entry['shape']))})"
+def _tensors(entries: list[dict[str, Any]]) -> str:
+    """Names, types and shapes; of the cache of a GPT only the first layer."""
+    shown = [entry for entry in entries if entry["name"].count(".") == 0 or ".0." in entry["name"]]
+    words = [f"`{entry['name']}` {entry['dtype']} ({', '.join(map(str, entry['shape']))})" for entry in shown]
+    return ", ".join(words) + (", and so on for each layer" if len(shown) < len(entries) else "")
 
 
 def _about_the_numbers(manifest: dict[str, Any]) -> str:
-    text = "Pixels are in [0, 1], in the order (batch, channels, height, width)."
+    text = "" if "vocab_size" in manifest else "Pixels are in [0, 1], in the order (batch, channels, height, width). "
+    multiple = manifest.get("size_multiple")
+    if multiple:
+        text += f"Images may have any height and width that {multiple} divides. "
     if any("int8" in graph["files"] for graph in manifest["graphs"].values()):
         text += (
-            " The files that end in `_quantized` have weights of 8 bits, and the last column says what that changes, "
-            "measured on inputs drawn at random."
+            "The files that end in `_quantized` have weights of 8 bits; the last column says what that changes, "
+            "measured on inputs drawn at random. "
         )
-    return text + " [onnx/export.json](onnx/export.json) has all of this for programs."
-
-
-def _python(manifest: dict[str, Any]) -> str:
-    return ""
-
-
-def _javascript(manifest: dict[str, Any]) -> str:
-    return ""
+    return text + "[onnx/export.json](onnx/export.json) has all of this for programs."

@@ -15,22 +15,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..cards import is_hub_id
+from ..convert.native import NATIVE_TYPES
 from ..model_folder import read_json
 from ..models import MODELS
+from ..models.modeling_gpt import GPTConfig
 from .card import render_card
 from .checks import check, compare
 from .graphs import ExportError, Graph
-from .image_graphs import image_graphs
+from .image_graphs import image_graphs, load_image_model
 from .manifest import FORMAT, MANIFEST, describe_graph, describe_images, describe_versions
 from .onnx_files import quantize, require_onnx, write_graph
+from .text_graphs import check_writing
+from .text_models import load_text_model
 
 
 # By the name that transformers.js knows a type of weights by, what it appends to a file's name.
 SUFFIXES = {"fp32": "", "int8": "_quantized"}
-_COPIED = ("preprocessor_config.json",)
+# What lies beside a model: how pixels and characters become numbers, and how text is drawn.
+_COPIED = (
+    "preprocessor_config.json", "generation_config.json", "tokenizer*.json", "tokenizer.model", "vocab.json",
+    "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+)  # fmt: skip
 
 
 def export_folder(
@@ -57,51 +63,59 @@ def export_folder(
         ValueError: the target is not empty, or a dtype is unknown.
     """
     source, target = Path(source), Path(target)
-    if unknown := [dtype for dtype in dtypes if dtype not in SUFFIXES] or not dtypes:
-        raise ValueError(f"dtypes must be some of {', '.join(SUFFIXES)}, got {unknown or 'none'}.")
+    if not dtypes or not set(dtypes) <= set(SUFFIXES):
+        raise ValueError(f"dtypes must be some of {', '.join(SUFFIXES)}, got {', '.join(dtypes) or 'none'}.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"OUT must be a new or empty folder, got {str(target)!r}, which is not. Name another one.")
     require_onnx()
-    staging = target.with_name(f".{target.name}.{os.getpid()}.part")
+    whole = target.resolve()
+    staging = whole.with_name(f".{whole.name}.{os.getpid()}.part")
     shutil.rmtree(staging, ignore_errors=True)
     (staging / "onnx").mkdir(parents=True)
     try:
-        manifest = _fill(staging, source, dtypes, name or source.resolve().name, target.resolve().name)
-        if target.is_dir():
-            target.rmdir()
-        staging.rename(target)
+        manifest = _fill(staging, source, dtypes, name or source.resolve().name, whole.name)
+        if whole.is_dir():
+            whole.rmdir()
+        staging.rename(whole)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return manifest
 
 
 def _fill(folder: Path, source: Path, dtypes: Sequence[str], name: str, new_name: str) -> dict[str, Any]:
-    config = read_json(source / "config.json")
-    model_type = config.get("model_type", "")
-    if model_type not in MODELS:
-        raise ExportError(f"The model_type of {name} must be one of {', '.join(MODELS)}, got {model_type!r}.")
-    model_class: Any = MODELS[model_type].base_model_class
-    model = model_class.from_pretrained(source, dtype=torch.float32).eval().requires_grad_(False)
-    graphs = image_graphs(model)
+    model_type = read_json(source / "config.json").get("model_type", "")
+    is_text = model_type in (GPTConfig.model_type, *NATIVE_TYPES)
+    if is_text:
+        text = load_text_model(source)
+        config, graphs, details = text.config, [text.graph], text.details
+        family = MODELS[GPTConfig.model_type]
+    elif model_type in MODELS:
+        family = MODELS[model_type]
+        model = load_image_model(source)
+        config, graphs = read_json(source / "config.json"), image_graphs(model)
+        details = describe_images(model, graphs)
+    else:
+        known = ", ".join([*MODELS, *NATIVE_TYPES])
+        raise ExportError(f"The model_type of {name} must be one of {known}, got {model_type!r}. Name another model.")
     described, opset = {}, 0
     for graph in graphs:
         described[graph.name], opset = _write(folder, graph, dtypes)
     manifest = {
         "format": FORMAT,
-        "family": MODELS[model_type].family,
-        "title": MODELS[model_type].title,
-        "model_type": model_type,
+        "family": family.family,
+        "title": family.title,
+        "model_type": config["model_type"],
         "name": new_name,
         "base_model": name if is_hub_id(name) else None,
         "opset": opset,
         "versions": describe_versions(),
-        **describe_images(model, graphs),
+        **details,
         "graphs": described,
     }
-    for file in _COPIED:
-        if (source / file).is_file():
-            shutil.copyfile(source / file, folder / file)
-    _write_json(folder / "config.json", _config_without_code(config, dtypes))
+    for pattern in _COPIED:
+        for file in source.glob(pattern):
+            shutil.copyfile(file, folder / file.name)
+    _write_json(folder / "config.json", _config_of_export(config, dtypes))
     _write_json(folder / MANIFEST, manifest)
     (folder / "README.md").write_text(render_card(manifest, source), encoding="utf-8")
     return manifest
@@ -114,6 +128,8 @@ def _write(folder: Path, graph: Graph, dtypes: Sequence[str]) -> tuple[dict[str,
     opset = write_graph(graph, full)
     differences = compare(full, graph)
     check(full, differences)
+    if graph.writes_text:
+        entry["tokens_compared"] = check_writing(full, graph)
     for dtype in SUFFIXES:
         path = full.with_name(f"{graph.name}{SUFFIXES[dtype]}.onnx")
         if dtype not in dtypes:
@@ -132,14 +148,11 @@ def _write(folder: Path, graph: Graph, dtypes: Sequence[str]) -> tuple[dict[str,
     return entry, opset
 
 
-def _config_without_code(config: dict[str, Any], dtypes: Sequence[str]) -> dict[str, Any]:
-    """The model's config.json, which names no code, as there is none beside it, and says what transformers.js is to
-    load where its own choice is not there."""
+def _config_of_export(config: dict[str, Any], dtypes: Sequence[str]) -> dict[str, Any]:
+    """The model's config.json, which names no code, as there is none beside it, and says what transformers.js loads by
+    default. Its own default would be 8 bits in many browsers, which saves little where models are small."""
     config = {name: value for name, value in config.items() if name != "auto_map"}
-    if len(dtypes) == 1:
-        js_name = {"fp32": "fp32", "int8": "q8"}[dtypes[0]]
-        config["transformers.js_config"] = {"dtype": js_name}
-    return config
+    return {**config, "transformers.js_config": {"dtype": "fp32" if "fp32" in dtypes else "q8"}}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

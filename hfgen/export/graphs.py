@@ -63,6 +63,7 @@ class Graph:
         multiples: what the size of a dimension must be a multiple of, by its name.
         sums: dimensions whose size follows from those of others.
         draw_all: draws all inputs, where one depends on another.
+        writes_text: whether it is a language model with a cache, see text_graphs.py.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Graph:
     multiples: Mapping[str, int] = field(default_factory=dict)
     sums: tuple[str, ...] = ()
     draw_all: Callable[[Sizes, torch.Generator], list[Tensor]] | None = None
+    writes_text: bool = False
 
     def draw(self, sizes: Sizes, seed: int) -> list[Tensor]:
         """Inputs of these sizes; the same seed draws the same ones."""

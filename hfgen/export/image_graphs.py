@@ -7,17 +7,25 @@ classes. None draws random numbers, so that whoever runs it decides about noise 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..embedding import is_conditional
+from ..model_folder import read_json
 from ..models import MODELS
 from .graphs import BATCH, Graph, Input, Output, Shape, draw_images, draw_integers, draw_normal, draw_uniform
 
 
 BATCHES: dict[str, Any] = {"traced": {BATCH: 2}, "checked": ({BATCH: 1}, {BATCH: 5})}
+
+
+def load_image_model(folder: Path) -> Any:
+    """The model of a checked folder, in evaluation mode and in float32. No code in the folder is run."""
+    model_class: Any = MODELS[read_json(folder / "config.json")["model_type"]].base_model_class
+    return model_class.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
 
 
 def image_graphs(model: Any) -> list[Graph]:

@@ -9,6 +9,7 @@
 Of images:
 
     image_size              [height, width]
+    size_multiple           of a codec, which takes any height and width that it divides; null for the one size
     num_channels, pixel_range
     latent_shape            of one image
     latent_levels           of a Ladder VAE: start, stop and shape of each level in the vector, from the top down
@@ -16,6 +17,12 @@ Of images:
     sampling                how to draw images, or null: standard normal noise of noise_shape, times a factor that is
                             called temperature or truncation, goes through these graphs one after the other
     anomaly_threshold       above it a score is an anomaly; null if there is none
+
+Of a GPT:
+
+    vocab_size, max_position_embeddings, num_layers, num_key_value_heads, head_dim
+    transformers_js         whether transformers.js loads the folder; if not, transformers_js_obstacle says why
+    tokens_compared         of the graph: how many tokens were written as PyTorch writes them, with the cache
 """
 
 from __future__ import annotations
@@ -67,6 +74,7 @@ def describe_images(model: Any, graphs: list[Graph]) -> dict[str, Any]:
         }
     description = {
         "image_size": list(config.image_size),
+        "size_multiple": config.downsampling if model.takes_any_size else None,
         "num_channels": config.num_channels,
         "pixel_range": [0, 1],
         "latent_shape": latent_shape,

@@ -75,12 +75,19 @@ def write_graph(graph: Graph, path: Path) -> int:
 
 def quantize(path: Path, target: Path) -> None:
     """Writes a file with weights of 8 bits, by onnxruntime's dynamic quantization: what it computes with, too, is
-    rounded to 8 bits, by the range of the numbers that come."""
+    rounded to 8 bits, by the range of the numbers that come.
+
+    Raises:
+        ExportError: onnxruntime cannot.
+    """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with _quiet():
-        # onnxruntime has no convolution of integers with signed weights.
-        quantize_dynamic(path, target, weight_type=QuantType.QUInt8)
+    try:
+        with _quiet():
+            # onnxruntime has no convolution of integers with signed weights.
+            quantize_dynamic(path, target, weight_type=QuantType.QUInt8)
+    except Exception as error:  # onnxruntime's own classes have no common base
+        raise ExportError(f"{path.name} cannot be quantized: {error}. Export fp32 alone.") from error
 
 
 class Session:
@@ -115,10 +122,10 @@ def _name_shapes(model: Any, graph: Graph) -> None:
     """Names the dimensions that are not fixed, and removes what says where on this machine the code was."""
     import onnx_ir
 
-    for values, entries in ((model.graph.inputs, graph.inputs), (model.graph.outputs, graph.outputs)):
-        for value, entry in zip(values, entries, strict=True):
-            value.shape = onnx_ir.Shape(entry.shape)
-            value.metadata_props.clear()
+    described = [entry.shape for entry in (*graph.inputs, *graph.outputs)]
+    for value, shape in zip([*model.graph.inputs, *model.graph.outputs], described, strict=True):
+        value.shape = onnx_ir.Shape(shape)
+        value.metadata_props.clear()
     for value in model.graph.initializers.values():
         value.metadata_props.clear()
     for node in model.graph.all_nodes():

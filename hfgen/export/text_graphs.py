@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from ..models.cache_name import named_cache
 from .checks import TOLERANCE
 from .graphs import BATCH, ExportError, Graph, Input, Output, Shape, Sizes, draw_integers, draw_normal
 from .onnx_files import Session
@@ -26,8 +27,6 @@ def text_graph(model: Any) -> Graph:
 
     The attention is computed step by step (eager), in which a row of padding, which sees nothing, is a number.
     """
-    from ..models.cache_name import named_cache
-
     model.set_attn_implementation("eager")
     config = model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -65,7 +64,7 @@ def text_graph(model: Any) -> Graph:
     return Graph(
         "model", "The next token at every position, and the cache of keys and values, which may be empty.", compute,
         tuple(inputs), tuple(outputs), model, _sizes(2, 3, 4), (_sizes(1, 5, 0), _sizes(3, 1, 6), _sizes(2, 4, 2)),
-        sums=(TOTAL,), draw_all=draw,
+        sums=(TOTAL,), draw_all=draw, writes_text=True,
     )  # fmt: skip
 
 

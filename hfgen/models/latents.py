@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 # First, because it says what to do where transformers is too old for the imports below.
-from .image_model import ImageModel, Labels, at_least_float32, pixel_moments, randn
-from .likelihoods import Likelihood, build_likelihood
+from .image_model import ImageModel, Labels, at_least_float32, randn
+from .likelihoods import Gaussian, Likelihood, build_likelihood
 
 
 # isort: split
@@ -19,9 +19,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.utils import ModelOutput
-
-
-MIN_START_SCALE = 1 / 255  # of a Gaussian: the step between 8-bit levels, for a channel that is the same everywhere
 
 
 class DiagonalGaussianDistribution:
@@ -130,9 +127,8 @@ class VariationalModel(ImageModel):
 
     @torch.no_grad()
     def start_at(self, batches: Iterable[Tensor]) -> None:
-        """Lets a Gaussian p(x|z) that is yet to be trained start at the mean and the standard deviation of each
-        channel of these images. It would otherwise spend its first thousand steps on its scale, which no step changes
-        by more than the learning rate. Other likelihoods start the same for all images.
+        """Lets a decoder that is yet to be trained start at how bright these images are, and a Gaussian p(x|z) also at
+        how much they vary.
 
         Args:
             batches: images (batch, channels, height, width) in [0, 1], a few hundred in all.
@@ -140,15 +136,15 @@ class VariationalModel(ImageModel):
         Raises:
             ValueError: there are no images, or they do not fit the configuration.
         """
-        if self.config.likelihood != "gaussian":
-            return
-        moments = pixel_moments(self.check_images(pixel_values) for pixel_values in batches)
-        mean, mean_square = (moment.mean((1, 2)) for moment in moments)
-        std = (mean_square - mean.square()).clamp(min=MIN_START_SCALE**2).sqrt()
-        self.log_scale.copy_(std.log().view_as(self.log_scale))
-        last_bias = self._last_bias()
+        images = [self.check_images(pixel_values) for pixel_values in batches]
+        if not sum(map(len, images)):
+            raise ValueError("batches must have at least one image, got none. Give some of the training images.")
+        pixel_values, likelihood, last_bias = torch.cat(images), self.likelihood, self._last_bias()
+        if isinstance(likelihood, Gaussian):
+            self.log_scale.copy_(likelihood.average_log_scale(pixel_values).view_as(self.log_scale))
+        average = likelihood.average(pixel_values)
         # Where a layer draws several pixels at once, the outputs of a channel follow each other.
-        last_bias.copy_(mean.repeat_interleave(len(last_bias) // len(mean)))
+        last_bias.copy_(average.repeat_interleave(len(last_bias) // len(average)))
 
     def _last_bias(self) -> Tensor:
         """The bias of the decoder's last layer, channel by channel."""

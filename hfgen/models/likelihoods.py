@@ -5,6 +5,7 @@
     likelihood.log_prob(parameters, pixel_values)           (batch,) nats
     likelihood.mean(parameters)                             the expected image
     likelihood.draw(parameters, generator)                  an image with its pixels drawn
+    likelihood.average(pixel_values)                        parameters to begin with, the same for every pixel
 
 Given the latents, pixels are independent of each other. The classes hold no weights: a weight that is learned along
 with the decoder, as the Gaussian's scale, belongs to the model and is passed to `build_likelihood`.
@@ -22,6 +23,11 @@ from .image_model import randn
 
 
 LIKELIHOODS = ("bernoulli", "gaussian", "discretized_logistic", "logistic_mixture")
+# A decoder output of 0 means this mean, mid-gray, and this log-scale of a logistic.
+CENTER, LOG_SCALE = 0.5, -2.0
+# Where a decoder starts: the least share of white or black pixels, and of a component's values, so that logits are
+# finite; and the least standard deviation, the step between 8-bit levels, for a channel that is the same everywhere.
+MIN_SHARE, MIN_STD = 1e-3, 1 / 255
 MAX_LOG_SCALE = 7.0  # of a logistic: beyond exp(±7), all mass is in one bin, or in the two outermost ones
 
 
@@ -54,6 +60,15 @@ class Likelihood:
         """A sample of x, (batch, channels, height, width): multiples of 1/255 in [0, 1]."""
         raise NotImplementedError
 
+    def average(self, pixel_values: Tensor) -> Tensor:
+        """Parameters (parameters_per_pixel,) of one pixel that describe all pixels of these images together, where a
+        decoder should start: it would otherwise first learn, through all of its layers, how dark images are.
+
+        Args:
+            pixel_values: (batch, channels, height, width) in [0, 1].
+        """
+        raise NotImplementedError
+
 
 class Bernoulli(Likelihood):
     """Pixels are 0 or 1; the decoder gives logits. Gray values are read as probabilities of 1."""
@@ -67,6 +82,9 @@ class Bernoulli(Likelihood):
 
     def draw(self, parameters: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return (_uniform_like(parameters, generator) < parameters.sigmoid()).to(parameters.dtype)
+
+    def average(self, pixel_values: Tensor) -> Tensor:
+        return _mean_and_std(pixel_values)[0].clamp(MIN_SHARE, 1 - MIN_SHARE).logit()
 
 
 class Gaussian(Likelihood):
@@ -99,6 +117,14 @@ class Gaussian(Likelihood):
         noise = randn(parameters.shape, generator, parameters.device)
         return _to_8_bits(parameters + self.log_scale(parameters).exp() * noise)
 
+    def average(self, pixel_values: Tensor) -> Tensor:
+        return _mean_and_std(pixel_values)[0]
+
+    def average_log_scale(self, pixel_values: Tensor) -> Tensor:
+        """The log-scale (channels,) to begin with. A decoder would spend its first thousand steps on it, as no step
+        changes it by more than the learning rate."""
+        return _mean_and_std(pixel_values)[1].log()
+
 
 class DiscretizedLogistic(Likelihood):
     """256 levels; the decoder gives a mean and a scale for each pixel (Kingma et al. 2016,
@@ -117,10 +143,16 @@ class DiscretizedLogistic(Likelihood):
     def draw(self, parameters: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return _draw_logistic(*self.split(parameters), generator)
 
+    def average(self, pixel_values: Tensor) -> Tensor:
+        """The logistic with the mean and the standard deviation of the pixels, which is pi / sqrt(3) times its
+        scale."""
+        mean, std = _mean_and_std(pixel_values)
+        return torch.cat([mean - CENTER, (std * math.sqrt(3) / math.pi).log() - LOG_SCALE])
+
     def split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-scale of every pixel. A decoder output of 0 means mid-gray and a scale of exp(-2) = 0.14."""
         mean, log_scale = parameters.chunk(2, dim=1)
-        return mean + 0.5, log_scale - 2.0
+        return mean + CENTER, log_scale + LOG_SCALE
 
 
 class LogisticMixture(Likelihood):
@@ -169,6 +201,14 @@ class LogisticMixture(Likelihood):
             channels.append(_draw_logistic(*self._conditional(components, channels), generator))
         return torch.cat(channels, dim=1)
 
+    def average(self, pixel_values: Tensor) -> Tensor:
+        """Each component weighs as much as the share of the values that lie nearest to its center."""
+        nearest = (pixel_values * self.num_mixtures).long().clamp(0, self.num_mixtures - 1)
+        shares = nearest.flatten().bincount(minlength=self.num_mixtures) / nearest.numel()
+        parameters = pixel_values.new_zeros(self.parameters_per_pixel)
+        parameters[: self.num_mixtures] = shares.clamp(min=MIN_SHARE).log()
+        return parameters
+
     def split(self, parameters: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The logits of the components; and the means of each channel, its log-scales, and the coefficients that move
         its mean. All are (batch, mixtures, height, width). A decoder output of 0 spreads the means over the range."""
@@ -178,7 +218,7 @@ class LogisticMixture(Likelihood):
         centers = (torch.arange(self.num_mixtures, device=logits.device, dtype=logits.dtype) + 0.5) / self.num_mixtures
         return logits, [
             *(mean + centers.view(-1, 1, 1) for mean in means),
-            *(log_scale - 2.0 for log_scale in log_scales),
+            *(log_scale + LOG_SCALE for log_scale in log_scales),
             *(coefficient.tanh() for coefficient in coefficients),
         ]
 
@@ -237,6 +277,13 @@ def discretized_logistic_log_prob(pixel_values: Tensor, mean: Tensor, log_scale:
     inside = at_most + at_least + torch.log(-torch.expm1(-inverse_scale / 255))
     is_black, is_white = pixel_values < 0.5 / 255, pixel_values > 254.5 / 255
     return torch.where(is_black, at_most, torch.where(is_white, at_least, inside))
+
+
+def _mean_and_std(pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each channel, (channels,), summed in float64 so that the order in which a machine adds does not matter."""
+    channels = pixel_values.double().transpose(0, 1).flatten(1)
+    std, mean = torch.std_mean(channels, dim=1, correction=0)
+    return mean.to(pixel_values.dtype), std.clamp(min=MIN_STD).to(pixel_values.dtype)
 
 
 def _mean_of_clipped_logistic(mean: Tensor, log_scale: Tensor) -> Tensor:

@@ -407,19 +407,36 @@ def test_a_gaussian_starts_at_mean_and_spread_of_each_channel(family: str) -> No
     assert at_the_mean < 0 and drawn.reconstruction_loss < before
 
 
+LIKELIHOODS_WITH_A_START = ("bernoulli", "discretized_logistic", "logistic_mixture")
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS_WITH_A_START)
 @pytest.mark.parametrize("family", ["vae", "ladder_vae"])
-def test_other_likelihoods_start_the_same_for_all_images(family: str) -> None:
-    model = tiny_model(family, likelihood="bernoulli")
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+def test_a_decoder_starts_at_how_bright_the_images_are(family: str, likelihood: str) -> None:
+    """Mostly black images: before, every decoder expects as much white as black."""
+    model = tiny_model(family, likelihood=likelihood)
+    images = (torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.1).float()
+    noise = torch.zeros(len(images), *model.config.latent_shape)
+    before = model(images, noise=noise)
 
-    model.start_at([torch.rand(4, 1, 8, 8)])
+    model.start_at(images.split(16))
 
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    after = model(images, noise=noise)
+    assert after.reconstruction_loss < 0.8 * before.reconstruction_loss
+    brightness = images.mean().item()
+    assert abs(after.reconstruction.mean() - brightness) < 0.5 * abs(before.reconstruction.mean() - brightness)
 
 
 @pytest.mark.parametrize("family", ["vae", "ladder_vae"])
-def test_a_channel_that_is_the_same_everywhere_leaves_a_gaussian_finite(family: str) -> None:
-    model = tiny_model(family, num_channels=3)
+def test_no_images_to_start_at_are_refused(family: str) -> None:
+    with pytest.raises(ValueError, match="at least one image"):
+        tiny_model(family).start_at([])
+
+
+@pytest.mark.parametrize("family", ["vae", "ladder_vae"])
+@pytest.mark.parametrize("likelihood", ["gaussian", *LIKELIHOODS_WITH_A_START])
+def test_a_channel_that_is_the_same_everywhere_leaves_the_start_finite(family: str, likelihood: str) -> None:
+    model = tiny_model(family, num_channels=3, likelihood=likelihood)
     images = torch.zeros(4, 3, 8, 8)
 
     model.start_at([images])

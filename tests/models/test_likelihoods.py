@@ -273,3 +273,43 @@ def test_bernoulli_samples_are_black_and_white_in_the_proportion_of_the_logits()
 
     assert set(drawn.unique().tolist()) == {0.0, 1.0}
     assert drawn.mean().item() == pytest.approx(0.75, abs=0.02)
+
+
+def brightness_of_three_channels() -> Tensor:
+    levels = torch.tensor([0.1, 0.4, 0.8]).view(3, 1, 1)
+    return torch.bernoulli(levels.expand(50, 3, 8, 8), generator=torch.Generator().manual_seed(0)).double()
+
+
+def test_the_average_bernoulli_is_the_best_single_logit_of_each_channel() -> None:
+    images, likelihood = brightness_of_three_channels(), build("bernoulli", num_channels=3)
+
+    best = likelihood.average(images)
+
+    torch.testing.assert_close(best.sigmoid(), images.mean((0, 2, 3)))
+    losses = [
+        -likelihood.log_prob((best + by).view(1, 3, 1, 1).expand_as(images), images).sum() for by in (-0.1, 0, 0.1)
+    ]
+    assert losses[1] < min(losses[0], losses[2])
+
+
+@pytest.mark.parametrize("name", ["gaussian", "discretized_logistic"])
+def test_average_pixels_have_the_mean_and_the_spread_of_the_images(name: str) -> None:
+    noise = torch.randn(50, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    images = (torch.tensor([0.3, 0.5, 0.7]).view(3, 1, 1) + 0.05 * noise).clamp(0, 1)
+    likelihood = build(name, num_channels=3, std=0.05)
+
+    parameters = likelihood.average(images).view(1, -1, 1, 1).expand(2000, -1, 4, 4)
+    drawn = likelihood.draw(parameters, torch.Generator().manual_seed(1))
+
+    torch.testing.assert_close(drawn.mean((0, 2, 3)), images.mean((0, 2, 3)), rtol=0, atol=0.002)
+    torch.testing.assert_close(drawn.std((0, 2, 3)), images.std((0, 2, 3)), rtol=0.03, atol=0)
+
+
+def test_average_mixtures_weigh_each_component_by_the_pixels_near_its_center() -> None:
+    """Centers are 1/8, 3/8, 5/8 and 7/8."""
+    images = torch.tensor([0.0, 0.1, 0.3, 1.0]).double().view(1, 1, 2, 2)
+    likelihood = build("logistic_mixture", num_mixtures=4)
+
+    shares = likelihood.average(images)[:4].softmax(0)
+
+    torch.testing.assert_close(shares, torch.tensor([0.5, 0.25, 0.0, 0.25]).double(), rtol=0, atol=2e-3)

@@ -20,6 +20,7 @@ from training.evaluation.convergence import ConvergenceWatch
 from training.objective import Metrics
 from training.progress import Progress
 from training.step import StepResult
+from training.train_gpt import GPTObjective
 from training.watching import describe_course, note_gradients, watch_evaluation
 
 
@@ -158,3 +159,46 @@ def test_stopping_needs_samples_to_watch() -> None:
     assert GANArguments().problems() == [] and GANArguments(stop_when_converged=True).problems() == []
     (problem,) = GANArguments(stop_when_converged=True, quality_samples=0).problems()
     assert "--quality_samples must be at least 100" in problem
+
+
+def pretend_losses(*losses: float) -> None:
+    """Patches a run so that its evaluations measure these losses, the last one again and again."""
+    original, calls = GPTObjective.derive, []
+
+    def derive(self: GPTObjective, means: dict[str, float]) -> dict[str, float]:
+        calls.append(1)
+        return original(self, {"loss": losses[min(len(calls), len(losses)) - 1]})
+
+    GPTObjective.derive = derive  # type: ignore[method-assign]
+
+
+KEEP_BEST = ("--keep_best", "--eval_steps", 2, "--max_train_steps", 8)
+
+
+def test_the_state_of_the_smallest_loss_is_published_and_the_run_goes_to_its_end(tmp_path: Path) -> None:
+    run = train("gpt", tmp_path, *KEEP_BEST, fault=Fault(patch=partial(pretend_losses, 3.0, 2.0, 2.5, 2.25, 2.125)))
+    assert run.code == 0, run.output
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["steps"] == 8 and results["metrics"]["loss"] == 2.125  # measured again, on the whole split
+    assert results["metrics_details"] == {"compared_states": 4, "stop_reason": None, "published_step": 4}
+    assert "those after step 4, the best of 4 states" in " ".join((tmp_path / "README.md").read_text().split())
+    checkpoint = tmp_path / "checkpoints" / "step-000008"
+    best, published = load_file(checkpoint / "best.safetensors"), load_file(tmp_path / "model.safetensors")
+    last = load_file(checkpoint / "average.safetensors")
+    assert all(torch.equal(best[name], published[name]) for name in published)
+    assert any(not torch.equal(last[name], published[name]) for name in published)
+    assert not (tmp_path / ".film").exists()
+
+
+def test_a_run_that_was_killed_keeps_the_same_best_state_by_real_losses(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    uninterrupted = start("gpt", whole, *KEEP_BEST)
+    run = train("gpt", killed, *KEEP_BEST, fault=Fault(signal.SIGKILL, at_step=6))
+    assert run.code == -signal.SIGKILL, run.output
+    again = train("gpt", killed, *KEEP_BEST)
+    assert again.code == 0 and "Resuming after step 4" in again.output, again.output
+    assert uninterrupted.wait().code == 0, uninterrupted.output
+    assert differences(everything(whole), everything(killed)) == []
+    evaluated = {row["step"]: row["eval_loss"] for row in metrics(whole)[:-1] if "eval_loss" in row}
+    details = json.loads((whole / "results.json").read_text())["metrics_details"]
+    assert details["published_step"] == min(evaluated, key=lambda step: evaluated[step])

@@ -227,6 +227,10 @@ class RunArguments:
     sample_steps: int | None = flag(
         None, "Number of steps between samples. Default: samples are drawn with each evaluation.",
         on_resume="free", ge=1)
+    keep_best: bool = flag(
+        False, "Publish the state of the best evaluation instead of the last one, for runs that would overfit. There "
+        "are then 20 evaluations unless --eval_steps is given, fewer if they would take more than a twentieth of the "
+        "time.", on_resume="free")
     logging_steps: int = flag(50, "Number of steps between logged training metrics.", on_resume="free", ge=1)
     checkpointing_steps: int = flag(
         500, "Number of steps between checkpoints. One is always saved at the end.", on_resume="free", ge=1)

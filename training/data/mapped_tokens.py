@@ -10,16 +10,19 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
 from hfgen.tokenization import CorpusEncoder
 
-from .corpus import Corpus, CorpusScan, cached_dataset, grouped
+from .corpus import Corpus, CorpusScan, grouped
+
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 logger = logging.getLogger(__name__)
@@ -94,6 +97,10 @@ def map_tokens(corpus: Corpus, counts: CorpusScan, tokenizer: Any) -> MappedToke
     Raises:
         ValueError: The text cannot be read, the disk is full, or the tokenizer has no token to close documents with.
     """
+    import pyarrow as pa
+
+    from .cached_tables import cached_dataset
+
     is_closed = counts.documents > 1
     encoder = CorpusEncoder(tokenizer, counts.alphabet)
     dtype = np.uint16 if encoder.dtype == np.uint16 else np.uint32

@@ -244,6 +244,13 @@ class ConvergenceWatch:
 
     stops: bool = False
 
+    draws_film = True
+
+    @property
+    def publishes_best(self) -> bool:
+        """Whether the state of the best evaluation is published."""
+        return self.stops
+
     @property
     def evaluations(self) -> int:
         """How many evaluations a run has by default."""

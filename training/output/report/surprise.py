@@ -37,14 +37,17 @@ def measure_surprise(model: Any, tokens: Tensor, tokenizer: Any, context: int) -
     """
     losses = torch.cat(list(_losses(model, tokens.long(), context)))
     pieces: list[Piece] = []
-    before, waiting = _decode(tokenizer, tokens[:1]), 0.0
+    # Each piece is decoded with the one before it, which shows whether a space belongs between. With all of the text
+    # before it, the time would grow with the square of the length.
+    start, end, before, waiting = 0, 1, _decode(tokenizer, tokens[:1]), 0.0
     for index, loss in enumerate(losses.tolist(), start=2):
-        text, waiting = _decode(tokenizer, tokens[:index]), waiting + loss / math.log(2)
+        text, waiting = _decode(tokenizer, tokens[start:index]), waiting + loss / math.log(2)
         # The first bytes of a character decode to a replacement character until the others are there.
         is_whole = not text.endswith("\N{REPLACEMENT CHARACTER}") or index == len(tokens)
         if is_whole and len(text) > len(before):
             pieces.append(Piece(text[len(before) :], waiting))
-            before, waiting = text, 0.0
+            start, end, waiting = end, index, 0.0
+            before = _decode(tokenizer, tokens[start:end])
     return pieces
 
 

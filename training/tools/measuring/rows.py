@@ -1,7 +1,7 @@
 """The command of a tool that measures tables, row after row, on the machine that it runs on.
 
-    python training/tools/X.py [ROW ...] [--avx2]       rows of the table
-    python training/tools/X.py --trials [NAME ...]      experiments, from X_trials.yaml
+    python training/tools/X.py [ROW ...] [--avx2 | --both]     rows of the table
+    python training/tools/X.py --trials [NAME ...]             experiments, from X_trials.yaml
 
 Flags that are not the command's own go to the trainings.
 Each line of the table goes to X.json as soon as it is measured, and replaces the figures of the same line and column.
@@ -207,7 +207,11 @@ def run_command(tool: Tool, description: str | None, *own: argparse.ArgumentPars
     )
     figures_path = tool.file.with_suffix(".json")
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"default: {' '.join(tool.rows)}")
-    parser.add_argument("--avx2", action="store_true", help="use no instructions beyond AVX2, and so none for bf16")
+    instructions = parser.add_mutually_exclusive_group()
+    instructions.add_argument(
+        "--avx2", action="store_true", help="use no instructions beyond AVX2, and so none for bf16"
+    )
+    instructions.add_argument("--both", action="store_true", help="measure everything twice, without and with --avx2")
     parser.add_argument("--seconds", type=float, help="of each training (default: what its recipe or row says)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="a run for each (default: 0)")
     parser.add_argument(
@@ -217,13 +221,18 @@ def run_command(tool: Tool, description: str | None, *own: argparse.ArgumentPars
     args, flags = parser.parse_known_args()
     figures = json.loads(args.figures.read_text(encoding="utf-8")) if args.figures.is_file() else {}
     figures.pop("machine", None)
-    folder = ROOT / ("runs-avx2" if args.avx2 else "runs")
-    session = Session(COLUMNS[args.avx2], folder, figures, args.seconds, args.seeds, flags, args)
+    folders = (ROOT / "runs", ROOT / "runs-avx2")
+    sessions = [
+        Session(COLUMNS[avx2], folders[avx2], figures, args.seconds, args.seeds, flags, args)
+        for avx2 in ([False, True] if args.both else [args.avx2])
+    ]
     try:
-        tool.check(session)
+        tool.check(sessions[0])
     except ValueError as error:
         parser.error(str(error))
-    failures = run_all(tool, session, args.rows, args.trials, args.figures)
+    failures = [
+        failure for session in sessions for failure in run_all(tool, session, args.rows, args.trials, args.figures)
+    ]
     if args.trials is None:
         print(tables(tool, figures))
     else:

@@ -1,29 +1,12 @@
 """How fast does a GPT write, beside GPT2LMHeadModel of transformers at the same shape?
 
-    python training/tools/generation.py           # about a minute, on a machine that does nothing else
-    python training/tools/generation.py --avx2    # as without AVX-512 and bf16
-
 Both have random weights, 10 million of them, and draw as many tokens with `generate` and the same settings. They take
 turns, also with hfgen's model in the loop of transformers, and with a sum over all weights that a token needs: matrix
 after matrix, and over as many bytes in one block. One text cannot be written faster than its weights are read.
-
-It prints the table and writes generation.json beside this file: new figures replace those of the same column.
 """
 
 from __future__ import annotations
 
-import runpy
-import sys
-from pathlib import Path
-
-
-if __name__ == "__main__" and not __package__:  # started as a file: run it again as a module of its package
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    runpy.run_module(f"training.tools.{Path(__file__).stem}", run_name="__main__", alter_sys=True)
-    sys.exit()
-
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -32,12 +15,13 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from .measuring.runs import AVX2, describe, run_task
-from .measuring.table import COLUMNS
+from ..measuring.rows import Lines, Session
+from ..measuring.runs import answer_task, describe, run_task
+from ..measuring.table import RowFigures, Runs, heading, markdown, tables_by_column
 
 
-FIGURES = Path(__file__).with_suffix(".json")
-MODULE = "training.tools.generation"
+MODULE = "training.tools.gpt_rows.generation"
+LINE = "tokens per second"
 REFERENCE, WITHOUT, OURS = "GPT2LMHeadModel", "hfgen, transformers' loop", "hfgen"
 MATRICES, BLOCK = "sum of each matrix", "sum of one block"
 PROMPT = 8  # tokens
@@ -139,53 +123,46 @@ def transformers_loop(model: Any) -> Iterator[None]:
         model.__class__ = usual
 
 
-def table(figures: dict[str, Any]) -> str:
-    """The figures in Markdown: medians, and the ranges of the ratios of measurements that were made in turn."""
-    lines = []
-    for column, found in figures["columns"].items():
-        machine, settings = found["machine"], found["settings"]
-        lines += [f"{machine['hardware']}, {column}; {found['parameters'][OURS]:,} parameters, {settings['tokens']} "
-                  f"new tokens, fp32; tokens per second, medians of {settings['repeats']}", "",
-                  f"| texts | {REFERENCE} | {WITHOUT} | {OURS} | times {REFERENCE} | share of the speed of reading "
-                  "each matrix | one block |", "|---|---|---|---|---|---|---|"]  # fmt: skip
-        for batch, seconds in found["seconds"].items():
-            rates = [f"{int(batch) * settings['tokens'] / statistics.median(seconds[name]):,.0f}"
-                     for name in (REFERENCE, WITHOUT, OURS)]  # fmt: skip
-            ratios = [their / own for their, own in zip(seconds[REFERENCE], seconds[OURS])]
-            times = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-            reading = [statistics.median(seconds[name]) for name in (MATRICES, BLOCK)]
-            ours = statistics.median(seconds[OURS])
-            shares = [f"{once / ours:.0%}" if batch == "1" else "" for once in reading]
-            shown = [batch, *rates, times, *shares]
-            lines.append(f"| {' | '.join(shown)} |")
-        lines.append("")
-    return "\n".join(lines)
+def check(session: Session) -> None:
+    """Raises ValueError if --tokens are more than the context holds."""
+    most, tokens = Shape().context - PROMPT, session.options.tokens
+    if not 1 <= tokens <= most:
+        raise ValueError(f"--tokens must be from 1 to {most}, got {tokens}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 32], help="texts written together")
-    parser.add_argument("--tokens", type=int, default=256, help="new tokens of each text (default: 256)")
-    parser.add_argument("--repeats", type=int, default=5, help="of each measurement (default: 5)")
-    parser.add_argument("--avx2", action="store_true", help="use no instructions beyond AVX2, and so none for bf16")
-    parser.add_argument("--figures", type=Path, default=FIGURES, help="file of the figures (default: generation.json)")
-    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.child is not None:
-        print(json.dumps(measure(**args.child)))
-        return
-    shape = asdict(Shape())
-    if not 1 <= args.tokens <= shape["context"] - PROMPT:
-        parser.error(f"--tokens must be from 1 to {shape['context'] - PROMPT}, got {args.tokens}")
-    settings = {"batch_sizes": args.batch_sizes, "tokens": args.tokens, "repeats": args.repeats, "shape": shape}
-    found = run_task(MODULE, settings, environment=AVX2 if args.avx2 else {})
-    figures = json.loads(args.figures.read_text(encoding="utf-8")) if args.figures.is_file() else {"columns": {}}
-    figures["columns"][COLUMNS[args.avx2]] = {"machine": describe(), "settings": settings, **found}
-    args.figures.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    print(table(figures))
+def measure_generation(session: Session, row: str) -> Lines:
+    """Measures in a process of its own, whose instructions are those of the column."""
+    options = session.options
+    settings = {"batch_sizes": options.batch_sizes, "tokens": options.tokens, "repeats": options.repeats,
+                "shape": asdict(Shape())}  # fmt: skip
+    yield LINE, [{"machine": describe(), "settings": settings,
+                  **run_task(MODULE, settings, environment=session.environment)}]  # fmt: skip
+
+
+def draw_generation(row: str, figures: RowFigures) -> str:
+    """The table of the speeds: medians, and the ranges of the ratios of measurements that were made in turn."""
+    return tables_by_column(figures, lambda column, runs: _draw(row, column, runs[LINE]))
+
+
+def _draw(row: str, column: str, runs: Runs) -> str:
+    (found,) = runs
+    tokens, repeats = found["settings"]["tokens"], found["settings"]["repeats"]
+    size = f"{found['parameters'][OURS]:,} parameters"
+    what = f"tokens per second, {size}, {tokens} new tokens, fp32, medians of {repeats}"
+    header = ["texts", REFERENCE, WITHOUT, OURS, f"times {REFERENCE}", "share of the speed of reading each matrix",
+              "one block"]  # fmt: skip
+    lines = [_line(int(batch), tokens, seconds) for batch, seconds in found["seconds"].items()]
+    return "\n".join([heading(row, column, found, what), "", markdown(header, lines)])
+
+
+def _line(batch: int, tokens: int, seconds: dict[str, list[float]]) -> list[str]:
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    rates = [f"{batch * tokens / medians[name]:,.0f}" for name in (REFERENCE, WITHOUT, OURS)]
+    ratios = [theirs / ours for theirs, ours in zip(seconds[REFERENCE], seconds[OURS])]
+    times = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    shares = [f"{medians[name] / medians[OURS]:.0%}" if batch == 1 else "" for name in (MATRICES, BLOCK)]
+    return [str(batch), *rates, times, *shares]
 
 
 if __name__ == "__main__":
-    main()
+    answer_task(__doc__, lambda task: measure(**task))

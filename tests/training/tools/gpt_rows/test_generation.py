@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,22 @@ import pytest
 from transformers import GenerationMixin
 
 from hfgen import GPTForCausalLM
-from training.tools import generation
-from training.tools.generation import BLOCK, MATRICES, OURS, REFERENCE, WITHOUT, Shape, build_models, measure, table
+from training.tools.gpt_rows import generation
+from training.tools.gpt_rows.generation import (
+    BLOCK,
+    LINE,
+    MATRICES,
+    OURS,
+    REFERENCE,
+    WITHOUT,
+    Shape,
+    build_models,
+    check,
+    draw_generation,
+    measure,
+    measure_generation,
+)  # fmt: skip
+from training.tools.measuring.rows import Session
 from training.tools.measuring.runs import AVX2
 
 
@@ -46,37 +60,36 @@ def test_each_is_measured_with_its_own_loop(monkeypatch: pytest.MonkeyPatch) -> 
     )
 
 
-def test_figures_are_written_and_shown(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def session(tokens: int = 256, column: str = "all instructions") -> Session:
+    return Session(column, Path("runs"), {}, options=Namespace(tokens=tokens, batch_sizes=[1, 32], repeats=3))
+
+
+def test_the_row_has_the_instructions_of_its_column_and_its_table_the_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 256 tokens in 1 second by one model and in a quarter of it by the other."""
     tasks: list[Any] = []
-    rows = {REFERENCE: [1.0, 2.0, 1.0], WITHOUT: [0.5, 0.5, 0.5], OURS: [0.25, 0.25, 0.25],
-            MATRICES: [0.2, 0.1, 0.2], BLOCK: [0.15, 0.1, 0.15]}  # fmt: skip
-    measured = {"parameters": {REFERENCE: 11, OURS: 10}, "threads": 2, "bytes": 40,
-                "seconds": {"1": rows, "32": rows}}  # fmt: skip
+    seconds = {REFERENCE: [1.0, 2.0, 1.0], WITHOUT: [0.5, 0.5, 0.5], OURS: [0.25, 0.25, 0.25],
+               MATRICES: [0.2, 0.1, 0.2], BLOCK: [0.15, 0.1, 0.15]}  # fmt: skip
 
     def run_task(module: str, task: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
         tasks.append((module, task["tokens"], environment))
-        return measured
+        return {"parameters": {REFERENCE: 11, OURS: 10}, "threads": 2, "bytes": 40,
+                "seconds": {"1": seconds, "32": seconds}}  # fmt: skip
 
     monkeypatch.setattr(generation, "run_task", run_task)
-    for words in ([], ["--avx2"]):
-        monkeypatch.setattr("sys.argv", ["generation.py", *words, "--figures", str(tmp_path / "figures.json")])
-        generation.main()
+    columns = {}
+    for column in ("all instructions", "AVX2 alone"):
+        ((line, columns[column]),) = measure_generation(session(column=column), "generate")
+        assert line == LINE
 
-    assert tasks == [("training.tools.generation", 256, {}), ("training.tools.generation", 256, AVX2)]
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    assert figures["columns"].keys() == {"all instructions", "AVX2 alone"}
-    assert table(figures) in capsys.readouterr().out
-    assert "| 1 | 256 | 512 | 1,024 | 4.00 (4.00 to 8.00) | 80% | 60% |" in table(figures)
-    assert "| 32 | 8,192 | 16,384 | 32,768 | 4.00 (4.00 to 8.00) |  |  |" in table(figures)
+    module = "training.tools.gpt_rows.generation"
+    assert tasks == [(module, 256, {}), (module, 256, AVX2)]
+    shown = draw_generation("generate", {LINE: columns})
+    assert shown.count("**generate**") == 2
+    assert "| 1 | 256 | 512 | 1,024 | 4.00 (4.00 to 8.00) | 80% | 60% |" in shown
+    assert "| 32 | 8,192 | 16,384 | 32,768 | 4.00 (4.00 to 8.00) |  |  |" in shown
 
 
-def test_more_tokens_than_the_context_holds_are_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.argv", ["generation.py", "--tokens", "505"])
-    with pytest.raises(SystemExit):
-        generation.main()
-    assert "--tokens must be from 1 to 504, got 505" in capsys.readouterr().err
+def test_more_tokens_than_the_context_holds_are_refused() -> None:
+    check(session(504))
+    with pytest.raises(ValueError, match="--tokens must be from 1 to 504, got 505"):
+        check(session(505))
