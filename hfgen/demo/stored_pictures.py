@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,10 +55,13 @@ class StoredPictures:
 
 
 def find_images(source: Path) -> tuple[list[str], str | None] | None:
-    """The images that a model was evaluated on, if they are on this machine: a name and a split, or None."""
+    """The images that a model was evaluated on, if they and what reads them are on this machine: a name and a split,
+    or None."""
     results = read_json(source / "results.json") if (source / "results.json").is_file() else {}
     dataset, split = results.get("dataset"), results.get("split")
-    if isinstance(dataset, str) and (dataset == "digits" or Path(dataset).exists()):
+    reader = "sklearn" if dataset == "digits" else "datasets"
+    is_here = isinstance(dataset, str) and (dataset == "digits" or Path(dataset).exists())
+    if is_here and importlib.util.find_spec(reader) is not None:
         return [dataset], split if isinstance(split, str) else None
     return None
 
