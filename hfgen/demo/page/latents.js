@@ -66,7 +66,8 @@ class LatentsView {
 
   /** Says in words where the marker is: what stored pictures are near. */
   tell(place) {
-    const where = place.map((value, axis) => (value / this.about.map.scales[axis]).toFixed(1)).join(", ");
+    const rounded = (value) => (Math.abs(value) < 0.05 ? 0 : value).toFixed(1).replace("-", "−");
+    const where = place.map((value, axis) => rounded(value / this.about.map.scales[axis])).join(", ");
     const names = this.about.pictures?.labels && this.about.classes;
     if (!this.stored || !names) {
       byId("place").textContent = `At ${where}`;
