@@ -38,7 +38,8 @@ def text_graph(model: Any) -> Graph:
             cache.update(keys, values, layer)
         outputs = model(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
                         use_cache=True, **named_cache(cache))  # fmt: skip
-        return [outputs.logits, *(tensor for layer in cache.layers for tensor in (layer.keys, layer.values))]
+        layers: Any = cache.layers
+        return [outputs.logits, *(tensor for layer in layers for tensor in (layer.keys, layer.values))]
 
     token, past = draw_integers(config.vocab_size), (BATCH, heads, PAST, head_dim)
     inputs = [

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..convert.folders import load_gpt
 from ..convert.native import to_native
 from .graphs import Graph
@@ -36,18 +34,17 @@ class TextModel:
 
 def load_text_model(folder: Path) -> TextModel:
     """The GPT of a checked folder in any layout, in its native layout if it has one. No code in the folder is run."""
-    ours = load_gpt(folder).to(torch.float32).eval()
-    model: Any = ours
+    model: Any = load_gpt(folder)
     obstacle = None
     try:
-        model = to_native(ours)
+        model = to_native(model)
     except ValueError as error:
         obstacle = f"{error} transformers.js cannot load it; onnxruntime runs its graph."
     if obstacle is None and not (folder / "tokenizer.json").is_file():
         obstacle = "The model has no tokenizer.json, without which transformers.js loads no GPT."
     if obstacle is None and model.config.model_type not in TRANSFORMERS_JS:
         obstacle = f"transformers.js knows no model of type {model.config.model_type}; onnxruntime runs its graph."
-    model = model.to(torch.float32).eval().requires_grad_(False)
+    model = model.float().eval().requires_grad_(False)
     config = {**json.loads(model.config.to_json_string()), "architectures": [type(model).__name__], "dtype": "float32"}
     graph = text_graph(model)
     heads, width = graph.inputs[-1].shape[1], graph.inputs[-1].shape[3]
