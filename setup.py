@@ -20,6 +20,7 @@ TRAINING = [
 EMBEDDING = ["datasets>=4.4,<6", "scikit-learn>=1.6", "tqdm>=4.66"]
 DIFFUSERS = ["diffusers>=0.36,<1"]
 COMPRESSION = ["constriction>=0.5,<0.6"]  # another minor version may write other bits
+DOCS = ["pdoc>=16,<17"]
 GGUF = ["gguf>=0.19,<1"]
 ONNX = ["onnx>=1.18,<2", "onnxruntime>=1.22,<2", "onnxscript>=0.6,<1"]
 TEST = [
@@ -27,9 +28,13 @@ TEST = [
     *DIFFUSERS,
     *COMPRESSION,
     *GGUF,
+    *DOCS,
     *ONNX,
     "hypothesis>=6.100",
+    "ipykernel>=6.29",
     "mypy>=1.15",
+    "nbclient>=0.10",
+    "nbformat>=5.10",
     "peft>=0.18",
     "playwright>=1.50",
     "pytest>=8.2",
@@ -62,8 +67,8 @@ setup(
     package_data={
         "hfgen.compression": ["FORMAT.md"],
         "hfgen.demo": ["page/*"],
-        "hfgen.model_cards": ["template_*.md", "*/results.json"],
-        "hfgen.training": ["recipes/*.yaml", "slurm.sbatch", "README.md"],
+        "hfgen.model_cards": ["template_*.md", "notebook.md", "*/results.json"],
+        "hfgen.training": ["notebooks/*.ipynb", "recipes/*.yaml", "slurm.sbatch", "README.md"],
         "hfgen.training.output.report": ["report.html.jinja", "report.css", "report.js"],
     },
     install_requires=[
@@ -84,6 +89,7 @@ setup(
         "embedding": EMBEDDING,
         "diffusers": DIFFUSERS,
         "compression": COMPRESSION,
+        "docs": DOCS,
         "gguf": GGUF,
         "onnx": ONNX,
         "test": TEST,

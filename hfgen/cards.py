@@ -27,6 +27,8 @@ from .convert.native import NATIVE_TYPES, config_in_words_of_hfgen
 from .metrics import metric_named
 from .model_folder import read_json, step_of
 from .models import MODELS
+from .notebook import NO_BUTTON, with_button, write_notebook
+from .templates import find_template
 
 
 BUILT_IN_DATASETS = {
@@ -99,7 +101,7 @@ def headline(results: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def write_card(folder: str | Path, repo_id: str | None = None, results: dict[str, Any] | None = None) -> Path:
-    """Writes README.md into the folder of a run, replacing an earlier one.
+    """Writes README.md into the folder of a run, and the notebook.ipynb that it links to, replacing earlier ones.
 
     Args:
         folder: what a training left in `--output_dir`.
@@ -113,7 +115,9 @@ def write_card(folder: str | Path, repo_id: str | None = None, results: dict[str
     target = Path(folder) / "README.md"
     temporary = target.with_name(".README.md")
     # A file name that is not UTF-8 contains what cannot be encoded.
+    results = _read_of_run(target.with_name("results.json")) if results is None else results
     temporary.write_text(render_card(folder, repo_id, results), encoding="utf-8", errors="replace")
+    write_notebook(folder, _repository(folder, repo_id, results))
     os.replace(temporary, target)
     return target
 
@@ -133,7 +137,7 @@ def render_card(folder: str | Path, repo_id: str | None = None, results: dict[st
         )
     family = read_family(model_type)
     arguments = results.get("arguments", {})
-    repo_id = repo_id or arguments.get("hub_model_id") or folder.name
+    repo_id = _repository(folder, repo_id, results)
     name = repo_id.rpartition("/")[2]
     values = {
         **_describe_model(config),
@@ -155,13 +159,23 @@ def render_card(folder: str | Path, repo_id: str | None = None, results: dict[st
     card = ModelCard.from_template(
         _metadata(name, family, results), template_path=str(_find_template(model_type)), **values
     )
-    card.text = "\n" + _reflow(card.text)
-    return str(card)
+    # Below the title there is room for the button.
+    title, _, text = _reflow(card.text).partition("\n")
+    card.text = f"\n{title}\n\n{NO_BUTTON}\n{text}"
+    return with_button(str(card), repo_id) if is_hub_id(repo_id) else str(card)
 
 
-def name_repository(card: str, repo_id: str) -> str:
-    """The card with its code loading from this repository; everything else stays, whoever wrote it."""
-    return _REPO_LINE.sub(f'repo = "{repo_id}"', card)
+def name_repository(card: str, repo_id: str, has_notebook: bool = False) -> str:
+    """The card with its code loading from this repository; everything else stays, whoever wrote it.
+
+    Args:
+        card: the text of a README.md.
+        repo_id: owner/name.
+        has_notebook: whether the repository holds the notebook.ipynb that the button opens in Colab. The card gets the
+            button, in the place that [`write_card`] has left for it.
+    """
+    card = _REPO_LINE.sub(f'repo = "{repo_id}"', card)
+    return with_button(card, repo_id) if has_notebook else card
 
 
 def is_hub_id(name: str | None) -> bool:
@@ -180,6 +194,11 @@ def short_dataset_name(dataset: str) -> str:
     return path.parent.name if path.stem in ("input", "train", "data") and path.parent.name else path.name or dataset
 
 
+def _repository(folder: str | Path, repo_id: str | None, results: dict[str, Any]) -> str:
+    """What the code of card and notebook loads from."""
+    return repo_id or results.get("arguments", {}).get("hub_model_id") or Path(folder).resolve().name
+
+
 def newest_samples(folder: Path) -> dict[str, Path]:
     """The files that a run drew last: "samples" -> step-000500.png or .txt, NAME -> step-000500-NAME.png."""
     files = sorted((folder / "samples").glob("step-*"))
@@ -189,15 +208,10 @@ def newest_samples(folder: Path) -> dict[str, Path]:
 
 
 def _find_template(model_type: str) -> Path:
-    """The template of an architecture: in the installed package, or next to the package in a checkout."""
+    """The template of an architecture."""
     if model_type not in MODELS:
         raise CardError(f"model_type must be one of {', '.join(MODELS)}, got {model_type!r}. Update hfgen.")
-    name = f"template_{MODELS[model_type].family}.md"
-    package = Path(__file__).parent
-    for folder in (package / "model_cards", package.parent / "model_cards"):
-        if (folder / name).is_file():
-            return folder / name
-    raise CardError(f"The template {name} is missing, both in {package} and next to it. Reinstall hfgen.")
+    return find_template(f"template_{MODELS[model_type].family}.md")
 
 
 def _read_of_run(path: Path) -> dict[str, Any]:

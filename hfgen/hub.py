@@ -45,6 +45,7 @@ from .model_folder import (
     explain_missing_weights,
     step_of,
 )
+from .notebook import NOTEBOOK, name_notebook
 
 
 logger = logging.getLogger(__name__)
@@ -175,7 +176,7 @@ def push_files(
             for path in sorted(present - set(files))
             if _is_left_over(path, files, own_files)
         ]
-        operations += [_addition(path, file, url.repo_id) for path, file in sorted(files.items())]
+        operations += [_addition(path, file, url.repo_id, NOTEBOOK in files) for path, file in sorted(files.items())]
         commit = api.create_commit(
             url.repo_id, operations, commit_message=message, revision=revision, parent_commit=head.sha,
             repo_type=repo_type,
@@ -490,10 +491,12 @@ def _is_connection_error(error: BaseException) -> bool:
     return "TransportError" in names or isinstance(error, (ConnectionError, TimeoutError))
 
 
-def _addition(path: str, file: Path, repo_id: str) -> CommitOperationAdd:
+def _addition(path: str, file: Path, repo_id: str, has_notebook: bool) -> CommitOperationAdd:
     if path == "README.md":
-        card = name_repository(file.read_text(encoding="utf-8"), repo_id)
+        card = name_repository(file.read_text(encoding="utf-8"), repo_id, has_notebook)
         return CommitOperationAdd(path, card.encode("utf-8"))
+    if path == NOTEBOOK:
+        return CommitOperationAdd(path, name_notebook(file.read_text(encoding="utf-8"), repo_id).encode("utf-8"))
     return CommitOperationAdd(path, str(file))
 
 

@@ -125,6 +125,7 @@ METRICS = {
     ),
     "perplexity": Metric("Perplexity", "exp(loss): as uncertain as a choice among this many equally likely tokens"),
 }
+"""What results.json and cards call by these names."""
 
 
 def metric_named(name: str) -> Metric:

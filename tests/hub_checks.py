@@ -95,7 +95,11 @@ def check_push_is_one_commit_and_again_none(place: Place) -> None:
     assert place.titles() == ["Upload with hfgen", "initial commit"]
     again = push_folder(place.folder, place.repo)
     assert not again.is_new and again.commit == pushed.commit and len(place.titles()) == 2
-    assert f'repo = "{place.repo}"' in Path(place.api.hf_hub_download(place.repo, "README.md")).read_text()
+    card, notebook = (
+        Path(place.api.hf_hub_download(place.repo, name)).read_text() for name in ("README.md", "notebook.ipynb")
+    )
+    assert f'repo = "{place.repo}"' in card and f'"repo = \\"{place.repo}\\"\\n"' in notebook
+    assert f"/#fileId=https://huggingface.co/{place.repo}/blob/main/notebook.ipynb)" in card
 
 
 def check_what_does_not_belong_stays_behind(place: Place) -> None:

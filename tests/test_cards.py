@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 from huggingface_hub import ModelCard
 
 from hfgen.cards import headline, name_repository, render_card, write_card
 from hfgen.hub import select_files
+from hfgen.notebook import name_notebook, render_notebook
 
 from .hub.card_metadata import check_card
 from .runs import FAMILIES, conditional_color_models, copy_run, trained_runs
@@ -40,6 +42,15 @@ for path in sys.argv[1:]:
 @pytest.fixture(params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+def code_of_notebook(text: str) -> str:
+    """The code of its cells; the one that installs what is there already is left out."""
+    notebook = nbformat.reads(text, as_version=4)
+    nbformat.validate(notebook)
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    assert cells[0].startswith("%pip install") and "\n%" not in "\n".join(cells)
+    return "\n".join(cells[1:])
 
 
 def card_of(family: str, **options) -> str:
@@ -182,13 +193,16 @@ def test_card_of_a_vae_shows_the_newest_pictures_that_are_there(tmp_path):
 
 
 def test_the_code_works_where_hfgen_is_not_installed(tmp_path):
-    """All cards in one interpreter; what it loads from is the folder, in the place of a repository."""
+    """All cards and notebooks in one interpreter; what they load from is the folder, in the place of a repository."""
     scripts = []
     for run in [*(trained_runs() / name for name in FAMILIES), *conditional_color_models(tmp_path)]:
         script = tmp_path / f"{run.name}.py"
         script.write_text("".join(CODE.findall(render_card(run, repo_id=str(run)))))
         assert "from_pretrained(repo" in script.read_text()
-        scripts.append(script)
+        notebook = tmp_path / f"{run.name}_notebook.py"
+        notebook.write_text(code_of_notebook(render_notebook(run, str(run))))
+        assert "from_pretrained(repo" in notebook.read_text()
+        scripts += [script, notebook]
     result = subprocess.run(
         [sys.executable, "-c", EXECUTE, *map(str, scripts)], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
@@ -264,3 +278,37 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, name: str, content: 
     with pytest.raises(ValueError, match=text):
         write_card(run)
     assert not (run / ".README.md").exists()
+
+
+COLAB = "https://colab.research.google.com/#fileId=https://huggingface.co/{}/blob/main/notebook.ipynb"
+
+
+def test_the_button_appears_once_the_repository_is_known():
+    unknown = card_of("vae")
+    assert "colab.research" not in unknown and "# vae\n\n<!-- " in unknown
+    known = card_of("vae", repo_id="me/vae")
+    assert f"]({COLAB.format('me/vae')})\n" in known and "<!-- " not in known
+    for card in (unknown, known):
+        pushed = name_repository(card, "you/vae", has_notebook=True)
+        assert pushed.count("colab.research.google.com/#") == 1 and COLAB.format("you/vae") in pushed
+        assert pushed.count("![Open in Colab]") == 1 and "<!-- " not in pushed
+    assert "colab" not in name_repository(unknown, "you/vae")
+
+
+def test_the_notebook_is_written_with_the_card_and_follows_its_repository(tmp_path):
+    run = copy_run("gan", tmp_path / "run")
+    (run / "notebook.ipynb").unlink(missing_ok=True)
+    write_card(run, "me/gan")
+    text = (run / "notebook.ipynb").read_text()
+    assert "notebook.ipynb" in select_files(run)[0] and not (run / ".notebook.ipynb").exists()
+    assert 'repo = "me/gan"' in code_of_notebook(text) and "[card](https://huggingface.co/me/gan)" in text
+    moved = name_notebook(text, "you/other")
+    assert 'repo = "you/other"' in code_of_notebook(moved) and "me/gan" not in moved.replace("# gan", "")
+    assert name_notebook(text, "me/gan") == text
+    assert name_notebook("no notebook", "me/gan") == "no notebook"
+
+
+def test_the_notebook_of_another_model_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match=r"must be one of .*hfgen_vae.*got 'bert'"):
+        render_notebook(tmp_path, "me/bert")

@@ -139,6 +139,8 @@ def train(make_objective: Callable[[Arguments], Objective[Any]], arguments: Argu
     progress = state.progress
     if watch is None or not watch.publishes_best:  # even if it was asked for before
         progress.stop_reason, progress.best_step, state.best = None, None, {}
+    if watch is not None:
+        watch.follow(progress.history)
     fraction = length.fraction_done(progress.step, progress.seconds)
     is_over = fraction >= 1 or progress.stop_reason is not None
     if is_over and processes.on_main(is_measured, output_dir, progress.step):

@@ -131,6 +131,10 @@ class Watch(Protocol):
         """How many evaluations a run has, unless --eval_steps is given."""
         ...
 
+    def follow(self, history: list[dict[str, float]]) -> None:
+        """Lets the training adapt: called at the start of a run, resumed or not, and after each evaluation."""
+        ...
+
     def new_problems(self, history: list[dict[str, float]]) -> list[str]:
         """Returns the problems that begin with the last row, in words."""
         ...

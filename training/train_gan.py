@@ -38,6 +38,7 @@ from hfgen.models.gan_losses import (
     logits_and_squared_gradients,
 )
 
+from .augmentation import Augmentation
 from .build_model import load_image_model
 from .config.flags import Arguments
 from .data.batches import Batch
@@ -53,12 +54,21 @@ from .randomness import BatchRNG
 from .run_script import run_script
 
 
-class _AdversarialLoss(nn.Module):
-    """A loss in which the other network takes part without being registered, and so without being optimized."""
+FEW_IMAGES = 10_000  # so few may be learned by heart in minutes
 
-    def __init__(self, model: GANModel):
+
+class _AdversarialLoss(nn.Module):
+    """A loss in which the other network takes part without being registered, and so without being optimized.
+
+    Args:
+        model: that both networks belong to.
+        augmentation: what is done to images before the discriminator sees them.
+    """
+
+    def __init__(self, model: GANModel, augmentation: Augmentation):
         super().__init__()
         self._hidden = (model,)  # nn.Module registers modules, but does not look into tuples
+        self.augmentation = augmentation
 
     @property
     def model(self) -> GANModel:
@@ -70,11 +80,12 @@ class DiscriminatorLoss(_AdversarialLoss):
 
     Args:
         model: whose discriminator it is.
+        augmentation: what is done to images before the discriminator sees them.
         penalized_share: share of each batch on which the gradient is penalized.
     """
 
-    def __init__(self, model: GANModel, penalized_share: float):
-        super().__init__(model)
+    def __init__(self, model: GANModel, augmentation: Augmentation, penalized_share: float):
+        super().__init__(model, augmentation)
         self.discriminator = model.discriminator
         self.penalized_share = penalized_share
 
@@ -83,6 +94,8 @@ class DiscriminatorLoss(_AdversarialLoss):
         labels = batch["labels"] if config.num_labels else None
         with torch.no_grad():
             fake = self.model.generator(rng.normal(config.latent_dim), labels)
+            real = self.augmentation(self.augmentation.mirrored(real, rng), rng)
+            fake = self.augmentation(fake, rng)
         penalty = torch.zeros((), device=real.device)
         if config.loss_type == "wasserstein" and config.gradient_penalty_weight > 0:
             real_logits, fake_logits = self._logits(real, fake, labels)
@@ -133,8 +146,8 @@ class DiscriminatorLoss(_AdversarialLoss):
 class GeneratorLoss(_AdversarialLoss):
     """What the generator minimizes: that the frozen discriminator takes its images to be real."""
 
-    def __init__(self, model: GANModel):
-        super().__init__(model)
+    def __init__(self, model: GANModel, augmentation: Augmentation):
+        super().__init__(model, augmentation)
         self.generator = model.generator
 
     def forward(self, batch: Batch, rng: BatchRNG, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -143,8 +156,9 @@ class GeneratorLoss(_AdversarialLoss):
         real_logits = None
         if config.loss_type == "relativistic":
             with torch.no_grad():
-                real_logits = model.discriminator(batch["pixel_values"], labels)
-        fake = self.generator(rng.normal(config.latent_dim), labels)
+                real = self.augmentation(self.augmentation.mirrored(batch["pixel_values"], rng), rng)
+                real_logits = model.discriminator(real, labels)
+        fake = self.augmentation(self.generator(rng.normal(config.latent_dim), labels), rng)
         model.discriminator.requires_grad_(False)
         loss = generator_loss(model.discriminator(fake, labels), config.loss_type, real_logits)
         model.discriminator.requires_grad_(True)
@@ -179,12 +193,15 @@ class GANObjective:
         self.model, self.data = load_image_model(GANModel, arguments, arguments.run.seed)
         extra: GANArguments = arguments.extra
         self.quality_samples, self.run = extra.quality_samples, arguments.run
-        self.watch = ConvergenceWatch(extra.stop_when_converged)
+        augmentation = Augmentation(extra.augmentation, extra.mirror)
+        images = self.data.train.num_examples
+        has_few = extra.augmentation == "adaptive" and images is not None and images <= FEW_IMAGES
+        self.watch = ConvergenceWatch(extra.stop_when_converged, augmentation.follow, has_few)
         self._reference: Reference | None = None
-        discriminator = DiscriminatorLoss(self.model, extra.penalized_share)
+        discriminator = DiscriminatorLoss(self.model, augmentation, extra.penalized_share)
         self.phases = [
             Phase("discriminator", discriminator, extra.discriminator_learning_rate, extra.discriminator_steps),
-            Phase("generator", GeneratorLoss(self.model)),
+            Phase("generator", GeneratorLoss(self.model, augmentation)),
         ]
 
     def evaluate(self, model: GANModel, batch: Batch, rng: BatchRNG) -> dict[str, Tensor]:

@@ -58,6 +58,7 @@ def watch_evaluation(state: TrainState, watch: Watch, metrics: Metrics) -> None:
     # A run that resumes after its last checkpoint repeats its last evaluation.
     progress.history = [past for past in progress.history if past["step"] < progress.step] + [row]
     progress.gradient_norms = {}
+    watch.follow(progress.history)
     for problem in watch.new_problems(progress.history):
         logger.warning("%s", problem)
     if watch.publishes_best and watch.is_best(progress.history):

@@ -62,6 +62,7 @@ MODELS = MappingProxyType({
         Architecture("gpt", "GPT", GPTConfig, GPTModel, {"AutoModelForCausalLM": GPTForCausalLM}, samples="text"),
     )
 })  # fmt: skip
+"""The architectures, by the `model_type` of their configs."""
 
 for _model_type, _architecture in MODELS.items():
     _config_class = _architecture.config_class
@@ -72,6 +73,7 @@ for _model_type, _architecture in MODELS.items():
 
 __all__ = [
     "MODELS",
+    "Architecture",
     "AutoencoderConfig",
     "AutoencoderModel",
     "CodecConfig",

@@ -332,7 +332,7 @@ class AutoencoderModel(ImageModel):
             labels: ignored, so that a labeled batch can be passed as it is.
             noise: standard normal numbers in the shape of pixel_values. A denoising model adds `noise_std` times them
                 during training; drawn here if None.
-            erasing: uniform numbers in [0, 1), (batch, 5), which say what [`erase_rectangles`] hides from a model with
+            erasing: uniform numbers in [0, 1), (batch, 5), which say what `erase_rectangles` hides from a model with
                 `erase_prob` during training; drawn here if None.
             return_loss: False leaves the loss out.
 

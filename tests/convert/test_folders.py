@@ -60,7 +60,7 @@ def test_everything_goes_along_and_comes_back(tmp_path: Path) -> None:
     convert_folder(tmp_path / "ours", tmp_path / "native", repo_id="me/native")
     convert_folder(tmp_path / "native", tmp_path / "again", "hfgen")
 
-    beside = {"README.md", "results.json", "samples", "tokenizer.json", "tokenizer_config.json"}
+    beside = {"README.md", "notebook.ipynb", "results.json", "samples", "tokenizer.json", "tokenizer_config.json"}
     model_files = {"config.json", "generation_config.json", "model.safetensors"}
     assert {path.name for path in (tmp_path / "native").iterdir()} == beside | model_files
     assert {path.name for path in (tmp_path / "again").iterdir()} == beside | model_files | {

@@ -6,14 +6,17 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hfgen import GANConfig, GANModel
 from hfgen.models.gan_losses import discriminator_loss, logits_and_squared_gradients
+from training.augmentation import Augmentation
 from training.randomness import BatchRNG
 from training.train_gan import DiscriminatorLoss, GeneratorLoss
 
 
+AS_THEY_ARE = Augmentation("none")
 CPU = torch.device("cpu")
 
 
@@ -46,7 +49,7 @@ def test_batch_normalization_sees_real_and_generated_images_apart() -> None:
     learn from statistics that the generator's images never meet, and the game would end in noise."""
     gan = model(architecture="dcgan", loss_type="non_saturating", discriminator_norm="batch")
 
-    loss, values = DiscriminatorLoss(gan, 1.0)({"pixel_values": images()}, rng(), 0.0)
+    loss, values = DiscriminatorLoss(gan, AS_THEY_ARE, 1.0)({"pixel_values": images()}, rng(), 0.0)
 
     real_logits, fake_logits = gan.discriminator(images()), gan.discriminator(generated(gan))
     torch.testing.assert_close(loss, discriminator_loss(real_logits, fake_logits, "non_saturating"))
@@ -59,7 +62,7 @@ def test_batch_normalization_sees_real_and_generated_images_apart() -> None:
 def test_r1_and_r2_join_the_loss_and_fade_to_a_tenth(progress: float, factor: float) -> None:
     gan = model(gradient_penalty_weight=3.0)
 
-    loss, values = DiscriminatorLoss(gan, 1.0)({"pixel_values": images()}, rng(), progress)
+    loss, values = DiscriminatorLoss(gan, AS_THEY_ARE, 1.0)({"pixel_values": images()}, rng(), progress)
 
     fake = generated(gan)
     real_logits, real_squares = logits_and_squared_gradients(gan.discriminator, images(), None)
@@ -73,13 +76,42 @@ def test_r1_and_r2_join_the_loss_and_fade_to_a_tenth(progress: float, factor: fl
     torch.testing.assert_close(loss, plain + 3 / 2 * factor * penalty)
 
 
+def test_real_and_generated_images_are_changed_before_they_are_judged() -> None:
+    gan, augmentation, numbers = model(gradient_penalty_weight=0.0), Augmentation("always", mirror=True), rng()
+
+    loss, _ = DiscriminatorLoss(gan, augmentation, 1.0)({"pixel_values": images()}, rng(), 0.0)
+
+    with torch.no_grad():
+        fake = gan.generator(numbers.normal(gan.config.latent_dim))
+        real = augmentation(augmentation.mirrored(images(), numbers), numbers)
+        fake = augmentation(fake, numbers)
+        expected = discriminator_loss(gan.discriminator(real), gan.discriminator(fake), "relativistic")
+        unchanged = discriminator_loss(gan.discriminator(images()), gan.discriminator(generated(gan)), "relativistic")
+    torch.testing.assert_close(loss, expected)
+    assert not torch.allclose(expected, unchanged, rtol=1e-4)
+
+
+def test_a_generator_learns_through_the_changes() -> None:
+    gan = model(loss_type="non_saturating")
+
+    loss, _ = GeneratorLoss(gan, Augmentation("always"))({"pixel_values": images()}, rng(), 0.0)
+    loss.backward()
+
+    assert all(
+        parameter.grad is not None and parameter.grad.isfinite().all() for parameter in gan.generator.parameters()
+    )
+    numbers = rng()
+    changed = Augmentation("always")(gan.generator(numbers.normal(gan.config.latent_dim)), numbers)
+    torch.testing.assert_close(loss, F.softplus(-gan.discriminator(changed)).mean())
+
+
 @pytest.mark.parametrize("num_labels", [0, 2])
 def test_a_share_of_each_batch_is_penalized_and_all_of_it_judged(num_labels: int) -> None:
     gan = model(num_labels=num_labels)
     batch = {"pixel_values": images(), "labels": torch.arange(8) % 2}
 
-    _, whole = DiscriminatorLoss(gan, 1.0)(batch, rng(), 0.0)
-    _, quarter = DiscriminatorLoss(gan, 0.25)(batch, rng(), 0.0)
+    _, whole = DiscriminatorLoss(gan, AS_THEY_ARE, 1.0)(batch, rng(), 0.0)
+    _, quarter = DiscriminatorLoss(gan, AS_THEY_ARE, 0.25)(batch, rng(), 0.0)
 
     torch.testing.assert_close(quarter["discriminator_loss"], whole["discriminator_loss"])
     torch.testing.assert_close(quarter["discriminator_accuracy"], whole["discriminator_accuracy"])
@@ -94,7 +126,7 @@ def test_a_share_of_each_batch_is_penalized_and_all_of_it_judged(num_labels: int
 def test_the_generator_is_compared_with_real_images_pair_by_pair() -> None:
     gan = model()
 
-    loss, _ = GeneratorLoss(gan)({"pixel_values": images()}, rng(), 0.0)
+    loss, _ = GeneratorLoss(gan, AS_THEY_ARE)({"pixel_values": images()}, rng(), 0.0)
     loss.backward()
 
     pairs = zip(gan.discriminator(generated(gan)).tolist(), gan.discriminator(images()).tolist())

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from hfgen import GANConfig, GANModel
 from hfgen.metrics import frechet_distance
+from training.augmentation import Augmentation
 from training.config.scripts import GAN_PRESETS, SCRIPTS
 from training.optim import EMA
 from training.randomness import BatchRNG
 from training.train_gan import DiscriminatorLoss, GeneratorLoss
 
 
+AS_THEY_ARE = Augmentation("none")
 STEPS = 400
 BATCH = 64
 # Those of presets and defaults that are the training's own, and not the network's.
@@ -58,8 +60,8 @@ def train(settings: dict[str, object]) -> GANModel:
     model = GANModel(GANConfig(**{**fields, "image_size": 8, "generator_channels": [48, 32]})).train()
     average = GANModel(model.config)
     ema = EMA(model, average, min(flags["ema_decay"], 0.98), ("generator.",))
-    losses = [DiscriminatorLoss(model, flags["penalized_share"])] * flags["discriminator_steps"] + [
-        GeneratorLoss(model)
+    losses = [DiscriminatorLoss(model, AS_THEY_ARE, flags["penalized_share"])] * flags["discriminator_steps"] + [
+        GeneratorLoss(model, AS_THEY_ARE)
     ]
     # The presets' learning rates are for minutes.
     rate, betas = max(flags["learning_rate"], 1e-3), (flags["adam_beta1"], flags["adam_beta2"])

@@ -53,6 +53,15 @@ def test_the_best_state_is_kept_and_a_run_on_a_plateau_ends() -> None:
     assert details == {"problems": [], "stop_reason": state.progress.stop_reason, "published_step": 2}
 
 
+def test_the_training_adapts_to_each_evaluation() -> None:
+    state: Any = FakeState(progress=Progress())
+    heard: list[list[float]] = []
+    watch = ConvergenceWatch(adapt=lambda history: heard.append([row["step"] for row in history]))
+    for step in (1, 2, 3):
+        measure(state, watch, step, 9)
+    assert heard == [[1], [1, 2], [1, 2, 3]]
+
+
 def test_a_repeated_evaluation_replaces_its_row() -> None:
     state: Any = FakeState(progress=Progress())
     for step, distance in [(1, 9), (2, 5), (3, 4), (2, 6)]:
@@ -118,11 +127,13 @@ def test_a_collapse_is_named_in_log_results_and_card(tmp_path: Path) -> None:
 def test_a_run_that_was_killed_has_the_same_best_state_problems_and_film(processes: int, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     flags = (*FLAGS, "--eval_steps", 3, "--checkpointing_steps", 4)
-    uninterrupted = start("gan", whole, *flags, processes=processes)
+    # So that images are changed from the first evaluation on, before and after the resume.
+    remembers = partial(pretend, {"pair_accuracy": 0.5, "pair_accuracy_train": 0.8})
+    uninterrupted = start("gan", whole, *flags, processes=processes, fault=Fault(patch=remembers))
     # Two updates of the discriminator and one of the generator a step: in the eighth step, after two evaluations.
-    run = train("gan", killed, *flags, processes=processes, fault=Fault(signal.SIGKILL, at_step=22))
+    run = train("gan", killed, *flags, processes=processes, fault=Fault(signal.SIGKILL, at_step=22, patch=remembers))
     assert run.code == -signal.SIGKILL, run.output
-    again = train("gan", killed, *flags, processes=processes)
+    again = train("gan", killed, *flags, processes=processes, fault=Fault(patch=remembers))
     assert again.code == 0 and "Resuming after step 4" in again.output, again.output
     assert uninterrupted.wait().code == 0, uninterrupted.output
     assert differences(everything(whole), everything(killed)) == []

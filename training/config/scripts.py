@@ -117,6 +117,18 @@ class GANArguments:
         on_resume="warn",
         gt=0,
     )
+    augmentation: Literal["adaptive", "always", "none"] = flag(
+        "adaptive",
+        "Move, scale, brighten and partly hide the images that the discriminator sees, real and generated ones, so "
+        "that it cannot learn few images by heart: always, none, or, with adaptive, as often as evaluations show "
+        "that it remembers its training images.",
+        on_resume="warn",
+    )
+    mirror: bool = flag(
+        False,
+        "Show half of the real images mirrored, left to right. For objects and faces, not for digits and writing.",
+        on_resume="warn",
+    )
     quality_samples: int = flag(
         10_000,
         "Number of images to generate for the final comparison with real ones, and the largest number for those in "

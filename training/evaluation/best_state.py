@@ -27,6 +27,9 @@ class BestStateWatch:
     draws_film = False
     evaluations = 20
 
+    def follow(self, history: list[dict[str, float]]) -> None:
+        """Nothing depends on the evaluations while the run goes on."""
+
     def new_problems(self, history: list[dict[str, float]]) -> list[str]:
         return []
 

@@ -225,7 +225,8 @@ _PROBLEMS: dict[str, tuple[Callable[[History], str], str]] = {
     ),
     "discriminator overfitting": (
         _overfitting,
-        "Use more training images, augmentation, a smaller discriminator, or a stronger penalty on its gradient",
+        "Use more training images, --augmentation always, a smaller discriminator, or a stronger penalty on its "
+        "gradient",
     ),
     "discriminator too strong": (
         _too_strong,
@@ -240,9 +241,13 @@ class ConvergenceWatch:
 
     Attributes:
         stops: --stop_when_converged: whether the run ends when it has converged, and its best state is published.
+        adapt: told of all evaluations so far, at the start of a run and after each evaluation.
+        has_few_images: whether a discriminator could learn the images by heart, so that `adapt` is to hear more often.
     """
 
     stops: bool = False
+    adapt: Callable[[History], None] = lambda history: None
+    has_few_images: bool = False
 
     draws_film = True
 
@@ -254,7 +259,11 @@ class ConvergenceWatch:
     @property
     def evaluations(self) -> int:
         """How many evaluations a run has by default."""
-        return 20 if self.stops else 4
+        return 20 if self.stops else 8 if self.has_few_images else 4
+
+    def follow(self, history: History) -> None:
+        """Lets the training adapt to its evaluations."""
+        self.adapt(history)
 
     def new_problems(self, history: History) -> list[str]:
         """Returns the problems that begin with the last evaluation, in words."""

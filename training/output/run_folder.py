@@ -34,7 +34,7 @@ LOCK = ".lock"
 FOLDERS_OF_A_RUN = ("checkpoints", "samples", "plots", "logs", ".staging", ".push", ".film")
 FILES_OF_A_RUN = (
     "metrics.jsonl", ".metrics.jsonl", "results.json", ".results.json", "report.html", ".report.html", "README.md",
-    "config.json", "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors",
+    "notebook.ipynb", "config.json", "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors",
     "generation_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json",
 )  # fmt: skip
