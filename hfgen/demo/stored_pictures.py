@@ -60,8 +60,9 @@ def find_images(source: Path) -> tuple[list[str], str | None] | None:
     results = read_json(source / "results.json") if (source / "results.json").is_file() else {}
     dataset, split = results.get("dataset"), results.get("split")
     reader = "sklearn" if dataset == "digits" else "datasets"
-    is_here = isinstance(dataset, str) and (dataset == "digits" or Path(dataset).exists())
-    if is_here and importlib.util.find_spec(reader) is not None:
+    if not isinstance(dataset, str) or importlib.util.find_spec(reader) is None:
+        return None
+    if dataset == "digits" or Path(dataset).exists():
         return [dataset], split if isinstance(split, str) else None
     return None
 
