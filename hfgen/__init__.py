@@ -1,7 +1,8 @@
 """The classic generative models as ordinary Hugging Face models: Auto-Encoder, VAE, GAN, GPT, and their relatives.
 
 Importing hfgen registers its classes with transformers' Auto classes, so that `AutoModel.from_pretrained(folder)`
-works without `trust_remote_code`. Everything else is loaded when one of its names is first used.
+works without `trust_remote_code`, and its pipelines, so that `pipeline(task, model=folder)` does. Everything else is
+loaded when one of its names is first used.
 """
 
 import sys
@@ -120,3 +121,4 @@ def _is_command() -> bool:
 
 if not _is_command():
     import_module("hfgen.models")
+    import_module("hfgen.pipeline_registry").register_when_needed()

@@ -146,6 +146,7 @@ def render_card(folder: str | Path, repo_id: str | None = None, results: dict[st
         "repo_id": repo_id,
         "config": config,
         "native_class": native_class,
+        "is_for_diffusers": (folder / "model_index.json").is_file(),
         "dataset": _describe_dataset(results),
         "dataset_name": f"`{short_dataset_name(results['dataset'])}`" if results.get("dataset") else "that dataset",
         "ema_decay": arguments.get("ema_decay"),

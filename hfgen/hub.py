@@ -17,6 +17,7 @@ import random
 import re
 import shlex
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -46,6 +47,8 @@ from .model_folder import (
     step_of,
 )
 from .notebook import NOTEBOOK, name_notebook
+from .pipelines.repository_files import INDEX as DIFFUSERS_INDEX
+from .pipelines.repository_files import write_diffusers_files
 
 
 logger = logging.getLogger(__name__)
@@ -106,7 +109,8 @@ def push_folder(
     """Publishes a folder as one commit, or makes none if the repository already holds everything.
 
     Training state, logs, pickles and hidden files are left out. Files that only the repository has are kept, except
-    weights and samples of an earlier model.
+    weights and samples of an earlier model. What a model that draws images needs for diffusers is added if the folder
+    does not have it.
 
     Args:
         folder: a model that would load, with everything that belongs to it.
@@ -125,7 +129,11 @@ def push_folder(
     check_folder(folder)
     files, left_out = select_files(folder, checkpoints)
     command = command or push_command(folder, repo_id, private, revision, checkpoints)
-    pushed = push_files(files, repo_id, private=private, revision=revision, message=message, command=command)
+    with tempfile.TemporaryDirectory() as home:
+        if DIFFUSERS_INDEX not in files:
+            write_diffusers_files(folder, Path(home))
+            files |= {path.relative_to(home).as_posix(): path for path in Path(home).rglob("*") if path.is_file()}
+        pushed = push_files(files, repo_id, private=private, revision=revision, message=message, command=command)
     pushed.left_out = left_out
     return pushed
 

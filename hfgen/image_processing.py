@@ -14,21 +14,19 @@ every kind of image, and converts before it resizes, as for training.
 
 from __future__ import annotations
 
-import io
 import math
 import os
-import re
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import PIL.ExifTags
 import PIL.Image
 import torch
 from transformers import ViTImageProcessorPil
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ChannelDimension
+
+from .models.image_inputs import MODES, exif_orientation, overlay_maps, to_pil_image, why_unreadable
 
 
 BILINEAR = PIL.Image.Resampling.BILINEAR
@@ -38,18 +36,19 @@ IMAGE_SUFFIXES = {
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".bmp", ".dib", ".gif", ".webp", ".avif", ".tif"),
     *(".tiff", ".pnm", ".ppm", ".pgm", ".pbm", ".tga", ".ico", ".psd"),
 }
-_MODES = {1: "L", 3: "RGB"}
-_CHANNEL_COUNTS = (1, 3, 4)
-# EXIF orientation -> what turns the stored image into the one to display.
-_TURNS = {
-    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
-    3: PIL.Image.Transpose.ROTATE_180,
-    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
-    5: PIL.Image.Transpose.TRANSPOSE,
-    6: PIL.Image.Transpose.ROTATE_270,
-    7: PIL.Image.Transpose.TRANSVERSE,
-    8: PIL.Image.Transpose.ROTATE_90,
-}
+
+__all__ = [
+    "BILINEAR",
+    "IMAGE_SUFFIXES",
+    "HfgenImageProcessor",
+    "build_image_processor",
+    "exif_orientation",
+    "image_grid",
+    "overlay_maps",
+    "to_pil",
+    "to_pixel_values",
+    "why_unreadable",
+]
 
 
 class HfgenImageProcessor(ViTImageProcessorPil):
@@ -205,182 +204,14 @@ def image_grid(
     return PIL.Image.fromarray(grid[..., 0] if channels == 1 else grid)
 
 
-def overlay_maps(pixel_values: torch.Tensor, maps: torch.Tensor, threshold: float | None = None) -> torch.Tensor:
-    """Paints images red where their anomaly maps are high, the more the higher.
-
-    Red begins at half of the threshold and has its full strength, which lets the image shine through, at one and a
-    half times the threshold.
-
-    Args:
-        pixel_values: floats in [0, 1], (batch, channels, height, width) with 1 or 3 channels.
-        maps: (batch, map height, map width), not negative; resized to the images.
-        threshold: what maps of normal images rarely exceed. By default two thirds of the largest value of each map:
-            maps are then comparable within an image only.
-
-    Returns:
-        (batch, 3, height, width).
-    """
-    if pixel_values.ndim != 4 or maps.ndim != 3 or len(maps) != len(pixel_values):
-        raise ValueError(
-            "maps must have the shape (batch, height, width), one for each image of pixel_values, got "
-            f"{tuple(maps.shape)} for images of shape {tuple(pixel_values.shape)}. Use predict_anomaly(...).maps."
-        )
-    maps = torch.nn.functional.interpolate(maps[:, None].float(), pixel_values.shape[2:], mode="bilinear")
-    limits = torch.full((len(maps), 1, 1, 1), threshold or 0.0, device=maps.device)
-    if not threshold:
-        limits = maps.amax((1, 2, 3), keepdim=True) * 2 / 3
-    strength = 0.8 * (maps / limits.clamp(min=1e-30) - 0.5).clamp(0, 1)
-    red = torch.tensor([1.0, 0.0, 0.0], device=maps.device).view(1, 3, 1, 1)
-    return pixel_values.float() * (1 - strength) + red * strength
-
-
-# ------------------------------------------------------- one image -> uint8 (height, width) or (height, width, 3)
+# ------------------------------------------------------------------------------------------------------ many images
 
 
 def _convert(image: Any, num_channels: int, index: int, channel_axis: int | None = None) -> np.ndarray:
     try:
-        if isinstance(image, (np.ndarray, torch.Tensor)):
-            image = _array_to_pil(_to_numpy(image), channel_axis)
-        elif isinstance(image, PIL.Image.Image):
-            _load(image)
-        else:
-            image = _decode(image)
-        return np.asarray(_change_mode(image, _MODES[num_channels]))
+        return np.asarray(to_pil_image(image, num_channels, channel_axis))
     except ValueError as error:
         raise ValueError(f"images, position {index}: {error}") from error
-
-
-def _decode(image: Any) -> PIL.Image.Image:
-    source = image
-    if isinstance(image, dict) and ("bytes" in image or "path" in image):
-        source = image.get("bytes") if image.get("bytes") is not None else image.get("path")
-    if isinstance(source, bytes):
-        source = io.BytesIO(source)
-    elif not isinstance(source, (str, os.PathLike)):
-        kind = "an empty image" if source is None else type(source).__name__
-        raise ValueError(
-            f"must be a PIL image, array, tensor, encoded bytes or path, got {kind}. Drop the row or name another "
-            "column."
-        )
-    try:
-        decoded = PIL.Image.open(source)
-    except Exception as error:
-        raise ValueError(why_unreadable(error)) from error
-    _load(decoded)
-    turn = _TURNS.get(exif_orientation(decoded))
-    return decoded if turn is None else decoded.transpose(turn)
-
-
-def exif_orientation(image: PIL.Image.Image) -> int:
-    """How an image is turned for display, 1 to 8 as in EXIF; 1, as it is, if nothing legible says so."""
-    try:
-        return int(image.getexif().get(PIL.ExifTags.Base.Orientation, 1))
-    except Exception:  # The block is malformed: PIL raises SyntaxError, struct.error, ValueError and others.
-        return 1
-
-
-def _load(image: PIL.Image.Image) -> None:
-    try:
-        image.load()
-    except Exception as error:  # PIL's decoders raise OSError, SyntaxError, struct.error and others.
-        raise ValueError(why_unreadable(error)) from error
-
-
-def why_unreadable(error: Exception) -> str:
-    """What an image must be that PIL failed to open or to load with this error, and what to do."""
-    if isinstance(error, PIL.Image.DecompressionBombError):
-        return (
-            f"must not be too large ({error}). Make it smaller, or, if you trust where it comes from, set "
-            "PIL.Image.MAX_IMAGE_PIXELS = None in Python before it is read."
-        )
-    reason = re.sub(r"\s*<_io[^>]*>", "", str(error))
-    return (
-        f"must be readable, got corrupt or unknown data ({type(error).__name__}: {reason}). Repair the file "
-        "or remove it from the dataset."
-    )
-
-
-def _to_numpy(array: np.ndarray | torch.Tensor) -> np.ndarray:
-    if isinstance(array, torch.Tensor):
-        array = array.detach().cpu()
-        return (array.float() if array.dtype == torch.bfloat16 else array).numpy()
-    return array
-
-
-def _array_to_pil(array: np.ndarray, channel_axis: int | None) -> PIL.Image.Image:
-    if array.ndim == 3:
-        if channel_axis is None:
-            channel_axis = next((axis for axis in (0, -1) if array.shape[axis] in _CHANNEL_COUNTS), None)
-        if channel_axis is None or array.shape[channel_axis] not in _CHANNEL_COUNTS:
-            raise ValueError(
-                f"must have 1, 3 or 4 channels on the first or the last axis, got an array of shape {array.shape}. A "
-                "batch of gray arrays needs a channel axis: array[:, None]."
-            )
-        array = np.moveaxis(array, channel_axis, -1)
-    elif array.ndim != 2:
-        raise ValueError(
-            "must have the shape (height, width), (height, width, channels) or (channels, height, width), got "
-            f"{array.shape}."
-        )
-    if array.size == 0:
-        raise ValueError(f"must have pixels, got an array of shape {array.shape}. Drop it.")
-    if array.ndim == 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    return PIL.Image.fromarray(np.ascontiguousarray(_to_8_bits(array)))
-
-
-def _to_8_bits(array: np.ndarray) -> np.ndarray:
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype == bool:
-        return array.astype(np.uint8) * 255
-    if array.dtype.kind == "u" and array.dtype.itemsize == 2:
-        _warn_of_unused_bits(array)
-        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    if array.dtype.kind not in "iuf":
-        raise ValueError(f"must hold numbers, got an array of dtype {array.dtype}. Convert it to uint8.")
-    lowest, highest = array.min(), array.max()
-    if not (np.isfinite(lowest) and np.isfinite(highest)):
-        raise ValueError("must be finite, got NaN or infinity. Find the step that produced them.")
-    limit, slack, kind = (1, 1e-4, "floats in [0, 1]") if array.dtype.kind == "f" else (255, 0, "integers in 0..255")
-    if lowest < -slack or highest > limit + slack:
-        raise ValueError(
-            f"must hold {kind}, got values from {lowest:.6g} to {highest:.6g}. Rescale the array, or give 8-bit "
-            "pixels as uint8."
-        )
-    return np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8) if limit == 1 else array.astype(np.uint8)
-
-
-def _warn_of_unused_bits(array: np.ndarray) -> None:
-    """Cameras and scanners store 10 or 12 bits in files of 16, which do not say so."""
-    bits = int(array.max()).bit_length()
-    if 0 < bits <= 12:
-        warnings.warn(
-            f"A 16-bit image uses only the lowest {bits} bits and comes out nearly black, as 65535 is white. If its "
-            f"white is {2**bits - 1}, give floats instead, array / {2**bits - 1}, or rewrite the file.",
-            stacklevel=2,
-        )
-
-
-def _change_mode(image: PIL.Image.Image, mode: str) -> PIL.Image.Image:
-    transparent = image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
-    if image.mode == mode and not transparent:
-        return image
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # PIL would saturate these at 255.
-        array = np.asarray(image)
-        if image.mode == "I" and image.format == "PPM":  # PIL has scaled the file's largest value to 65535.
-            array = array.astype(np.uint16)
-        image = PIL.Image.fromarray(_to_8_bits(array))
-    elif transparent:
-        white = PIL.Image.new("RGBA", image.size, "white")
-        image = PIL.Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    try:
-        return image.convert(mode)
-    except ValueError as error:
-        raise ValueError(f"must have a mode that PIL converts to {mode}, got {image.mode}. Convert it.") from error
-
-
-# ------------------------------------------------------------------------------------------------------ many images
 
 
 def _flatten(images: Any) -> Any:
@@ -401,7 +232,7 @@ def _flatten(images: Any) -> Any:
 def _to_uint8_pixels(pixel_values: torch.Tensor) -> np.ndarray:
     pixels = pixel_values.detach().cpu()
     pixels = pixels[None] if pixels.ndim == 3 else pixels
-    if pixels.ndim != 4 or pixels.shape[1] not in _MODES or pixels.numel() == 0:
+    if pixels.ndim != 4 or pixels.shape[1] not in MODES or pixels.numel() == 0:
         raise ValueError(
             "pixel_values must have the shape (batch, channels, height, width) with 1 or 3 channels and at least one "
             f"image, got {tuple(pixel_values.shape)}. Reshape them."
@@ -416,7 +247,7 @@ def _to_uint8_pixels(pixel_values: torch.Tensor) -> np.ndarray:
 
 
 def _check_num_channels(num_channels: int) -> None:
-    if num_channels not in _MODES:
+    if num_channels not in MODES:
         raise ValueError(f"num_channels must be 1 (gray) or 3 (RGB), got {num_channels}. Convert the images.")
 
 

@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_imports
 
 from .models import MODELS
+from .pipelines.repository_files import INDEX as DIFFUSERS_INDEX
+from .pipelines.repository_files import NAMES as DIFFUSERS_FILES
 
 
 WEIGHTS = "model.safetensors"
@@ -48,6 +50,7 @@ def check_folder(folder: str | Path, model_type: str | None = None) -> None:
     if model_type is not None and found != model_type:
         raise LoadError(f"The model_type of {folder} must be {model_type!r}, got {found!r}. Name another model.")
     _check_code(folder, config)
+    _check_pipelines(folder, config)
     shapes = read_shapes(folder)
     model_class = _find_class(folder, config)
     if model_class is not None:
@@ -173,6 +176,27 @@ def _check_code(folder: Path, config: dict[str, Any]) -> None:
             raise LoadError(
                 f"{missing} is missing, although {names} the model's code. Save the model again with hfgen's own "
                 "class, whose save_pretrained writes it."
+            )
+
+
+def _check_pipelines(folder: Path, config: dict[str, Any]) -> None:
+    """Checks that the code of the pipelines is there that config.json names, for transformers, and model_index.json,
+    for diffusers, if the model itself is the pipeline's."""
+    pipelines = config.get("custom_pipelines")
+    for task, entry in (pipelines if isinstance(pipelines, dict) else {}).items():
+        reference = str(entry.get("impl", "")) if isinstance(entry, dict) else ""
+        file = f"{reference.partition('.')[0]}.py"
+        if "--" not in reference and not (folder / file).is_file():
+            raise LoadError(
+                f"{folder / file} is missing, although config.json (custom_pipelines, {task}) names it. Save the "
+                "model again with hfgen's own class, whose save_pretrained writes it."
+            )
+    if (folder / DIFFUSERS_INDEX).is_file() and "model" in read_json(folder / DIFFUSERS_INDEX):
+        missing = next((name for name in DIFFUSERS_FILES if not (folder / name).is_file()), None)
+        if missing is not None:
+            raise LoadError(
+                f"{folder / missing} is missing, although {DIFFUSERS_INDEX} needs it. Delete {DIFFUSERS_INDEX}; "
+                "hfgen push adds all of these files."
             )
 
 

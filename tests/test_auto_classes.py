@@ -411,10 +411,17 @@ import hfgen
 
 end = time.process_time()
 heavy = [name for name in {HEAVY} if name in sys.modules]
+added = sorted(set(sys.modules) - before)
+
+from transformers.pipelines import PIPELINE_REGISTRY
+
+drawing = PIPELINE_REGISTRY.check_task("unconditional-image-generation")[1]["impl"]
 print(json.dumps({{
     "transformers": baseline - start,
     "hfgen": end - baseline,
-    "added": sorted(set(sys.modules) - before),
+    "added": added,
+    "pipeline": drawing.__module__,
+    "left": [finder for finder in map(repr, sys.meta_path) if "hfgen.pipeline_registry" in finder],
     "heavy": [name for name in heavy if name not in before],
 }}))
 """
@@ -437,3 +444,6 @@ def test_importing_hfgen_costs_little_more_than_importing_transformers(tmp_path:
     # A library of its own that hfgen pulled in would show here; transformers' own modules are what it is made of.
     added = {name.split(".")[0] for name in measured[-1]["added"]}
     assert added <= {"hfgen", "transformers"} | set(sys.stdlib_module_names), sorted(added)
+    # Pipelines are registered as soon as transformers' own are imported, and not before.
+    assert not {"transformers.pipelines", "hfgen.models.image_pipelines"} & set(measured[-1]["added"])
+    assert (measured[-1]["pipeline"], measured[-1]["left"]) == ("hfgen.models.image_pipelines", [])

@@ -8,7 +8,7 @@ copies this file beside it, into a saved folder and to the Hub, because the mode
 import inspect
 import math
 from collections.abc import Callable, Collection, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +64,38 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-class LabeledConfig(PreTrainedConfig):
+# The pipelines of transformers, by task: file and class.
+PIPELINES = {
+    "image-anomaly-detection": "image_pipelines.ImageAnomalyDetectionPipeline",
+    "image-to-image": "image_pipelines.ImageReconstructionPipeline",
+    "unconditional-image-generation": "image_pipelines.ImageGenerationPipeline",
+}
+
+
+class ImageConfig(PreTrainedConfig):
+    """A config whose config.json tells transformers which pipelines the model has and where their code is.
+
+    Attributes:
+        tasks: of its pipelines, besides image-feature-extraction, which is transformers' own.
+    """
+
+    tasks: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The config that a config.json describes. If it belongs to an installed hfgen, it names no pipelines: those
+        are registered with transformers, and need no trust_remote_code."""
+        if cls.__module__.startswith("hfgen."):
+            config_dict = {name: value for name, value in config_dict.items() if name != "custom_pipelines"}
+        return super().from_dict(config_dict, **kwargs)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Adds the pipelines. (Those in the config itself have classes in them once transformers has used them.)"""
+        own = {task: {"impl": PIPELINES[task], "pt": ["AutoModel"], "type": "image"} for task in self.tasks}
+        return {**super().to_diff_dict(), "custom_pipelines": own}
+
+
+class LabeledConfig(ImageConfig):
     """A config without classes unless they are given: `num_labels` is 0 by default, and not transformers' 2."""
 
     def __post_init__(self, **kwargs):
@@ -77,7 +108,7 @@ class LabeledConfig(PreTrainedConfig):
         return {**super().to_diff_dict(), "id2label": self.id2label, "label2id": self.label2id}
 
 
-class StagedConfig(PreTrainedConfig):
+class StagedConfig(ImageConfig):
     """A config whose `hidden_channels` are the stages of an encoder, each of which halves height and width."""
 
     @property

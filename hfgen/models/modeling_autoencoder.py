@@ -18,7 +18,7 @@ What this model shares with other models of images is in image_model.py, which t
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,11 @@ from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .anomaly import AnomalyDetector, AnomalyOutput
+
+
+if TYPE_CHECKING:  # not needed here, but by pipelines: transformers copies what this file imports from along with it
+    from .image_inputs import to_pil_image  # noqa: F401
+    from .image_pipelines import ImagePipeline  # noqa: F401
 
 
 LATENT_TYPES = ("vector", "spatial")
@@ -93,6 +98,7 @@ class AutoencoderConfig(StagedConfig):
     """
 
     model_type = "hfgen_autoencoder"
+    tasks = ("image-to-image", "image-anomaly-detection")
 
     image_size: ImageSize = 28
     num_channels: int = 1

@@ -20,7 +20,7 @@ What this model shares with other models of images is in image_model.py, which t
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ import torch.nn.functional as F
 # First, because it says what to do where transformers is too old for the imports below.
 from .image_model import (
     Channels,
+    ImageConfig,
     ImageModel,
     ImageSize,
     TransposedConv2d,
@@ -44,10 +45,14 @@ from .symbol_tables import NUM_CONTEXTS, PRECISION, count_entries, flat_entries,
 # isort: split
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput, can_return_tuple
+
+
+if TYPE_CHECKING:  # not needed here, but by pipelines: transformers copies what this file imports from along with it
+    from .image_inputs import to_pil_image  # noqa: F401
+    from .image_pipelines import ImagePipeline  # noqa: F401
 
 
 LARGEST_SYMBOL = 2**15 - 1
@@ -55,7 +60,7 @@ LARGEST_SYMBOL = 2**15 - 1
 
 @takes_plain_values
 @strict
-class CodecConfig(PreTrainedConfig):
+class CodecConfig(ImageConfig):
     """Shape and objective of a [`CodecModel`].
 
     Args:
@@ -76,6 +81,7 @@ class CodecConfig(PreTrainedConfig):
     """
 
     model_type = "hfgen_codec"
+    tasks = ("image-to-image",)
 
     image_size: ImageSize = 32
     num_channels: int = 3

@@ -11,7 +11,7 @@ beside it: the losses (gan_losses.py), the networks of residual blocks (residual
 """
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,11 @@ from .spectral_norm import SpectralConv2d, SpectralEmbedding, SpectralLinear, Sp
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import initialization as init
+
+
+if TYPE_CHECKING:  # not needed here, but by pipelines: transformers copies what this file imports from along with it
+    from .image_inputs import to_pil_image  # noqa: F401
+    from .image_pipelines import ImagePipeline  # noqa: F401
 
 
 ARCHITECTURES = ("residual", "dcgan")
@@ -87,6 +92,7 @@ class GANConfig(LabeledConfig):
     """
 
     model_type = "hfgen_gan"
+    tasks = ("unconditional-image-generation",)
 
     image_size: ImageSize = 28
     num_channels: int = 1

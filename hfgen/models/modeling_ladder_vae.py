@@ -20,7 +20,7 @@ The parts that other models use, too, are in files beside this one, as for model
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +51,11 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput, can_return_tuple, logging
+
+
+if TYPE_CHECKING:  # not needed here, but by pipelines: transformers copies what this file imports from along with it
+    from .image_inputs import to_pil_image  # noqa: F401
+    from .image_pipelines import ImagePipeline  # noqa: F401
 
 
 logger = logging.get_logger(__name__)
@@ -87,6 +92,7 @@ class LadderVAEConfig(StagedConfig, LabeledConfig):
     """
 
     model_type = "hfgen_ladder_vae"
+    tasks = ("unconditional-image-generation", "image-to-image")
 
     image_size: ImageSize = 28
     num_channels: int = 1

@@ -14,7 +14,7 @@ likelihoods.py, p(z) in flow_prior.py, q(z|x) in latents.py, along with what any
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -45,6 +45,11 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput, can_return_tuple, logging
+
+
+if TYPE_CHECKING:  # not needed here, but by pipelines: transformers copies what this file imports from along with it
+    from .image_inputs import to_pil_image  # noqa: F401
+    from .image_pipelines import ImagePipeline  # noqa: F401
 
 
 logger = logging.get_logger(__name__)
@@ -94,6 +99,7 @@ class VAEConfig(StagedConfig, LabeledConfig):
     """
 
     model_type = "hfgen_vae"
+    tasks = ("unconditional-image-generation", "image-to-image")
 
     image_size: ImageSize = 28
     num_channels: int = 1

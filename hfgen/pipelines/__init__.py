@@ -1,1 +1,1 @@
-"""Pipelines of diffusers around hfgen's models. Importing one needs `pip install hfgen[diffusers]`."""
+"""Pipelines of diffusers around hfgen's models, as files that travel. They need `pip install hfgen[diffusers]`."""

@@ -17,6 +17,8 @@ from typing import Any, TextIO
 from transformers import PreTrainedModel
 
 from hfgen.model_folder import LoadError, code_files, code_of_model
+from hfgen.pipelines.repository_files import NAMES as DIFFUSERS_FILES
+from hfgen.pipelines.repository_files import write_diffusers_files
 
 from ..config.flags import Arguments, recipe_of
 from ..durable_files import flush, write_json
@@ -36,7 +38,7 @@ FILES_OF_A_RUN = (
     "metrics.jsonl", ".metrics.jsonl", "results.json", ".results.json", "report.html", ".report.html", "README.md",
     "notebook.ipynb", "config.json", "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors",
     "generation_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",
-    "special_tokens_map.json",
+    "special_tokens_map.json", *DIFFUSERS_FILES,
 )  # fmt: skip
 
 
@@ -216,11 +218,14 @@ def write_model_folder(model: PreTrainedModel, output_dir: Path, save_extras: Ca
     try:
         model.save_pretrained(staging, max_shard_size="1GB")
         save_extras(staging)
+        write_diffusers_files(staging)
         earlier: list[Path] = []
         with suppress(LoadError):  # there is none yet, or its config is damaged
             earlier = code_of_model(output_dir)
-        for path in sorted(staging.iterdir()):
-            os.replace(path, output_dir / path.name)
+        for path in sorted(path for path in staging.rglob("*") if path.is_file()):
+            target = output_dir / path.relative_to(staging)
+            target.parent.mkdir(exist_ok=True)
+            os.replace(path, target)
         # A model in a native layout has no code, and that of an earlier one would seem to be its own.
         for path in {*earlier} - {*code_of_model(output_dir)}:
             path.unlink(missing_ok=True)
