@@ -116,7 +116,8 @@ class Session:
             # torch.onnx.export writes a graph even where it has found that a size cannot vary.
             shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in zip(names, inputs))
             raise ExportError(
-                f"{self._name} must run with {shapes}, got: {_reason(error)}. Something in the model's code may fix a size."
+                f"{self._name} must run with {shapes}, got: {_reason(error)}. Something in the model's code may fix a "
+                "size."
             ) from error
         return [torch.from_numpy(output) for output in outputs]
 
