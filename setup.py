@@ -36,6 +36,7 @@ TEST = [
     "nbclient>=0.10",
     "nbformat>=5.10",
     "peft>=0.18",
+    "playwright>=1.50",
     "pytest>=8.2",
     "pytest-xdist>=3.5",
     "ruff>=0.12",
@@ -65,6 +66,7 @@ setup(
     package_dir=ELSEWHERE,
     package_data={
         "hfgen.compression": ["FORMAT.md"],
+        "hfgen.demo": ["page/*"],
         "hfgen.model_cards": ["template_*.md", "notebook.md", "*/results.json"],
         "hfgen.training": ["notebooks/*.ipynb", "recipes/*.yaml", "slurm.sbatch", "README.md"],
         "hfgen.training.output.report": ["report.html.jinja", "report.css", "report.js"],

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, snapshot_download
 from huggingface_hub.errors import (
@@ -55,6 +55,7 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 CheckpointUpload: TypeAlias = Literal["none", "last", "all"]
+RepoType: TypeAlias = Literal["model", "space"]
 
 # Folders of training state and trackers.
 FOREIGN_FOLDERS = {"checkpoints", "logs", "runs", "wandb", "mlruns", "trackio", "__pycache__"}
@@ -145,6 +146,8 @@ def push_files(
     revision: str | None = None,
     message: str,
     command: str,
+    repo_type: RepoType = "model",
+    own_files: re.Pattern[str] = OWN_FILES,
     wait: Callable[[float], None] = time.sleep,
 ) -> Pushed:
     """Makes the commit of [`push_folder`].
@@ -152,6 +155,8 @@ def push_files(
     Args:
         files: path in the repository -> file.
         command: what the user can run to repeat the push.
+        repo_type: "model", or "space" for a static Space.
+        own_files: what the repository's files are called that the push deletes if they are not among these.
         wait: called with the number of seconds before the next attempt; may raise to give up.
 
     Raises:
@@ -162,10 +167,11 @@ def push_files(
     api = HfApi()
 
     def attempt() -> Pushed:
-        url = api.create_repo(repo_id, private=private or None, exist_ok=True)
+        sdk = "static" if repo_type == "space" else None
+        url = api.create_repo(repo_id, private=private or None, exist_ok=True, repo_type=repo_type, space_sdk=sdk)
         if revision not in (None, "main"):
-            api.create_branch(url.repo_id, branch=str(revision), exist_ok=True)
-        head = api.model_info(url.repo_id, revision=revision)
+            api.create_branch(url.repo_id, branch=str(revision), exist_ok=True, repo_type=repo_type)
+        head: Any = api.repo_info(url.repo_id, revision=revision, repo_type=repo_type)
         if private and not head.private:
             raise HubError(
                 f"{url.repo_id} must be private, got a public repository. Make it private in its settings on the Hub, "
@@ -174,12 +180,15 @@ def push_files(
         assert head.sha is not None
         present = {entry.rfilename for entry in head.siblings or []}
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
-            CommitOperationDelete(path) for path in sorted(present - set(files)) if _is_left_over(path, files)
+            CommitOperationDelete(path)
+            for path in sorted(present - set(files))
+            if _is_left_over(path, files, own_files)
         ]
         operations += [_addition(path, file, url.repo_id, NOTEBOOK in files) for path, file in sorted(files.items())]
         commit = api.create_commit(
-            url.repo_id, operations, commit_message=message, revision=revision, parent_commit=head.sha
-        )
+            url.repo_id, operations, commit_message=message, revision=revision, parent_commit=head.sha,
+            repo_type=repo_type,
+        )  # fmt: skip
         return Pushed(url.repo_id, str(url), commit.oid, is_new=commit.oid != head.sha)
 
     try:
@@ -499,11 +508,11 @@ def _addition(path: str, file: Path, repo_id: str, has_notebook: bool) -> Commit
     return CommitOperationAdd(path, str(file))
 
 
-def _is_left_over(path: str, files: dict[str, Path]) -> bool:
-    """True if a file of the repository belongs to the model or checkpoint that these files replace."""
+def _is_left_over(path: str, files: dict[str, Path], own_files: re.Pattern[str]) -> bool:
+    """True if a file of the repository belongs to the model, checkpoint or page that these files replace."""
     if path.startswith(LAST_CHECKPOINT):
         return any(name.startswith(LAST_CHECKPOINT) for name in files)
-    return OWN_FILES.fullmatch(path) is not None
+    return own_files.fullmatch(path) is not None
 
 
 def _check_for_tokens(files: dict[str, Path]) -> None:

@@ -162,9 +162,9 @@ RULES = [
     Rule("model_folder and cards do not import hub",
          lambda line: line.is_in("hfgen.model_folder", "hfgen.cards") and line.is_of("hfgen.hub"),
          ("hfgen/cards.py", "from .hub import push"), ("hfgen/cli.py", "from .hub import push")),
-    Rule("of hfgen, only commands import export",
+    Rule("of hfgen, only commands and demo import export",
          lambda line: line.is_of("hfgen.export") and line.is_in("hfgen")
-         and not line.is_in("hfgen.export", "hfgen.commands"),
+         and not line.is_in("hfgen.export", "hfgen.demo", "hfgen.commands"),
          ("hfgen/hub.py", "from .export import export_folder"),
          ("hfgen/commands/export.py", "from ..export import export_folder")),
     Rule("only training, cli and tests import the root of hfgen",

@@ -5,7 +5,7 @@
     run(arguments)             does it; returns the exit status, and its docstring is the description in --help
 
 Training: train.py, recipes.py, doctor.py. The Hub: push.py, pull.py, card.py, check.py. To use a model: sample.py,
-reconstruct.py, interpolate.py, generate.py, embed.py, score.py, evaluate.py, convert.py, export.py. Files:
+reconstruct.py, interpolate.py, generate.py, embed.py, score.py, evaluate.py, convert.py, export.py, demo.py. Files:
 compress.py, decompress.py, info.py. The shell: completion.py, over completions.py (what may follow on a command line).
 What several have in common is in arguments.py.
 
@@ -21,6 +21,7 @@ from . import (
     compress,
     convert,
     decompress,
+    demo,
     doctor,
     embed,
     evaluate,
@@ -42,7 +43,7 @@ from . import (
 COMMANDS: tuple[ModuleType, ...] = (
     *(train, recipes, doctor),
     *(push, pull, card, check),
-    *(sample, reconstruct, interpolate, generate, embed, score, evaluate, convert, export),
+    *(sample, reconstruct, interpolate, generate, embed, score, evaluate, convert, export, demo),
     *(compress, decompress, info),
     completion,
 )
