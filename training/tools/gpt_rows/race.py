@@ -23,8 +23,8 @@ OURS, BARE = "hfgen train gpt", "bare loop"
 # 120 steps ended at 1.886 with seed 1. Evaluations and samples in the middle of a run are a matter of choice, and the
 # race does without; those at the end are part of it.
 FLAGS = ("--max_train_steps", "130", "--max_train_seconds", "3600", "--hidden_size", "64", "--num_hidden_layers", "2",
-         "--num_attention_heads", "2", "--per_device_train_batch_size", "64", "--learning_rate", "12e-3", "--zero_init",
-         "--eval_steps", "100000", "--sample_steps", "100000")  # fmt: skip
+         "--num_attention_heads", "2", "--per_device_train_batch_size", "64", "--learning_rate", "12e-3",
+         "--zero_init", "--eval_steps", "100000", "--sample_steps", "100000")  # fmt: skip
 
 
 def text_path(recipe: str = RECIPE) -> Path:
