@@ -9,7 +9,9 @@ let timer = null;
 /** Writes values to the address; without noise in the history, and not more often than browsers allow. */
 export function writeAddress(values) {
   clearTimeout(timer);
+  const before = location.hash;
   timer = setTimeout(() => {
+    if (location.hash !== before) return; // somebody has followed a link meanwhile: it counts
     const given = Object.entries(values).filter(([, value]) => value !== null && value !== "");
     history.replaceState(null, "", `#${new URLSearchParams(given)}`);
   }, 250);
