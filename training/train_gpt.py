@@ -82,6 +82,13 @@ class GPTObjective:
         self.data = load_text(arguments.data, arguments.run.seed, context, tokenizer, self.extra.train_bpe)
         if model is None:
             model = new_model(arguments.model, self.data.tokenizer, context)
+            if self.extra.zero_init:
+                start_at_zero(model)
+        elif self.extra.zero_init:
+            raise ValueError(
+                "--zero_init must be left out beside --model_name_or_path, whose weights the training starts from, "
+                "got true. Leave out one of them."
+            )
         elif len(self.data.tokenizer) > model.config.vocab_size:
             raise ValueError(
                 f"--tokenizer_name must have at most the model's {model.config.vocab_size} tokens, got "
@@ -218,6 +225,19 @@ def new_model(given: dict[str, Any], tokenizer: PreTrainedTokenizerBase, context
         # The backward pass of sdpa's kernel for CPUs is slow in bf16, at these lengths about a third of a step.
         model.set_attn_implementation("eager")
     return model
+
+
+@torch.no_grad()
+def start_at_zero(model: GPTForCausalLM) -> None:
+    """Fills with zeros what ends in the residual stream or in logits: the model starts as a uniform distribution.
+
+    An output layer that is tied to the embedding stays as it is, for the model would see no tokens at all.
+    """
+    layers = [linear for layer in model.model.layers for linear in (layer.self_attn.o_proj, layer.mlp.down_proj)]
+    if not model.config.tie_word_embeddings:
+        layers.append(model.lm_head)
+    for linear in layers:
+        linear.weight.zero_()
 
 
 def _perplexity(loss: float) -> float:

@@ -91,11 +91,16 @@ def quantize(path: Path, target: Path) -> None:
 
 
 class Session:
-    """A file in onnxruntime, on the processor."""
+    """A file in onnxruntime, on the processor.
+
+    Raises:
+        ExportError: onnxruntime cannot load the file, or run it with inputs of these shapes.
+    """
 
     def __init__(self, path: Path):
         import onnxruntime
 
+        self._name = path.name
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         try:
@@ -105,7 +110,19 @@ class Session:
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         names = [entry.name for entry in self._session.get_inputs()]
-        outputs = self._session.run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})
+        try:
+            outputs = self._session.run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})
+        except Exception as error:
+            # torch.onnx.export writes a graph even where it has found that a size cannot vary.
+            shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in zip(names, inputs))
+            raise ExportError(
+<<<<<<< HEAD
+                f"{self._name} must run with {shapes}, got: {_reason(error)}. Something in the model's code may fix a size."
+=======
+                f"{self._name} must run with {shapes}, got: {_reason(error)}. Something in the model's code may fix a "
+                "size."
+>>>>>>> d80d9ac28fd7117011c64da47dfb60d5a481a1bf
+            ) from error
         return [torch.from_numpy(output) for output in outputs]
 
 
@@ -122,9 +139,9 @@ def _name_shapes(model: Any, graph: Graph) -> None:
     """Names the dimensions that are not fixed, and removes what says where on this machine the code was."""
     import onnx_ir
 
-    described = [entry.shape for entry in (*graph.inputs, *graph.outputs)]
-    for value, shape in zip([*model.graph.inputs, *model.graph.outputs], described, strict=True):
-        value.shape = onnx_ir.Shape(shape)
+    entries: list[Any] = [*graph.inputs, *graph.outputs]
+    for value, entry in zip([*model.graph.inputs, *model.graph.outputs], entries, strict=True):
+        value.shape = onnx_ir.Shape(entry.shape)
         value.metadata_props.clear()
     for value in model.graph.initializers.values():
         value.metadata_props.clear()
@@ -152,7 +169,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of what lies beneath: the exporter's own message is a page of advice about torch."""
+    """The first line of what lies beneath: messages of torch and onnxruntime are pages for their own developers."""
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error).strip().partition("\n")[0] or type(error).__name__

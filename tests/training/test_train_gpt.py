@@ -15,7 +15,7 @@ from hfgen.convert import to_native
 from training.config.parser import parse
 from training.config.scripts import SCRIPTS
 from training.output.run_folder import write_model_folder
-from training.train_gpt import GPTObjective
+from training.train_gpt import GPTObjective, start_at_zero
 
 
 TINY = "--hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2 --max_position_embeddings 8 --sample_length 50"
@@ -149,3 +149,37 @@ def test_bpe_is_trained_and_measured_in_bits_of_both_kinds(tmp_path: Path) -> No
 def test_only_one_flag_may_name_the_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--train_bpe must be left out beside --tokenizer_name, .* got 300"):
         objective_for(["abc\n" * 50], tmp_path, "--train_bpe", "300", "--tokenizer_name", "some/model")
+
+
+def test_zero_init_starts_as_a_uniform_distribution_that_can_learn(tmp_path: Path) -> None:
+    model = objective_for(["abc\n" * 50], tmp_path, "--zero_init").model
+    ids = torch.randint(4, (2, 8), generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    for _ in range(4):
+        losses.append(model(ids, labels=ids).loss)
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[0].item() == pytest.approx(math.log(model.config.vocab_size), rel=1e-6)
+    assert losses[-1] < losses[0]
+    # Not in the first step, in which all logits are the same; but then all of them learn.
+    assert all(parameter.abs().max() > 0 for parameter in model.parameters())
+
+
+def test_zero_init_keeps_the_embedding_of_a_tied_model() -> None:
+    model = GPTForCausalLM(GPTConfig(hidden_size=16, num_hidden_layers=2, tie_word_embeddings=True))
+    start_at_zero(model)
+    assert model.lm_head.weight is model.model.embed_tokens.weight and model.lm_head.weight.abs().max() > 0
+    assert not any(layer.mlp.down_proj.weight.any() for layer in model.model.layers)
+
+
+def test_zero_init_is_refused_for_a_model_that_is_there(tmp_path: Path) -> None:
+    objective = objective_for(["abc\n" * 50], tmp_path)
+    objective.model.save_pretrained(tmp_path / "model")
+    objective.save_extras(tmp_path / "model")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ValueError, match="--zero_init must be left out beside --model_name_or_path"):
+        objective_for(
+            ["abc\n" * 50], tmp_path / "other", "--zero_init", "--model_name_or_path", str(tmp_path / "model")
+        )

@@ -193,6 +193,12 @@ class GPTArguments:
         "same, which loads without trust_remote_code. Checkpoints have hfgen's layout in any case.",
         on_resume="free",
     )
+    zero_init: bool = flag(
+        False,
+        "Start a new model with zeros in the output layer and in the last layer of attention and feed-forward layers: "
+        "blocks start as the identity, and all tokens are equally likely. In short runs the loss falls sooner.",
+        on_resume="refuse",
+    )
     sample_length: int = flag(500, "Length of each sample in tokens.", on_resume="free", ge=1)
     sample_temperature: float = flag(
         0.8,

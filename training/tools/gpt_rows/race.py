@@ -20,11 +20,11 @@ from ..measuring.table import RowFigures, Runs, heading, markdown, range_of, tab
 RECIPE = "gpt-tiny-shakespeare"
 TARGET = 1.89  # nats per character
 OURS, BARE = "hfgen train gpt", "bare loop"
-# What the usual one takes 2,000 steps for. Evaluations and samples in the middle are the reader's choice, and the race
-# does without; the last one is part of it.
-FLAGS = ("--max_train_steps", "160", "--max_train_seconds", "3600", "--hidden_size", "64", "--num_hidden_layers", "2",
-         "--num_attention_heads", "2", "--per_device_train_batch_size", "64", "--learning_rate", "8e-3",
-         "--eval_steps", "100000", "--sample_steps", "100000")  # fmt: skip
+# 130 steps ended at 1.882 with seed 2. Evaluations and samples in the middle of a run are a matter of choice, and the
+# race does without; those at the end are part of it.
+FLAGS = ("--max_train_steps", "140", "--max_train_seconds", "3600", "--hidden_size", "64", "--num_hidden_layers", "2",
+         "--num_attention_heads", "2", "--per_device_train_batch_size", "64", "--learning_rate", "12e-3",
+         "--zero_init", "--eval_steps", "100000", "--sample_steps", "100000")  # fmt: skip
 
 
 def text_path(recipe: str = RECIPE) -> Path:
@@ -97,9 +97,9 @@ def _verdict(runs: dict[str, Runs]) -> str:
     if not ratios:
         return "The bare loop was not measured."
     reached = [run["seconds_of_start"] + run["seconds_to_target"] for run in bare.values() if run["seconds_to_target"]]
-    own = f"It reaches {TARGET} after {statistics.median(reached):.1f} s"
-    if len(reached) < len(bare):
-        own = f"It does not reach {TARGET} with every seed"
+    own = f"It does not reach {TARGET} with every seed"
+    if len(reached) == len(bare):
+        own = f"It reaches {TARGET} after {statistics.median(reached):.1f} s"
     return (
         f"The bare loop takes **{statistics.median(ratios):.1f}** times as long{range_of(ratios, 1)} to its end. "
         f"{own}."
