@@ -116,12 +116,8 @@ class Session:
             # torch.onnx.export writes a graph even where it has found that a size cannot vary.
             shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in zip(names, inputs))
             raise ExportError(
-<<<<<<< HEAD
-                f"{self._name} must run with {shapes}, got: {_reason(error)}. Something in the model's code may fix a size."
-=======
                 f"{self._name} must run with {shapes}, got: {_reason(error)}. Something in the model's code may fix a "
                 "size."
->>>>>>> d80d9ac28fd7117011c64da47dfb60d5a481a1bf
             ) from error
         return [torch.from_numpy(output) for output in outputs]
 
