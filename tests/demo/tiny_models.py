@@ -37,7 +37,7 @@ def save_gpt(folder: Path) -> Path:
     torch.manual_seed(0)
     tokenizer = build_character_tokenizer("The quick brown fox jumps over a lazy dog.\n")
     tokenizer.save_pretrained(folder)
-    model = GPTForCausalLM(GPTConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2,
+    model = GPTForCausalLM(GPTConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1,
                                      num_attention_heads=2, max_position_embeddings=24))  # fmt: skip
     vocabulary = tokenizer.get_vocab()
     # An untrained model would write bytes that are no characters.
