@@ -3,5 +3,5 @@
 import os
 
 
-# Two workers of pytest share two cores, and so do the processes that they start: more threads would only spin.
+# Three workers of pytest share two cores, and so do the processes that they start: more threads would only spin.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -34,7 +34,7 @@ from hfgen.metrics import psnr
 from .build_model import load_image_model
 from .config.flags import Arguments
 from .config.scripts import CodecArguments
-from .data.batches import Batch, GlobalBatch
+from .data.batches import Batch
 from .evaluation.rate_distortion import RATE, Curve, codec_curve, evaluation_mosaic, measure_formats, psnr_at
 from .loop import train
 from .objective import Metrics, Phase, Sample
@@ -171,12 +171,8 @@ class CodecObjective:
         """The first training images, whatever the number of processes and after a resume."""
         height, width = self.data.image_size
         count = max(1, COUNTED_PIXELS // (height * width))
-        left = min(self.data.train.num_examples or count, count)
-        batches = self.data.train.batches(0, GlobalBatch(self.batch_size), model.device)
-        while left > 0:
-            pixels = next(batches)["pixel_values"][:left]
-            left -= len(pixels)
-            yield pixels
+        for batch in self.data.train.first_batches(min(self.data.train.num_examples or count, count)):
+            yield from batch["pixel_values"].to(model.device).split(self.batch_size)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from hfgen.models.likelihoods import LIKELIHOODS, discretized_logistic_log_prob
 
 BATCH = 64
 # Black and white says less in a step than gray.
-STEPS = {"bernoulli": 800, "gaussian": 300, "discretized_logistic": 300, "logistic_mixture": 300}
+STEPS = {"bernoulli": 400, "gaussian": 300, "discretized_logistic": 200, "logistic_mixture": 200}
 
 
 @functools.cache

@@ -208,8 +208,13 @@ class StreamFeed(Feed):
     _state: State = field(default_factory=dict, init=False)
 
     def first_batches(self, examples: int) -> Iterator[Batch]:
-        """As [`Feed.first_batches`]; reads no more of the stream than these examples, and some for the last block."""
-        return Feed.first_batches(replace(self, buffer=min(self.buffer, examples), num_workers=0), examples)
+        """As [`Feed.first_batches`], but not beyond the batch in which the stream ends; reads no more of it than these
+        examples, and some for the last block."""
+        feed = replace(self, buffer=min(self.buffer, examples), num_workers=0)
+        for batch in Feed.first_batches(feed, examples):
+            yield batch
+            if feed.state()["readers"][0]["epoch"] > 0:
+                return
 
     def state(self) -> State:
         """The position of each of this process's readers after the last batch that `batches` handed out."""

@@ -197,6 +197,9 @@ def prepare_output_dir(output_dir: Path, overwrite: bool, lock: FolderLock) -> N
         found = {path for pattern in FILES_OF_A_RUN for path in output_dir.glob(pattern)}
         for path in found | {path for file in output_dir.glob("modeling_*.py") for path in code_files(file)}:
             path.unlink(missing_ok=True)
+            if path.parent != output_dir:
+                with suppress(OSError):  # it holds files that are not the run's
+                    path.parent.rmdir()
     (output_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
     # A checkpoint is as safe from a power cut as the names of the folders that lead to it.
     with suppress(OSError):

@@ -36,7 +36,7 @@ def write_data(folder: Path, model: CodecModel) -> None:
         code.unlink()
     path = folder / "codec" / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    del config["auto_map"]
+    del config["auto_map"], config["custom_pipelines"]
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     noise = np.random.default_rng(0).integers(0, 256, (21, 34), dtype=np.uint8)
     ramp = (np.arange(40)[:, None] * np.arange(24)) % 256

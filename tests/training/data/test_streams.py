@@ -246,6 +246,13 @@ def test_stream_is_shuffled_within_the_buffer() -> None:
     assert (everything["number"][:10] >= 10).any()
 
 
+@pytest.mark.parametrize("examples, batches", [(20, 1), (200, 4)])
+def test_first_batches_end_with_the_stream(examples: int, batches: int) -> None:
+    feed = StreamFeed(sharded(examples, 2), numbers, 0, buffer=5)
+    first = [batch["number"].tolist() for batch in feed.first_batches(10_000)]
+    assert len(first) == batches and {number for batch in first for number in batch} == set(range(examples))
+
+
 def test_limit_keeps_the_first_examples_for_any_number_of_readers() -> None:
     for readers in (1, 2, 3):
         for epoch in (0, 1):

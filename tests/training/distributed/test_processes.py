@@ -109,7 +109,8 @@ def test_evaluation_counts_each_example_once(examples: int, tmp_path: Path) -> N
     assert numbers(tmp_path / "two")[-1] == pytest.approx(numbers(tmp_path / "one")[-1], rel=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+# One optimizer and two, images and texts, and tables that are made at the end.
+@pytest.mark.parametrize("family", ["vae", "gan", "codec", "gpt"])
 def test_two_processes_resume_to_the_bit_when_only_one_gets_the_signal(
     family: str, runs: dict[tuple[str, str], Path], tmp_path: Path
 ) -> None:
@@ -155,7 +156,7 @@ def test_all_processes_measure_with_the_running_averages_of_the_main_one(tmp_pat
     run = train("gan", tmp_path / "run", *TWO, fault=Fault(patch=partial(record_buffers, tmp_path)), processes=2)
     assert run.code == 0, run.output
     one, other = ((tmp_path / f"buffers-{rank}").read_text().splitlines() for rank in range(2))
-    assert one == other and len(one) == 4 and len(set(one)) == 4 and "running_mean" in one[0]
+    assert one == other and len(one) == 8 and len(set(one)) == 8 and "running_mean" in one[0]
 
 
 def fail_to_write(error: Exception) -> None:
