@@ -114,6 +114,7 @@ def local_answers(sources: dict[str, tuple[str, str | None]], target: Path) -> b
     return target.read_bytes()
 
 
+@pytest.mark.slow
 def test_round_trip_of_every_family(hub: HubProcess, tmp_path: Path) -> None:
     """Push, delete, load without hfgen from the Hub, at a revision, and again without a network: equal answers."""
     folders = {family: copy_run(family, tmp_path / f"round-{family}") for family in FAMILIES}

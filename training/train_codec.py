@@ -171,7 +171,7 @@ class CodecObjective:
         """The first training images, whatever the number of processes and after a resume."""
         height, width = self.data.image_size
         count = max(1, COUNTED_PIXELS // (height * width))
-        for batch in self.data.train.first_batches(min(self.data.train.num_examples or count, count)):
+        for batch in self.data.train.first_batches(count, repeat=False):
             yield from batch["pixel_values"].to(model.device).split(self.batch_size)
 
 

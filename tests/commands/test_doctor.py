@@ -90,6 +90,7 @@ def test_a_recipe_is_extrapolated_beside_the_published_run(
     assert f"{published['steps']:,} steps in {published['seconds_trained']:,.0f} s on {published['hardware']}" in text
 
 
+@pytest.mark.slow
 def test_a_trial_trains_the_recipe(tmp_path: Path) -> None:
     flags = {"dataset_name": "ylecun/mnist", "max_train_seconds": 100, "hidden_channels": [4], "hidden_size": 8}
     path = tmp_path / "tiny.yaml"

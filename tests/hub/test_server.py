@@ -124,6 +124,7 @@ def test_every_repository_is_valid_git(hub: HubProcess, client_problems: dict[st
         assert result.returncode == 0, f"{folder}: {result.stderr}"
 
 
+@pytest.mark.slow
 def test_hf_command_line(hub: HubProcess, tmp_path: Path) -> None:
     def hf(*arguments: str, account: str = "alice", check: bool = True) -> str:
         """What the command wrote on its standard output, or why it failed."""
@@ -160,6 +161,7 @@ def test_hf_command_line(hub: HubProcess, tmp_path: Path) -> None:
     assert "not found" in hf("models", "info", "alice/cli-moved", check=False).lower()
 
 
+@pytest.mark.slow
 def test_transformers_push_load_and_load_offline(hub: HubProcess) -> None:
     command = [sys.executable, "-m", f"{PACKAGE}.transformers_checks"]
     pushed = json.loads(hub.run([*command, "push"], cwd=PACKAGE_HOME).stdout)

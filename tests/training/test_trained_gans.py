@@ -79,7 +79,11 @@ def train(settings: dict[str, object]) -> GANModel:
     return ema.updated_model().eval()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# The default and the presets each time; their parts in other combinations by `pytest -m slow`.
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind in ("default", *GAN_PRESETS) else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS],
+)
 def test_every_kind_of_gan_learns_digits(kind: str) -> None:
     images = train(KINDS[kind]).sample(1500, generator=torch.Generator().manual_seed(0)).flatten(1)
 

@@ -76,8 +76,13 @@ class Feed(Protocol):
         """
         ...
 
-    def first_batches(self, examples: int) -> Iterator[Batch]:
-        """Yields the first training examples, as many as are asked for, on the CPU; the same in every process."""
+    def first_batches(self, examples: int, repeat: bool = True) -> Iterator[Batch]:
+        """Yields the first training examples, as many as are asked for, on the CPU; the same in every process.
+
+        If there are fewer, they come again and again, or with `repeat=False` the batches end.
+        """
+        if not repeat and self.num_examples is not None:
+            examples = min(examples, self.num_examples)
         feed = self.batches(0, GlobalBatch(min(examples, FIRST_BATCH_SIZE)), torch.device("cpu"))
         while examples > 0:
             batch = {name: values[:examples] for name, values in next(feed).items()}

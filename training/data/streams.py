@@ -207,13 +207,13 @@ class StreamFeed(Feed):
     num_examples: int | None = field(default=None, init=False)
     _state: State = field(default_factory=dict, init=False)
 
-    def first_batches(self, examples: int) -> Iterator[Batch]:
-        """As [`Feed.first_batches`], but not beyond the batch in which the stream ends; reads no more of it than these
-        examples, and some for the last block."""
+    def first_batches(self, examples: int, repeat: bool = True) -> Iterator[Batch]:
+        """As [`Feed.first_batches`]; reads no more of the stream than these examples, and some for the last block. As
+        only the end of a stream tells how long it is, the last batch may repeat some in any case."""
         feed = replace(self, buffer=min(self.buffer, examples), num_workers=0)
         for batch in Feed.first_batches(feed, examples):
             yield batch
-            if feed.state()["readers"][0]["epoch"] > 0:
+            if not repeat and feed.state()["readers"][0]["epoch"] > 0:
                 return
 
     def state(self) -> State:

@@ -247,9 +247,9 @@ def test_stream_is_shuffled_within_the_buffer() -> None:
 
 
 @pytest.mark.parametrize("examples, batches", [(20, 1), (200, 4)])
-def test_first_batches_end_with_the_stream(examples: int, batches: int) -> None:
+def test_first_batches_can_end_with_the_stream(examples: int, batches: int) -> None:
     feed = StreamFeed(sharded(examples, 2), numbers, 0, buffer=5)
-    first = [batch["number"].tolist() for batch in feed.first_batches(10_000)]
+    first = [batch["number"].tolist() for batch in feed.first_batches(10_000, repeat=False)]
     assert len(first) == batches and {number for batch in first for number in batch} == set(range(examples))
 
 

@@ -179,6 +179,7 @@ def nodes() -> Iterator[list[Node]]:
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
 
+@pytest.mark.slow
 def test_two_networks_compute_what_one_process_computes(
     nodes: list[Node], launchers: Launchers, tmp_path: Path
 ) -> None:
@@ -192,6 +193,7 @@ def test_two_networks_compute_what_one_process_computes(
         assert line == pytest.approx(expected, rel=2e-4, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_nodes_without_a_shared_disk_resume_to_the_bit(uninterrupted: dict[str, Any], tmp_path: Path) -> None:
     """The first node has the checkpoints; the other one finds none in its own folder and is sent the state."""
     here, there = tmp_path / "here", tmp_path / "there"
@@ -208,6 +210,7 @@ def test_nodes_without_a_shared_disk_resume_to_the_bit(uninterrupted: dict[str, 
     assert differences(uninterrupted, everything(here)) == []
 
 
+@pytest.mark.slow
 def test_restarted_workers_end_with_the_weights_of_an_uninterrupted_run(
     launchers: Launchers, uninterrupted: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -225,6 +228,7 @@ def test_restarted_workers_end_with_the_weights_of_an_uninterrupted_run(
         assert differences(uninterrupted, everything(folder / "run")) == []
 
 
+@pytest.mark.slow
 def test_a_node_that_died_is_replaced_by_the_same_commands(
     launchers: Launchers, uninterrupted: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -283,6 +287,7 @@ def write_commands(folder: Path) -> None:
         (folder / name).chmod(stat.S_IRWXU)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bash") is None, reason="the batch script is one for bash")
 def test_slurm_job_saves_before_its_time_limit_and_queues_again(launchers: Launchers, tmp_path: Path) -> None:
     """The batch script with stand-ins for SLURM's commands, on two nodes: only the script gets the signal."""

@@ -212,6 +212,7 @@ def test_run_goes_on_with_fewer_processes_and_the_same_examples_a_step(
         assert found == pytest.approx(expected, rel=2e-4, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_accelerate_launch_shards_and_ends_with_status_0(tmp_path: Path) -> None:
     """gloo sometimes aborts a process that exits after all its work is done. In full: HFGEN_LAUNCHES=20.
 

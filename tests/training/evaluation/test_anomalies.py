@@ -274,6 +274,7 @@ def test_streamed_images_end_with_a_threshold(tmp_path: Path) -> None:
     assert results_of(tmp_path)["anomaly_threshold"] > 0 and results_of(tmp_path)["metrics"]["auroc"] is None
 
 
+@pytest.mark.slow
 def test_two_processes_and_a_resumed_run_end_with_the_detector_of_one(tmp_path: Path) -> None:
     flags = [*NORMAL, "--eval_steps", 3]
     two = start("autoencoder", tmp_path / "two", *flags, *TWO, processes=2)

@@ -227,6 +227,7 @@ def test_a_run_publishes_itself_and_goes_on_from_the_hub(hub: HubProcess, tmp_pa
     assert (tmp_path / "tuned" / "results.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_training_publishes_through_passing_faults(hub: HubProcess, tmp_path: Path) -> None:
     hub.inject("status", path="/repos/create", status=503)
     hub.inject("status", path="/commit/", status=429, retry_after=1)
@@ -237,6 +238,7 @@ def test_a_training_publishes_through_passing_faults(hub: HubProcess, tmp_path: 
     assert titles(hub, "alice/faults")[0] == "End of training" and "Foreign commit" in titles(hub, "alice/faults")
 
 
+@pytest.mark.slow
 def test_a_training_ends_well_without_the_hub(hub: HubProcess, tmp_path: Path) -> None:
     hub.inject("expired_token", path="/repos/create", times=None)
     command = publishing(tmp_path / "run", "alice/expired", "every_save")

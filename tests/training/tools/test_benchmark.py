@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from training.tools.benchmark import table
 from training.tools.measuring.runs import AVX2, run_recipe
 
 
+@pytest.mark.slow
 def test_a_recipe_is_run_and_every_second_is_accounted_for(tmp_path: Path) -> None:
     flags = ["--dataset_name", "digits", "--max_train_steps", "2", "--nll_samples", "1", "--max_eval_samples", "16"]
     figure = run_recipe("vae-binarized-mnist", tmp_path / "vae", flags, AVX2)

@@ -44,6 +44,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_without_hfgen_a_repository_draws_the_same_images_and_saves_itself_again(
     repository: Path, tmp_path: Path
 ) -> None:

@@ -40,6 +40,7 @@ def commits(hub: HubProcess, *repo_ids: str) -> list[list[str]]:
     return json.loads(hub.run_python(code, *repo_ids).stdout)
 
 
+@pytest.mark.slow
 def test_the_collection_is_published_once(hub: HubProcess, tmp_path: Path) -> None:
     shutil.copytree(trained_runs(), tmp_path / "runs")
     (tmp_path / "runs" / "unfinished").mkdir()
@@ -56,6 +57,7 @@ def test_the_collection_is_published_once(hub: HubProcess, tmp_path: Path) -> No
     assert 'repo = "acme/vae"' in card and "name: vae\n" in card
 
 
+@pytest.mark.slow
 def test_one_that_fails_does_not_stop_the_others(hub: HubProcess, tmp_path: Path) -> None:
     runs = [copy_run("vae", tmp_path / "one"), copy_run("vae", tmp_path / "two")]
     hub.inject("status", path="/acme/one/commit/", status=403, times=None)

@@ -139,6 +139,7 @@ def test_what_was_not_measured_is_said() -> None:
     assert figure([labeled]).startswith("classifier FID **3.00**, taken for their class 98.0 %; ")
 
 
+@pytest.mark.slow
 def test_a_row_trains_and_measures_for_real(tmp_path: Path) -> None:
     flags = ["--dataset_name", "digits", "--quality_samples", "60", "--max_eval_samples", "60"]
     session = Session("all instructions", tmp_path, {}, seconds=0.5, flags=flags)
