@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,9 @@ def find_images(source: Path) -> tuple[list[str], str | None] | None:
     if not isinstance(dataset, str) or importlib.util.find_spec(reader) is None:
         return None
     if dataset == "digits" or Path(dataset).exists():
-        return [dataset], split if isinstance(split, str) else None
+        # A part that a run held out by itself is described in words, "10 % of train", and is no split of the dataset.
+        is_split = isinstance(split, str) and re.fullmatch(r"\w+(\.\w+)*(\[.+\])?", split) is not None
+        return [dataset], split if is_split else None
     return None
 
 

@@ -64,13 +64,14 @@ def test_stored_pictures_are_where_the_encoder_sees_them(tmp_path: Path) -> None
 
 
 def test_the_images_of_a_run_are_found_if_they_are_here(tmp_path: Path) -> None:
-    def results(dataset: str) -> Any:
-        (tmp_path / "results.json").write_text(json.dumps({"dataset": dataset, "split": "test"}))
+    def results(dataset: str, split: str = "test") -> Any:
+        (tmp_path / "results.json").write_text(json.dumps({"dataset": dataset, "split": split}))
         return find_images(tmp_path)
 
     assert find_images(tmp_path) is None
     assert results("digits") == (["digits"], "test")
     assert results(str(tmp_path)) == ([str(tmp_path)], "test")
+    assert results(str(tmp_path), "10 % of train") == ([str(tmp_path)], None)  # held out by the run itself
     assert results("ylecun/mnist") is None  # would be a download
 
 
