@@ -66,6 +66,10 @@ class Augmentation:
             return real
         return torch.where(rng.uniform().view(-1, 1, 1, 1) < 0.5, real.flip(3), real)
 
+    def of_real(self, real: Tensor, rng: BatchRNG) -> Tensor:
+        """Real images as the discriminator sees them: mirrored if that is asked for, then changed."""
+        return self(self.mirrored(real, rng), rng)
+
     def __call__(self, images: Tensor, rng: BatchRNG) -> Tensor:
         """Changes images; differentiable with respect to them.
 
@@ -97,7 +101,7 @@ class Augmentation:
         return (images - mean) * contrast.view(-1, 1, 1, 1) + mean + brightness.view(-1, 1, 1, 1)
 
     def _hide(self, images: Tensor, rng: BatchRNG) -> Tensor:
-        """Makes a rectangle black. Its center is anywhere, so that corners are hidden as well."""
+        """Blackens a rectangle whose center can be anywhere, so that corners are hidden as often as the middle."""
         center = rng.uniform(2)
         rows, columns = (
             ((torch.arange(length, device=images.device) + 0.5) / length - center[:, [i]]).abs() < HIDDEN / 2

@@ -94,8 +94,7 @@ class DiscriminatorLoss(_AdversarialLoss):
         labels = batch["labels"] if config.num_labels else None
         with torch.no_grad():
             fake = self.model.generator(rng.normal(config.latent_dim), labels)
-            real = self.augmentation(self.augmentation.mirrored(real, rng), rng)
-            fake = self.augmentation(fake, rng)
+            real, fake = self.augmentation.of_real(real, rng), self.augmentation(fake, rng)
         penalty = torch.zeros((), device=real.device)
         if config.loss_type == "wasserstein" and config.gradient_penalty_weight > 0:
             real_logits, fake_logits = self._logits(real, fake, labels)
@@ -156,7 +155,7 @@ class GeneratorLoss(_AdversarialLoss):
         real_logits = None
         if config.loss_type == "relativistic":
             with torch.no_grad():
-                real = self.augmentation(self.augmentation.mirrored(batch["pixel_values"], rng), rng)
+                real = self.augmentation.of_real(batch["pixel_values"], rng)
                 real_logits = model.discriminator(real, labels)
         fake = self.augmentation(self.generator(rng.normal(config.latent_dim), labels), rng)
         model.discriminator.requires_grad_(False)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
+
+from ..new_folder import new_folder
 
 
 def check_new(output: str | Path) -> Path:
@@ -52,13 +53,8 @@ def write_file(path: Path, content: bytes) -> None:
 
 def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
     """Writes a folder that appears only when `fill`, which gets an empty one, has returned."""
-    temporary = _temporary(path)
-    temporary.mkdir()
-    try:
-        fill(temporary)
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with new_folder(path) as folder:
+        fill(folder)
 
 
 def _temporary(path: Path) -> Path:

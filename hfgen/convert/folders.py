@@ -18,6 +18,7 @@ from ..cards import write_card
 from ..hub import select_files
 from ..model_folder import INDEX, WEIGHTS, code_of_model, read_json
 from ..models.modeling_gpt import GPTConfig, GPTForCausalLM
+from ..new_folder import new_folder
 from .gpt2 import to_gpt2
 from .native import GPT2, NATIVE_TYPES, from_native, to_native
 
@@ -44,24 +45,13 @@ def convert_folder(
         ValueError: the model has the layout already, or cannot be expressed in it (names every field that stands in
             the way), or the target is not empty.
     """
-    source, target = Path(source), Path(target)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"OUT must be a new or empty folder, got {str(target)!r}, which is not. Name another one.")
-    model = _in_layout(source, layout)
-    home = target.with_name(f".{target.name}.part")
-    shutil.rmtree(home, ignore_errors=True)
-    staging = home / target.name  # the card names the folder
-    staging.mkdir(parents=True)
-    try:
+    source = Path(source)
+    with new_folder(target) as staging:
+        model = _in_layout(source, layout)
         _copy_what_lies_beside(source, staging)
         model.save_pretrained(staging, max_shard_size=_MAX_SHARD_SIZE)
         if (staging / "results.json").is_file():
             write_card(staging, repo_id)
-        if target.is_dir():
-            target.rmdir()
-        staging.rename(target)
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
     return model
 
 

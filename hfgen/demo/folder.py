@@ -13,7 +13,6 @@ The page reads explorer.json first: its view, its files, and what that view has 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from ..cards import is_hub_id
 from ..export import export_folder
 from ..model_folder import read_json
 from ..models import MODELS
+from ..new_folder import new_folder
 from .latent_space import find_directions, find_plane, find_sensitive_directions
 from .runtime import NETWORK_ORIGIN, VERSION, Runtime, place_runtime
 from .space import render_card
@@ -79,7 +79,7 @@ def write_explorer(
         ExportError, RuntimeMissingError: the networks or the runtime cannot be had.
         ValueError: this kind of model has no explorer, an argument does not fit it, or the target is not empty.
     """
-    source, target = Path(source), Path(target)
+    source = Path(source)
     entry = MODELS.get(read_json(source / "config.json").get("model_type", ""))
     if entry is None or entry.family not in VIEWS:
         raise ValueError(
@@ -88,13 +88,8 @@ def write_explorer(
         )
     if images is not None and VIEWS[entry.family][0] != "latents":
         raise ValueError(f"--images must be left out, got {images[0]!r}. A {entry.title} does not read images.")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"--output must be a new or empty folder, got {str(target)!r}, which is not.")
     name = name or source.resolve().name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = target.with_name(f".{target.name}.{os.getpid()}.part")
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
+    with new_folder(target, "--output") as staging:
         manifest = export_folder(source, staging, [dtype], name)
         about = _describe(source, manifest, name, dtype)
         if about["view"] == "text":
@@ -103,11 +98,6 @@ def write_explorer(
             about |= _describe_images(staging, source, manifest, images, split)
         write_page(staging, about, place_runtime(staging, runtime))
         (staging / "README.md").write_text(render_card(about, name), encoding="utf-8")
-        if target.is_dir():
-            target.rmdir()
-        staging.rename(target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return about
 
 

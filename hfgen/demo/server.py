@@ -22,7 +22,7 @@ class _Handler(SimpleHTTPRequestHandler):
     }
 
     def end_headers(self) -> None:
-        # A page that was written anew is seen at once; what has not changed is still not sent twice.
+        # The browser asks whether a file has changed: a rewritten page shows at once, and other files are not resent.
         self.send_header("Cache-Control", "no-cache")
         super().end_headers()
 

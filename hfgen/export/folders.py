@@ -20,6 +20,7 @@ from ..convert.native import NATIVE_TYPES
 from ..model_folder import read_json
 from ..models import MODELS
 from ..models.modeling_gpt import GPTConfig
+from ..new_folder import new_folder
 from .card import render_card
 from .checks import check, compare
 from .graphs import ExportError, Graph
@@ -62,23 +63,13 @@ def export_folder(
             PyTorch.
         ValueError: the target is not empty, or a dtype is unknown.
     """
-    source, target = Path(source), Path(target)
+    source = Path(source)
     if not dtypes or not set(dtypes) <= set(SUFFIXES):
         raise ValueError(f"dtypes must be some of {', '.join(SUFFIXES)}, got {', '.join(dtypes) or 'none'}.")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"OUT must be a new or empty folder, got {str(target)!r}, which is not. Name another one.")
     require_onnx()
-    whole = target.resolve()
-    staging = whole.with_name(f".{whole.name}.{os.getpid()}.part")
-    shutil.rmtree(staging, ignore_errors=True)
-    (staging / "onnx").mkdir(parents=True)
-    try:
-        manifest = _fill(staging, source, dtypes, name or source.resolve().name, whole.name)
-        if whole.is_dir():
-            whole.rmdir()
-        staging.rename(whole)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with new_folder(target) as staging:
+        (staging / "onnx").mkdir()
+        manifest = _fill(staging, source, dtypes, name or source.resolve().name, staging.name)
     return manifest
 
 

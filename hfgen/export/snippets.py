@@ -1,4 +1,4 @@
-"""The code in README.md of an export, made for its own names, shapes and classes."""
+"""The code in the README.md of an export, written for the names, shapes and classes of that export."""
 
 from __future__ import annotations
 
@@ -86,8 +86,7 @@ def _python_of_images(manifest: dict[str, Any]) -> str:
         "labels": f"labels = np.arange({_COUNT}) % {manifest['num_classes']}",
         "quality": f"quality = np.full({_COUNT}, 0.5, dtype=np.float32)",
     }
-    needed = {entry["name"] for graph in _steps(manifest) for entry in graph["inputs"][1:]}
-    lines += [line for name, line in others.items() if name in needed]
+    lines += _needed(manifest, others)
     for index, graph in enumerate(_steps(manifest)):
         if index and manifest["size_multiple"]:
             lines.append("values = values.round()  # what a file would hold")
@@ -98,6 +97,12 @@ def _python_of_images(manifest: dict[str, Any]) -> str:
             f'values = session.run(["{graph["outputs"][0]["name"]}"], {{{inputs}}})[0]',
         ]
     return "\n".join([*lines, "print(values.shape, values.min(), values.max())"])
+
+
+def _needed(manifest: dict[str, Any], others: dict[str, str]) -> list[str]:
+    """The lines of those inputs, besides the first one of each graph, that the graphs have."""
+    names = {entry["name"] for graph in _steps(manifest) for entry in graph["inputs"][1:]}
+    return [line for name, line in others.items() if name in names]
 
 
 def _javascript_of_images(manifest: dict[str, Any]) -> str:
@@ -118,8 +123,7 @@ def _javascript_of_images(manifest: dict[str, Any]) -> str:
         "labels": f'const labels = new ort.Tensor("int64", {classes}, [{_COUNT}]);',
         "quality": f'const quality = new ort.Tensor("float32", new Float32Array({_COUNT}).fill(0.5), [{_COUNT}]);',
     }
-    needed = {entry["name"] for graph in _steps(manifest) for entry in graph["inputs"][1:]}
-    lines += [line for name, line in others.items() if name in needed]
+    lines += _needed(manifest, others)
     for index, graph in enumerate(_steps(manifest)):
         if index and manifest["size_multiple"]:
             lines.append("values.data.forEach((value, index) => (values.data[index] = Math.round(value)));")

@@ -1,4 +1,4 @@
-"""What the page is told about a model. tests/demo/test_page.py has whole explorers."""
+"""What explorer.json says about a model. Whole explorers are tested in test_page.py."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_what_cannot_be_shown_is_refused_before_any_work(tmp_path: Path, monkeyp
 
 def test_nothing_is_left_of_an_explorer_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: Any) -> None:
-        Path(arguments[1]).mkdir()
+        (Path(arguments[1]) / "config.json").write_text("{}")
         raise ValueError("no")
 
     monkeypatch.setattr(explorer_folder, "export_folder", fail)

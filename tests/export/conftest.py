@@ -11,7 +11,7 @@ from torch.onnx._internal.exporter import _registration
 
 @pytest.fixture(scope="session", autouse=True)
 def registry_is_built_once() -> Iterator[None]:
-    """torch.onnx.export compiles its library of operators anew for each graph, which takes most of the time of a small
+    """torch.onnx.export recompiles its library of operators for each graph, which takes most of the time of a small
     one."""
     with pytest.MonkeyPatch.context() as patch:
         build = functools.cache(_registration.ONNXRegistry.from_torchlib)

@@ -60,7 +60,7 @@ class TextView {
 
   // The text.
 
-  /** While the prompt is typed: the text begins anew when the typing rests. */
+  /** Called for each change of the prompt: starts the text over once nothing has been typed for a moment. */
   prepare() {
     this.stop();
     clearTimeout(this.timer);

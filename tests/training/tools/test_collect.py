@@ -136,4 +136,5 @@ def test_every_recipe_is_understood_by_its_script(path: Path) -> None:
     arguments = parse(SCRIPTS[architecture.family], [str(path)], architecture.config_class)
 
     assert arguments.run.output_dir == f"runs/{path.stem}"
-    assert arguments.run.max_train_seconds <= 1800
+    # Half an hour is what the literature's loss with this context is compared at.
+    assert arguments.run.max_train_seconds <= (1800 if path.stem == "gpt-tiny-shakespeare-256" else 1200)
