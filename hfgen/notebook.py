@@ -92,6 +92,11 @@ def with_button(card: str, repo_id: str) -> str:
     return _BUTTON_LINE.sub(f"{_BADGE}({address})", card)
 
 
+def without_button(card: str) -> str:
+    """A card without its button, or the comment in its place."""
+    return _BUTTON_LINE.sub("", card)
+
+
 def _describe(folder: Path, repo_id: str) -> dict[str, Any]:
     """What the template names."""
     config, native_class = read_json(folder / "config.json"), None

@@ -19,6 +19,7 @@ from markupsafe import Markup, escape
 from hfgen import __version__
 from hfgen.cards import describe_conditions, explain_metrics, explain_missing, headline, newest_samples, read_family
 from hfgen.models import MODELS
+from hfgen.notebook import without_button
 
 from ...data.sources import one_line
 from ...data.text import TextData
@@ -171,7 +172,7 @@ def _read(path: Path) -> str:
 
 def _lead(card: str) -> str:
     """The first paragraph of a card: what the model is."""
-    found = re.search(r"^# [^\n]*\n\n(.+?)(?:\n\n|\Z)", card, re.MULTILINE | re.DOTALL)
+    found = re.search(r"^# [^\n]*\n\s*(.+?)(?:\n\n|\Z)", without_button(card), re.MULTILINE | re.DOTALL)
     return " ".join(found[1].split()) if found else ""
 
 

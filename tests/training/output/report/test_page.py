@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hfgen.notebook import NO_BUTTON, with_button
 from training.output.report import page
 from training.output.report.drawings import Ways
 from training.output.report.page import Drawn, render_report, write_report
@@ -97,6 +98,16 @@ def test_all_text_is_inert(tmp_path: Path) -> None:
     assert len(shown.all("script")) == 1 and not shown.all("b")
     assert shown.text.count(HOSTILE) >= 7
     assert not [name for _, attributes in shown.elements for name in attributes if name.startswith("on")]
+
+
+@pytest.mark.parametrize("repo_id", [None, "me/vae-digits"])
+def test_the_button_of_the_card_is_not_on_the_page(repo_id: str | None, run: Path) -> None:
+    path = run / "README.md"
+    card = path.read_text().replace("# vae-digits\n", f"# vae-digits\n\n{NO_BUTTON}\n")
+    path.write_text(card if repo_id is None else with_button(card, repo_id))
+    shown = render(run)
+    assert "A model of digits, nothing else. It is small." in shown.text
+    assert "Colab" not in shown.text and "# vae-digits" not in shown.text
 
 
 def test_what_is_missing_leaves_no_heading(tmp_path: Path) -> None:
