@@ -65,6 +65,7 @@ setup(
     packages=[*find_packages(str(HERE), include=["hfgen", "hfgen.*"]), *ELSEWHERE],
     package_dir=ELSEWHERE,
     package_data={
+        "hfgen": ["look.css"],
         "hfgen.compression": ["FORMAT.md"],
         "hfgen.demo": ["page/*"],
         "hfgen.model_cards": ["template_*.md", "notebook.md", "*/results.json"],

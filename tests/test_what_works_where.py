@@ -14,12 +14,14 @@ LOADS = "test_auto_classes.py::test_without_hfgen_a_folder_loads_by_its_own_code
 RECONSTRUCTS = "pipelines/test_without_hfgen.py::test_the_pipeline_reconstructs_what_the_model_does"
 DRAWS = "pipelines/test_without_hfgen.py::test_both_pipelines_draw_what_the_model_draws"
 SNIPPETS = "pipelines/test_without_hfgen.py::test_snippets_of_tasks_with_a_pipeline_give_what_they_promise"
+FOLLOWS = "demo/test_page.py::test_others_with_latents_follow_too"
 TRAINER = "models/test_image_models.py::test_the_trainer_of_transformers_trains_on_batches_with_labels"
 TESTS = {
     "Auto-Encoder": {
         "transformers": LOADS,
         "its pipelines": RECONSTRUCTS,
         "ONNX": "export/test_image_graphs.py::test_anomaly_model_scores_as_the_fitted_detector_does",
+        "browser": FOLLOWS,
         "scikit-learn": "test_autoencoder_transformer.py::test_it_is_an_estimator",
         "Trainer": TRAINER,
     },
@@ -36,6 +38,7 @@ TESTS = {
         "its pipelines": DRAWS,
         "diffusers": "test_auto_classes.py::test_without_hfgen_diffusers_loads_a_vae_alone_and_in_a_pipeline",
         "ONNX": "export/test_image_graphs.py::test_ladder_vae_draws_what_sample_draws",
+        "browser": FOLLOWS,
         "Trainer": TRAINER,
     },
     "codec": {

@@ -1,6 +1,6 @@
 """From a model's folder to the folder of its explorer, which any server of static files can serve.
 
-    index.html  explorer.css  *.js     the page
+    index.html  *.css  *.js            the page
     onnx/                              the networks, as `hfgen export` writes them
     runtime/                           onnxruntime-web
     explorer.json                      what the page has to know
@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +246,7 @@ def write_page(folder: Path, about: dict[str, Any], runtime: Runtime) -> None:
     for file in PAGE.iterdir():
         if file.suffix in (".html", ".css", ".js"):
             shutil.copyfile(file, folder / file.name)
+    (folder / "look.css").write_bytes((files("hfgen") / "look.css").read_bytes())
     if not runtime.is_local:
         index = (folder / "index.html").read_text(encoding="utf-8")
         for directive in ("script-src 'self'", "connect-src 'self'"):

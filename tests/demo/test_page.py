@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
 
 from hfgen import GANModel, GPTForCausalLM
 from hfgen.demo import write_explorer
@@ -39,7 +39,7 @@ class Explorers:
     def page(self, family: str) -> Path:
         folder = self._home / f"{family}-page"
         if not folder.is_dir():
-            images = ["digits"] if family == "vae" else None
+            images = None if family in ("gan", "gpt") else ["digits"]
             write_explorer(self.model(family), folder, images=images, runtime=self._runtime)
         return folder
 
@@ -53,16 +53,8 @@ def test_a_vae_follows_what_one_does(browser: Any, explorers: Explorers) -> None
     with opened(browser, explorers.page("vae")) as shown:
         page, picture = shown.page, shown.pixels("#picture")
 
-        # A drag.
-        box = page.locator("#map").bounding_box()
         frames = int(page.locator("#timing").get_attribute("data-shown"))
-        page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + 0.3 * box["height"])
-        page.mouse.down()
-        page.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + 0.7 * box["height"], steps=15)
-        page.mouse.up()
-        dragged = shown.wait_for_change("#picture", picture)
-        page.wait_for_timeout(200)
-        dragged = shown.pixels("#picture")
+        dragged = _drag(shown, picture)
         assert int(page.locator("#timing").get_attribute("data-shown")) >= frames + 5
         assert float(page.locator("#timing").get_attribute("data-milliseconds")) < 1000 / 30
 
@@ -90,6 +82,19 @@ def test_a_vae_follows_what_one_does(browser: Any, explorers: Explorers) -> None
         assert (shown.problems, shown.strangers) == ([], [])
 
 
+def _drag(shown: Shown, picture: list[int]) -> list[int]:
+    """Drags across the map, and returns the picture at the end."""
+    page = shown.page
+    box = page.locator("#map").bounding_box()
+    page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + 0.3 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + 0.7 * box["height"], steps=15)
+    page.mouse.up()
+    shown.wait_for_change("#picture", picture)
+    page.wait_for_timeout(200)
+    return shown.pixels("#picture")
+
+
 def _draw(shown: Shown) -> None:
     """Draws by keyboard, and looks at what the encoder makes of it."""
     page = shown.page
@@ -110,6 +115,26 @@ def _draw(shown: Shown) -> None:
     page.locator("#neighbors button").first.click()
     page.locator("#clear").click()
     page.wait_for_selector("#neighbors-part", state="hidden")
+
+
+@pytest.mark.parametrize("family", ["autoencoder", "ladder_vae"])
+@torch.no_grad()
+def test_others_with_latents_follow_too(browser: Any, explorers: Explorers, family: str) -> None:
+    folder = explorers.page(family)
+    center = torch.tensor([json.loads((folder / "explorer.json").read_text())["center"]])
+    model = AutoModel.from_pretrained(explorers.model(family)).eval()
+    decoded = model.decode(center)
+    expected = decoded if isinstance(decoded, torch.Tensor) else decoded.sample
+    with opened(browser, folder) as shown:
+        page, picture = shown.page, shown.pixels("#picture")
+        assert picture == pytest.approx((255 * expected[0, 0]).flatten().tolist(), abs=1)
+
+        dragged = _drag(shown, picture)
+        page.locator("#samples button").nth(2).click()
+        shown.wait_for_change("#picture", dragged)
+        assert shown.pixels("#picture") == shown.pixels("#samples button:nth-child(3) canvas")
+        _draw(shown)
+        assert (shown.problems, shown.strangers) == ([], [])
 
 
 @torch.no_grad()

@@ -6,7 +6,19 @@ from pathlib import Path
 
 import torch
 
-from hfgen import GANConfig, GANModel, GPTConfig, GPTForCausalLM, VAEConfig, VAEModel, build_character_tokenizer
+from hfgen import (
+    AutoencoderConfig,
+    AutoencoderModel,
+    GANConfig,
+    GANModel,
+    GPTConfig,
+    GPTForCausalLM,
+    LadderVAEConfig,
+    LadderVAEModel,
+    VAEConfig,
+    VAEModel,
+    build_character_tokenizer,
+)
 
 
 def save_vae(folder: Path) -> Path:
@@ -17,6 +29,26 @@ def save_vae(folder: Path) -> Path:
     model = VAEModel(config)
     _make_lively(model.decoder)
     _make_lively(model.encoder)
+    model.save_pretrained(folder)
+    return folder
+
+
+def save_autoencoder(folder: Path) -> Path:
+    """Of 3 latents, for gray images of 8 x 8 pixels."""
+    torch.manual_seed(0)
+    model = AutoencoderModel(AutoencoderConfig(image_size=8, hidden_channels=[4], latent_dim=3))
+    _make_lively(model)
+    model.save_pretrained(folder)
+    return folder
+
+
+def save_ladder_vae(folder: Path) -> Path:
+    """Of 3 latents on top and a level of 4 x 4, for gray images of 8 x 8 pixels."""
+    torch.manual_seed(0)
+    config = LadderVAEConfig(image_size=8, hidden_channels=[4], level_channels=[1], hidden_size=8, latent_dim=3,
+                             prior_hidden_size=4, num_prior_couplings=2)  # fmt: skip
+    model = LadderVAEModel(config)
+    _make_lively(model)
     model.save_pretrained(folder)
     return folder
 

@@ -9,6 +9,7 @@ import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from .words import DECODED, PICTURES, SAMPLES, Words
 logger = logging.getLogger(__name__)
 PAGE = "report.html"
 HERE = Path(__file__).parent
+LOOK = files("hfgen") / "look.css"
 SURPRISE_TOKENS = 1000
 # The color of a piece of text is as strong as it gets from this surprise on.
 MOST_BITS = 8
@@ -128,7 +130,7 @@ def render_report(folder: Path, results: dict[str, Any], primary_metric: str, dr
         name=folder.resolve().name,
         family=architecture.title,
         lead=_as_html(_lead(card)),
-        style=Markup(_read(HERE / "report.css")),
+        style=Markup(LOOK.read_text(encoding="utf-8") + _read(HERE / "report.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         headlines=headline(results)[:HEADLINES],
