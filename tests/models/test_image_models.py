@@ -372,6 +372,25 @@ def test_the_layer_to_gray_pixels_is_a_transposed_convolution(
         torch.testing.assert_close(found, expected, **tolerance)
 
 
+@pytest.mark.parametrize("family", ["autoencoder", "vae"])
+@torch.no_grad()
+def test_a_decoder_starts_half_smooth(family: str) -> None:
+    """Features that are the same everywhere give little of a grid; and variances are kept."""
+    model = tiny_model(family, num_channels=3, hidden_channels=[64, 32])
+    layers = [layer for layer in model.decoder.modules() if isinstance(layer, TransposedConv2d)]
+    assert len(layers) == 2
+    for layer, gain in zip(layers, (2**0.5, 0.1)):
+        drawn = layer(torch.randn(400, layer.in_channels, 6, 6))[..., 1:-1, 1:-1]
+        assert drawn.std() == pytest.approx(gain, rel=0.25)
+
+        flat = layer(torch.randn(400, layer.in_channels, 1, 1).expand(-1, -1, 3, 3))[..., 2:4, 2:4]
+        grid = flat - flat.mean(dim=(2, 3), keepdim=True)
+        # Of independent weights, three quarters of the variance are grid. Interpolation multiplies what is the same
+        # everywhere, so its half of the variance becomes 1 / (0.625 * 0.625) of it.
+        expected = (3 / 4 * 0.5) / (0.5 + 0.5 / 0.625**2)
+        assert grid.square().mean() / flat.square().mean() == pytest.approx(expected, rel=0.3)
+
+
 def test_in_16_bits_the_layer_to_gray_pixels_gives_16_bits() -> None:
     """Under autocast, as any convolution."""
     layer = TransposedConv2d(6, 1, kernel_size=4, stride=2, padding=1)
