@@ -2,10 +2,11 @@
 
 `GPTModel.forward` serves any number of positions, every backend of attention, training and hooks, and for one position
 that costs more than the arithmetic. `GPTStep` computes the same with as few calls of torch as it takes. (After each
-matrix, which sweeps the processor's cache, even a view of a tensor costs microseconds.) Queries, keys and values come
-from one matrix, into memory whose parts were named once; keys and values are written to room that was set aside;
-positions are looked up in tables; there is no mask where nothing is padded. Results differ from those of `forward` by
-rounding alone.
+matrix, which sweeps the processor's cache, even a view of a tensor costs microseconds.) Texts are columns, in which
+order products with matrices are fastest. Queries, keys and values come from one matrix, into memory whose parts were
+named once; keys and values are written to room that was set aside; attention is two batched products, which for one
+query are faster than kernels made for many; positions are looked up in tables; there is no mask where nothing is
+padded. Results differ from those of `forward` by rounding alone.
 """
 
 import math
@@ -25,7 +26,7 @@ from .gpt_layers import GPTDecoderLayer, GPTRMSNorm
 SPARE = 256  # positions that are set aside at first; whenever they are used up, the room doubles
 MOST_COPIED = 2**28  # bytes of matrices that are joined; in larger models, three products cost no more than one
 
-Weights = tuple[Tensor, Tensor | None]  # a matrix (outputs, inputs) and its bias
+Weights = tuple[Tensor, Tensor | None]  # a matrix (outputs, inputs) and its bias, for a vector or for columns
 Function = Callable[[Tensor], Tensor]
 
 
@@ -45,42 +46,48 @@ class GPTStep:
     @torch.inference_mode()
     def __init__(self, model: Any, cache: Any, attention_mask: Tensor | None, positions: Tensor) -> None:
         config, self.body, self.output = model.config, model.model, model.lm_head.weight
+        # (layers, heads of keys and then of values, batch, length, head_dim)
+        memory = torch.stack([torch.cat((layer.keys, layer.values), dim=1).transpose(0, 1) for layer in cache.layers])
+        _, _, batch, self.length, _ = memory.shape
+        self.columns = () if batch == 1 else (batch,)  # a single text is a vector, several are a matrix's columns
         projections = [linear.weight for layer in self.body.layers for linear in _projections(layer.self_attn)]
         is_small = sum(weight.nbytes for weight in projections) <= MOST_COPIED
-        self.layers = [_Layer.of(layer, is_small) for layer in self.body.layers]
-        self.norm = _norm(self.body.norm)
+        self.layers = [_Layer.of(layer, is_small, self.columns) for layer in self.body.layers]
+        self.norm = _norm(self.body.norm, self.columns)
         self.is_rotary = config.position_embedding == "rotary"
         self.cos, self.sin = self.output.new_empty(2, 0, config.head_dim)
 
-        keys_and_values = [torch.cat((layer.keys, layer.values), dim=1) for layer in cache.layers]
-        batch, _, self.length, _ = keys_and_values[0].shape
-        self.rows = () if batch == 1 else (batch,)  # a single text is a vector, several are the rows of a matrix
         self.positions = positions.repeat(batch // len(positions))
         self._name_heads(batch, config.num_attention_heads, config.num_key_value_heads, config.head_dim)
         self.gains: tuple[Tensor, Tensor] | None = None  # of the norms of heads, which are left to `_turn_heads`
         if config.qk_norm and config.norm_type == "rmsnorm":
-            gains = torch.stack([_head_gains(layer.self_attn) for layer in self.body.layers])[:, None]
+            gains = torch.stack([_head_gains(layer.self_attn) for layer in self.body.layers])[:, :, None]
             self.gains = (gains, gains.roll(self.half_turn, dims=-1))
 
-        self.mask: Tensor | None = None
+        self.scaling = config.head_dim**-0.5
+        self.mask: Tensor | None = None  # (key/value heads * batch, 1, room), added to scores
         if attention_mask is not None and not attention_mask.all():
-            self.mask = attention_mask.bool()[:, None, None]
-        # (layers, batch, heads of keys and then of values, room, head_dim)
-        self.memory = torch.stack(keys_and_values)
+            hidden = torch.zeros_like(attention_mask, dtype=memory.dtype).masked_fill(attention_mask == 0, -math.inf)
+            self.mask = hidden.repeat(config.num_key_value_heads, 1)[:, None]
+        self.memory = memory
         self._make_room(SPARE)
 
     def _name_heads(self, batch: int, heads: int, key_value_heads: int, head_dim: int) -> None:
         """Sets memory aside for the heads of queries, keys and values, in this order, and names its parts."""
-        self.heads = self.output.new_empty(*self.rows, (heads + 2 * key_value_heads) * head_dim)
-        parts = self.heads.view(batch, -1, head_dim)
-        self.queries = parts[:, :heads].view(batch, key_value_heads, -1, head_dim)
-        self.queries_and_keys = parts[:, : heads + key_value_heads]
-        self.keys_and_values = parts[:, heads:]
+        count = heads + 2 * key_value_heads
+        self.product = self.output.new_empty(count * head_dim, *self.columns)
+        self.heads = self.product_of_heads = self.product.view(count, head_dim, batch).transpose(1, 2)
+        if self.columns:
+            self.heads = self.output.new_empty(count, batch, head_dim)
+        # A query head reads the keys and values of its group.
+        self.queries = self.heads[:heads].view(key_value_heads, -1, batch, head_dim).transpose(1, 2)
+        self.queries_and_keys = self.heads[: heads + key_value_heads]
+        self.keys_and_values = self.heads[heads:]
         self.half_turn = head_dim // 2
-        self.projected: tuple[Tensor, ...] = (self.heads,)
+        self.projected: tuple[Tensor, ...] = (self.product,)
         if len(self.layers[0].projections) > 1:
             sizes = [count * head_dim for count in (heads, key_value_heads, key_value_heads)]
-            self.projected = tuple(self.heads.split(sizes, dim=-1))
+            self.projected = tuple(self.product.split(sizes))
 
     @torch.inference_mode()
     def __call__(self, tokens: Tensor) -> Tensor:
@@ -89,32 +96,51 @@ class GPTStep:
             self._make_room(self.length)
         slots = self.memory[:, :, :, self.length].unbind()
         self.length += 1
-        keys, values = (half.unbind() for half in self.memory[:, :, :, : self.length].chunk(2, dim=2))
+        keys, values = self._keys_and_values()
         mask = None if self.mask is None else self.mask[..., : self.length]
 
         x = F.embedding(tokens, self.body.embed_tokens.weight)
         if not self.is_rotary:
             x = x + self.body.learned_positions(self.positions[:, None])[:, 0]
-        x = x.view(*self.rows, -1)
+        x = x.t().contiguous() if self.columns else x.view(-1)
         for layer, slot, key, value, turn in zip(self.layers, slots, keys, values, self._turns()):
             normal = layer.attention_norm(x)
             for weights, part in zip(layer.projections, self.projected):
                 _multiply(weights, normal, out=part)
+            if self.columns:
+                self.heads.copy_(self.product_of_heads)
             if layer.norm_heads is not None:
                 layer.norm_heads(self.queries_and_keys)
             self._turn_heads(*turn)
             slot.copy_(self.keys_and_values)
-            attended = F.scaled_dot_product_attention(self.queries, key, value, attn_mask=mask)
-            _add_product(x, layer.attention_output, attended.reshape(*self.rows, -1))
+            _add_product(x, layer.attention_output, self._attend(key, value, mask))
             _add_product(x, layer.down, layer.hidden(layer.mlp_norm(x)))
         self.positions.add_(1)
-        return _multiply((self.output, None), self.norm(x)).view(len(tokens), -1)
+        return _multiply((self.output, None), self.norm(x)).view(-1, len(tokens)).t()
+
+    def _keys_and_values(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Keys (key/value heads * batch, head_dim, length) and values (..., length, head_dim) of each layer."""
+        layers, *_, room, head_dim = self.memory.shape
+        halves = self.memory.view(layers, 2, -1, room, head_dim)[:, :, :, : self.length]
+        return halves[:, 0].transpose(-1, -2).unbind(), halves[:, 1].unbind()
+
+    def _attend(self, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """What all queries read, (features,) or (features, batch)."""
+        key_value_heads, batch, group, head_dim = self.queries.shape
+        queries = self.queries.reshape(-1, group, head_dim)
+        # With beta = 0, what is given to be added is ignored.
+        added, beta = (key, 0) if mask is None else (mask, 1)
+        scores = torch.baddbmm(added[:, :1, : self.length], queries, key, beta=beta, alpha=self.scaling)
+        read = torch.bmm(scores.softmax(dim=-1), value)
+        if not self.columns:
+            return read.view(-1)
+        return read.view(key_value_heads, batch, -1).transpose(1, 2).reshape(-1, batch)
 
     def _turns(self) -> Iterable[tuple[Tensor | None, Tensor | None]]:
         """The arguments of `_turn_heads` in each layer."""
         if not self.is_rotary:
             return repeat((None, None)) if self.gains is None else zip(self.gains[0], repeat(None))
-        cos, sin = (table.index_select(0, self.positions)[:, None] for table in (self.cos, self.sin))
+        cos, sin = (table.index_select(0, self.positions) for table in (self.cos, self.sin))
         if self.gains is None:
             return repeat((cos, sin))
         gains, turned_gains = self.gains
@@ -135,7 +161,7 @@ class GPTStep:
         memory[:, :, :, : self.length] = self.memory
         self.memory = memory
         if self.mask is not None:
-            self.mask = F.pad(self.mask, (0, more), value=True)
+            self.mask = F.pad(self.mask, (0, more))
         if self.is_rotary:
             last = int(self.positions.max()) + room - self.length
             cos, sin = self.body.rotary_emb(torch.arange(last + 1)[None], dtype=self.memory.dtype)
@@ -163,24 +189,24 @@ class _Layer:
     down: Weights
 
     @classmethod
-    def of(cls, layer: GPTDecoderLayer, is_small: bool) -> "_Layer":
-        attention, attention_norm = layer.self_attn, _norm(layer.input_layernorm)
-        projections = [_weights(linear) for linear in _projections(attention)]
+    def of(cls, layer: GPTDecoderLayer, is_small: bool, columns: tuple[int, ...]) -> "_Layer":
+        attention, attention_norm = layer.self_attn, _norm(layer.input_layernorm, columns)
+        projections = [_weights(linear, columns) for linear in _projections(attention)]
         if is_small:
             weights, biases = zip(*projections)
             matrix, bias = torch.cat(weights), None if biases[0] is None else torch.cat(biases)
             if isinstance(layer.input_layernorm, GPTRMSNorm):
-                attention_norm = _divided_by(_length(layer.input_layernorm))
+                attention_norm = _divided_by(_length(layer.input_layernorm, dim=0))
                 matrix.mul_(_gain(layer.input_layernorm))
             projections = [(matrix, bias)]
         return cls(
             attention_norm,
             projections,
             _norm_of_heads(attention),
-            _weights(attention.o_proj),
-            _norm(layer.post_attention_layernorm),
-            _hidden(layer.mlp),
-            _weights(layer.mlp.down_proj),
+            _weights(attention.o_proj, columns),
+            _norm(layer.post_attention_layernorm, columns),
+            _hidden(layer.mlp, columns),
+            _weights(layer.mlp.down_proj, columns),
         )
 
 
@@ -188,16 +214,17 @@ def _projections(attention: Any) -> tuple[nn.Linear, ...]:
     return attention.q_proj, attention.k_proj, attention.v_proj
 
 
-def _weights(linear: nn.Linear) -> Weights:
-    return linear.weight, linear.bias
+def _weights(linear: nn.Linear, columns: tuple[int, ...]) -> Weights:
+    bias: Tensor | None = linear.bias
+    return linear.weight, bias[:, None] if columns and bias is not None else bias
 
 
 def _multiply(weights: Weights, x: Tensor, out: Tensor | None = None) -> Tensor:
-    """A layer's output for a vector or for the rows of a matrix."""
+    """A layer's output for a vector or for the columns of a matrix."""
     weight, bias = weights
     if x.ndim == 1:  # products with a vector read the matrix faster than products of matrices do
         return torch.mv(weight, x, out=out) if bias is None else torch.addmv(bias, weight, x, out=out)
-    return torch.mm(x, weight.t(), out=out) if bias is None else torch.addmm(bias, x, weight.t(), out=out)
+    return torch.mm(weight, x, out=out) if bias is None else torch.addmm(bias, weight, x, out=out)
 
 
 def _add_product(total: Tensor, weights: Weights, x: Tensor) -> None:
@@ -206,23 +233,28 @@ def _add_product(total: Tensor, weights: Weights, x: Tensor) -> None:
     if x.ndim == 1:
         total.addmv_(weight, x)
     else:
-        total.addmm_(x, weight.t())
+        total.addmm_(weight, x)
     if bias is not None:
         total.add_(bias)
 
 
-def _norm(norm: Any) -> Function:
-    """The norm as a function."""
+def _norm(norm: Any, columns: tuple[int, ...] = ()) -> Function:
+    """The norm as a function of a vector or of the columns of a matrix."""
     if isinstance(norm, GPTRMSNorm):
-        length, gain = _length(norm), _gain(norm)
+        length, gain = _length(norm, dim=0), _gain(norm)
+        gain = gain[:, None] if columns else gain
         return lambda x: (x / length(x)).mul_(gain)
-    return lambda x: F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps)
+    return lambda x: _layer_norm(norm, x.t()).t()
 
 
-def _length(norm: GPTRMSNorm) -> Function:
+def _layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    return F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps)
+
+
+def _length(norm: GPTRMSNorm, dim: int) -> Function:
     """What RMSNorm divides by, times the square root of the size: sqrt(sum(x^2) + size * eps) in two operations."""
     epsilon = norm.weight.new_tensor(math.sqrt(norm.weight.numel() * norm.eps))
-    return lambda x: torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), epsilon)
+    return lambda x: torch.hypot(torch.linalg.vector_norm(x, dim=dim, keepdim=True), epsilon)
 
 
 def _divided_by(length: Function) -> Function:
@@ -235,17 +267,17 @@ def _gain(norm: GPTRMSNorm) -> Tensor:
 
 
 def _norm_of_heads(attention: Any) -> Function | None:
-    """Normalizes (batch, heads of queries and then of keys, head_dim) in place; None if the model does not.
+    """Normalizes (heads of queries and then of keys, batch, head_dim) in place; None if the model does not.
 
     RMSNorm's gains are left out: they are `_head_gains`.
     """
     if not attention.config.qk_norm:
         return None
     if isinstance(attention.q_norm, GPTRMSNorm):
-        length = _length(attention.q_norm)
+        length = _length(attention.q_norm, dim=-1)
         return lambda x: x.div_(length(x))
-    norms, count = (_norm(attention.q_norm), _norm(attention.k_norm)), attention.config.num_attention_heads
-    return lambda x: x.copy_(torch.cat((norms[0](x[:, :count]), norms[1](x[:, count:])), dim=1))
+    q_norm, k_norm, count = attention.q_norm, attention.k_norm, attention.config.num_attention_heads
+    return lambda x: x.copy_(torch.cat((_layer_norm(q_norm, x[:count]), _layer_norm(k_norm, x[count:]))))
 
 
 def _head_gains(attention: Any) -> Tensor:
@@ -255,10 +287,10 @@ def _head_gains(attention: Any) -> Tensor:
     return torch.cat([_gain(norm).expand(count, -1) for norm, count in zip(norms, counts)])
 
 
-def _hidden(mlp: Any) -> Function:
-    up, activation = _weights(mlp.up_proj), mlp.act_fn
+def _hidden(mlp: Any, columns: tuple[int, ...]) -> Function:
+    up, activation = _weights(mlp.up_proj, columns), mlp.act_fn
     if mlp.gate_proj is not None:
-        gate = _weights(mlp.gate_proj)
+        gate = _weights(mlp.gate_proj, columns)
         return lambda x: activation(_multiply(gate, x)).mul_(_multiply(up, x))
     if isinstance(activation, ReLUSquaredActivation):
         return lambda x: _square_(_multiply(up, x).relu_())
