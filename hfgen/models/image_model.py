@@ -139,6 +139,18 @@ class StagedConfig(ImageConfig):
         return [self.num_channels, *self.hidden_channels]
 
 
+def default_channels(image_size: Any) -> list[int]:
+    """Channels of the stages before a fully connected layer: 32, 64, and 128 for each further stage, until no side has
+    more than 8 cells or the size cannot be halved. On a larger map, the fully connected layer would hold most weights.
+    """
+    channels = [32, 64]
+    if not isinstance(image_size, list) or not image_size:
+        return channels  # whatever else it is, it is refused later
+    while max(image_size) > 8 * 2 ** len(channels) and not any(side % 2 ** (len(channels) + 1) for side in image_size):
+        channels.append(128)
+    return channels
+
+
 def staged_problems(config: Any, *positive: str, **choices: Collection[str]) -> list[str]:
     """What is wrong with a [`StagedConfig`]: its sizes, further fields that must be positive, and those of choices."""
     problems = []

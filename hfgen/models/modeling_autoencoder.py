@@ -32,6 +32,7 @@ from .image_model import (
     StagedConfig,
     TransposedConv2d,
     at_least_float32,
+    default_channels,
     evaluates_without_labels,
     pixel_moments,
     staged_problems,
@@ -72,7 +73,8 @@ class AutoencoderConfig(StagedConfig):
     Args:
         image_size: height and width in pixels; one number means a square.
         num_channels: 1 for gray, 3 for RGB.
-        hidden_channels: channels of each stage; every stage halves height and width.
+        hidden_channels: channels of each stage; every stage halves height and width. Default: [32, 64], and for vector
+            latents of images of more than 32 pixels further stages of 128, down to 8 x 8 cells.
         downsampling_type: how they do: "strided", by convolutions with stride 2, or "max_pool", by 2 x 2 max pooling
             after convolutions with stride 1.
         num_residual_blocks: residual blocks of each stage, after its convolution and before its mirror image's.
@@ -119,7 +121,7 @@ class AutoencoderConfig(StagedConfig):
 
     def __post_init__(self, **kwargs):
         if self.hidden_channels is None:
-            self.hidden_channels = [32, 64]
+            self.hidden_channels = default_channels(self.image_size) if self.latent_type == "vector" else [32, 64]
         super().__post_init__(**kwargs)
 
     @classmethod

@@ -30,6 +30,7 @@ from .image_model import (
     TransposedConv2d,
     append_labels,
     at_least_float32,
+    default_channels,
     evaluates_without_labels,
     randn,
     staged_problems,
@@ -67,7 +68,8 @@ class VAEConfig(StagedConfig, LabeledConfig):
     Args:
         image_size: height and width in pixels; one number means a square.
         num_channels: 1 for gray, 3 for RGB.
-        hidden_channels: channels of each stage; every stage halves height and width.
+        hidden_channels: channels of each stage; every stage halves height and width. Default: [32, 64], and for vector
+            latents of images of more than 32 pixels further stages of 128, down to 8 x 8 cells.
         num_residual_blocks: residual blocks after each stage's downsampling, and before its mirror image's upsampling.
         hidden_size: width of the fully connected layer on either side of vector latents.
         latent_dim: numbers in a vector latent, or channels of a spatial one.
@@ -120,7 +122,7 @@ class VAEConfig(StagedConfig, LabeledConfig):
 
     def __post_init__(self, **kwargs):
         if self.hidden_channels is None:
-            self.hidden_channels = [32, 64]
+            self.hidden_channels = default_channels(self.image_size) if self.latent_type == "vector" else [32, 64]
         if self.prior is None:
             self.prior = "realnvp" if self._can_learn_prior() else "normal"
         super().__post_init__(**kwargs)

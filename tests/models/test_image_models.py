@@ -95,6 +95,24 @@ def test_tuples_and_numbers_of_numpy_become_plain_numbers(tmp_path: Path, family
     assert config_class.from_pretrained(tmp_path, image_size=np.int64(8)).image_size == [8, 8]
 
 
+@pytest.mark.parametrize(
+    "image_size, channels",
+    [
+        (28, [32, 64]),
+        (36, [32, 64]),  # 9 x 9 cells cannot be halved
+        (64, [32, 64, 128]),
+        (128, [32, 64, 128, 128]),
+        ([40, 96], [32, 64, 128]),  # 5 x 12 cells
+    ],
+)
+@pytest.mark.parametrize("family", ["autoencoder", "vae"])
+def test_large_images_have_further_stages(family: str, image_size: Any, channels: list[int]) -> None:
+    config_class = ARCHITECTURES[family].config_class
+    assert config_class(image_size=image_size).hidden_channels == channels
+    assert config_class(image_size=image_size, latent_type="spatial").hidden_channels == [32, 64]
+    assert config_class(image_size=image_size, hidden_channels=[8]).hidden_channels == [8]
+
+
 @pytest.mark.parametrize("channels", [(8, 4), np.array([8, 4]), [np.int64(8), 4]], ids=repr)
 def test_channels_become_plain_numbers(channels: Any) -> None:
     assert AutoencoderConfig(hidden_channels=channels).hidden_channels == [8, 4]
