@@ -75,8 +75,9 @@ class GPTStep:
     def _name_heads(self, batch: int, heads: int, key_value_heads: int, head_dim: int) -> None:
         """Sets memory aside for the heads of queries, keys and values, in this order, and names its parts."""
         count = heads + 2 * key_value_heads
-        self.product = self.output.new_empty(count * head_dim, *self.columns)
-        self.heads = self.product_of_heads = self.product.view(count, head_dim, batch).transpose(1, 2)
+        product = self.output.new_empty(count * head_dim, *self.columns)
+        # The heads of a single text lie in the product as they are needed; columns are copied into that order.
+        self.heads = self.columns_of_heads = product.view(count, head_dim, batch).transpose(1, 2)
         if self.columns:
             self.heads = self.output.new_empty(count, batch, head_dim)
         # A query head reads the keys and values of its group.
@@ -84,10 +85,10 @@ class GPTStep:
         self.queries_and_keys = self.heads[: heads + key_value_heads]
         self.keys_and_values = self.heads[heads:]
         self.half_turn = head_dim // 2
-        self.projected: tuple[Tensor, ...] = (self.product,)
+        self.projected: tuple[Tensor, ...] = (product,)
         if len(self.layers[0].projections) > 1:
-            sizes = [count * head_dim for count in (heads, key_value_heads, key_value_heads)]
-            self.projected = tuple(self.product.split(sizes))
+            sizes = [number * head_dim for number in (heads, key_value_heads, key_value_heads)]
+            self.projected = tuple(product.split(sizes))
 
     @torch.inference_mode()
     def __call__(self, tokens: Tensor) -> Tensor:
@@ -108,7 +109,7 @@ class GPTStep:
             for weights, part in zip(layer.projections, self.projected):
                 _multiply(weights, normal, out=part)
             if self.columns:
-                self.heads.copy_(self.product_of_heads)
+                self.heads.copy_(self.columns_of_heads)
             if layer.norm_heads is not None:
                 layer.norm_heads(self.queries_and_keys)
             self._turn_heads(*turn)
