@@ -164,12 +164,14 @@ class _Chooser:
         return max(1, launcher.available_cores() // processes), f"the cores of the machine{divided}"
 
     def _time_of_pass(self, name: str) -> float:
-        """Milliseconds of a layer: its 12 width^2 weights are three products of this size."""
+        """Milliseconds of a layer."""
         precision: Precision = "bf16" if name == "bf16" else "no"
         product = self.speeds[f"product {name}"]
         if self.attention is None:
             return product + min(self._convolution(layout, precision) for layout in ("channels_last", "contiguous"))
-        return 3 * product + min(self._attention(kernel, precision) for kernel in ("sdpa", "eager"))
+        return self.attention.products_beside_it * product + min(
+            self._attention(kernel, precision) for kernel in ("sdpa", "eager")
+        )
 
     def _attention(self, kernel: str, precision: Precision) -> float:
         return self.speeds[f"attention {'bf16' if precision == 'bf16' else 'fp32'} {kernel}"]

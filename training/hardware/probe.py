@@ -27,10 +27,12 @@ from ..durable_files import write_json
 
 
 # Changes with what is measured: results of other versions are measured again.
-FORMAT = 1
+FORMAT = 2
 # Variables that change which instructions the kernels use.
 INSTRUCTIONS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")
 ROUNDS = 5
+# Sequences of an attention, and tokens and the largest width of a linear layer.
+SEQUENCES, TOKENS, MAX_WIDTH = 4, 256, 512
 # A candidate that is this many times slower than the fastest is not timed again.
 HOPELESS = 3.0
 
@@ -50,6 +52,17 @@ class Attention:
     heads: int
     length: int
     head_dim: int
+
+    @property
+    def width(self) -> int:
+        """Of the linear layer that is measured beside it."""
+        return min(self.heads * self.head_dim, MAX_WIDTH)
+
+    @property
+    def products_beside_it(self) -> float:
+        """How many of the measured linear layers are in a layer of a transformer, for the tokens of its attention. Its
+        12 width^2 weights are three of them, if it is not wider than they are."""
+        return 3 * (SEQUENCES * self.length / TOKENS) * (self.heads * self.head_dim / self.width) ** 2
 
 
 def speeds(attention: Attention | None) -> dict[str, float]:
@@ -79,7 +92,11 @@ def _cache_file(key: str) -> Path:
 
 def measure(attention: Attention | None) -> dict[str, float]:
     """Measures what [`speeds`] returns."""
-    groups = [_products(), _batched_products(), _convolutions() if attention is None else _attentions(attention)]
+    groups = [
+        _products(256 if attention is None else attention.width),
+        _batched_products(),
+        _convolutions() if attention is None else _attentions(attention),
+    ]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -109,9 +126,9 @@ def compare(kernels: dict[str, Kernel]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in best.items()}
 
 
-def _products() -> dict[str, Kernel]:
-    """A linear layer of a small transformer, (256, 256) x (256, 1024)."""
-    inputs, weight = _numbers(256, 256), _numbers(1024, 256)
+def _products(width: int) -> dict[str, Kernel]:
+    """A linear layer of a transformer, (tokens, width) x (width, 4 width)."""
+    inputs, weight = _numbers(TOKENS, width), _numbers(4 * width, width)
     return {f"product {p}": _trained(lambda: F.linear(inputs, weight), p) for p in ("fp32", "bf16")}
 
 
@@ -142,7 +159,7 @@ def _convolutions() -> dict[str, Kernel]:
 
 def _attentions(size: Attention) -> dict[str, Kernel]:
     """Causal attention over four sequences, as a fused kernel and as separate products."""
-    query, key, value = (_numbers(4, size.heads, size.length, size.head_dim) for _ in range(3))
+    query, key, value = (_numbers(SEQUENCES, size.heads, size.length, size.head_dim) for _ in range(3))
     mask = torch.full((size.length, size.length), float("-inf")).triu(1)
 
     def fused() -> Tensor:

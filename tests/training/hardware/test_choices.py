@@ -60,9 +60,17 @@ def test_a_processor_that_is_fast_in_bf16(monkeypatch: pytest.MonkeyPatch) -> No
     assert text.attn_implementation == "eager" and images.attn_implementation is None
     assert images.channels_last is False
     assert asked == [Attention(2, 32, 8), None]
-    assert (
-        text.reasons["mixed_precision"] == "measured: bf16 takes 0.54 times as long as fp32"
-    )  # (3 2 + 1) / (3 4 + 1)
+    # Attention is measured with 4 x 32 tokens, half as many as a product: (1.5 2 + 1) / (1.5 4 + 1).
+    assert text.reasons["mixed_precision"] == "measured: bf16 takes 0.57 times as long as fp32"
+
+
+@pytest.mark.parametrize(("attention", "products"), [((4, 64, 64), 3), ((4, 256, 64), 12), ((16, 64, 64), 3 * 2**2)])
+def test_products_weigh_as_much_as_in_a_layer_with_this_attention(
+    attention: tuple[int, int, int], products: float
+) -> None:
+    """A long context has more tokens in its products, too. With four sequences of 256 tokens beside products of 256,
+    a processor whose products are three times as fast in bf16 was given fp32, as its attention is slower in bf16."""
+    assert Attention(*attention).products_beside_it == products
 
 
 def test_a_processor_that_is_slow_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
