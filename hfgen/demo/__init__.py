@@ -12,8 +12,8 @@
     runtime.py           onnxruntime-web, from the npm registry
     server.py  space.py  who serves it
 
-page/ is what the browser gets, as it is: index.html, explorer.css, and modules that main.js puts together. latents.js,
-generator.js and text.js are a view each.
+page/ is what the browser gets, as it is, and ../look.css beside it: index.html, explorer.css, and modules that main.js
+puts together. latents.js, generator.js and text.js are a view each.
 """
 
 from .folder import write_explorer

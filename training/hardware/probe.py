@@ -2,8 +2,8 @@
 
 Features of a processor do not tell: bf16 products are twice as fast as fp32 ones with some instructions, and ten times
 slower where they are emulated; attention kernels and memory layouts differ as much between libraries and sizes. A
-measurement takes about a tenth of a second, and its result is kept in the cache of Hugging Face for this machine and
-these versions.
+measurement takes a tenth of a second for images, and up to some seconds for attention over a long context. Its result
+is kept in the cache of Hugging Face for this machine and these versions.
 """
 
 from __future__ import annotations
