@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import hashlib
 import logging
 import os
@@ -36,6 +37,9 @@ def run_script(main: Callable[[], None]) -> None:
 
     The environment variable HFGEN_DEBUG=1 brings the traceback back.
     """
+    # Imported packages are half a million objects that stay to the end; each search for garbage goes through them all.
+    gc.freeze()
+    gc.enable()
     rank = launcher.rank()
     replace_unprintable_characters()
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.ERROR, format="%(message)s")

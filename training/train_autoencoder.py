@@ -4,6 +4,7 @@ accelerate launch training/train_autoencoder.py --output_dir autoencoder-digits
 accelerate launch training/train_autoencoder.py training/recipes/autoencoder-mnist.yaml
 """
 
+import gc
 import runpy
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from .config.scripts import SCRIPTS
 
 if __name__ == "__main__":
     parse(SCRIPTS["autoencoder"])  # reports wrong flags before the imports below, which take seconds
+    gc.disable()  # until run_script: they leave no garbage, and looking for it would take a fifth of their time
 
 
 from functools import partial

@@ -7,6 +7,7 @@ The discriminator's accuracy on real and generated images is logged with the los
 apart, at 50 %, the two networks have converged.
 """
 
+import gc
 import math
 import runpy
 import sys
@@ -24,6 +25,7 @@ from .config.scripts import SCRIPTS, GANArguments
 
 if __name__ == "__main__":
     parse(SCRIPTS["gan"])  # reports wrong flags before the imports below, which take seconds
+    gc.disable()  # until run_script: they leave no garbage, and looking for it would take a fifth of their time
 
 
 import torch

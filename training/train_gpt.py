@@ -4,6 +4,7 @@ accelerate launch training/train_gpt.py --output_dir gpt-python-docs
 accelerate launch training/train_gpt.py training/recipes/gpt-tiny-shakespeare.yaml
 """
 
+import gc
 import runpy
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from .config.scripts import SCRIPTS, GPTArguments
 
 if __name__ == "__main__":
     parse(SCRIPTS["gpt"])  # reports wrong flags before the imports below, which take seconds
+    gc.disable()  # until run_script: they leave no garbage, and looking for it would take a fifth of their time
 
 import math
 import tempfile

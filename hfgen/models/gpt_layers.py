@@ -182,7 +182,8 @@ class GPTAttention(nn.Module):
         if position_embeddings is not None:
             query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
         if cache is not None:
-            key, value = cache.update(key, value, self.layer_idx)
+            # Continuous batching keeps one cache for many texts, and reads and changes the arguments of attention.
+            key, value = cache.update(key, value, self.layer_idx, kwargs=kwargs)
 
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, _eager_attention)
         output, weights = attend(

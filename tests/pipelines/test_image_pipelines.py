@@ -85,7 +85,10 @@ def assert_same_image(picture: Image.Image, pixels: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("name", ["vae", "ladder_vae", "gan"])
 def test_pictures_are_those_of_sample(name: str, home: Path, models: dict[str, Any]) -> None:
-    draw, expected = make(GENERATION, home, name), models[name].sample(5, generator=seeded(3))
+    draw = make(GENERATION, home, name)
+    # Only the loaded model is the same to the bit: its weights lie elsewhere in memory, which matters to some kernels.
+    sample, expected = draw.model.sample, draw.model.sample(5, generator=seeded(3))
+    torch.testing.assert_close(expected, models[name].sample(5, generator=seeded(3)))
 
     pictures = draw(5, seed=3)
 
@@ -96,7 +99,7 @@ def test_pictures_are_those_of_sample(name: str, home: Path, models: dict[str, A
     assert np.array_equal(draw(5, seed=3, output_type="np"), expected.numpy())
     assert len(draw()) == 1 and len(draw(batch_size=4)) == 4  # as in diffusers
     generator = seeded(3)
-    parts = torch.cat([models[name].sample(n, labels=labels, generator=generator) for n, labels in (
+    parts = torch.cat([sample(n, labels=labels, generator=generator) for n, labels in (
         (2, [0, 1] if name == "gan" else None), (2, [2, 0] if name == "gan" else None),
         (1, [1] if name == "gan" else None))])  # fmt: skip
     assert torch.equal(draw(5, batch_size=2, seed=3, output_type="pt"), parts)

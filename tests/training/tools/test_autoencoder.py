@@ -12,7 +12,7 @@ import pytest
 from training.tools import autoencoder
 from training.tools.autoencoder import MODEL_ROWS, ROWS, TOOL
 from training.tools.autoencoder_rows.one_class import DATASETS
-from training.tools.measuring.rows import read_trials, tables
+from training.tools.measuring.rows import own_column, read_trials, tables
 from training.tools.measuring.runs import RECIPES
 
 
@@ -49,7 +49,7 @@ def test_every_row_that_was_measured_is_printed_with_its_opponents() -> None:
     for row, lines in figures["rows"].items():
         assert row in ROWS
         if row in TOOL.tables:
-            assert printed.count(f"**{row}**, all instructions (") == 1
+            assert printed.count(f"**{row}**, {own_column()} (") == 1
         names = [] if row in DATASETS else lines
         assert all(f"\n| {name} |" in printed for name in names), row
     assert "| hfgen compress |" in printed and "| JPEG |" in printed and "| Auto-Encoder | **" in printed

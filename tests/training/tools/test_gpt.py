@@ -16,7 +16,7 @@ from training.tools.gpt_rows import race
 from training.tools.gpt_rows.figures import figure
 from training.tools.gpt_rows.race import BARE, FLAGS, OURS, draw_race
 from training.tools.measuring import rows
-from training.tools.measuring.rows import read_trials
+from training.tools.measuring.rows import own_column, read_trials
 from training.tools.measuring.runs import AVX2, RECIPES, as_words
 
 
@@ -66,7 +66,7 @@ def test_the_race_is_run_by_seed_with_both_sets_of_instructions_and_shows_the_ra
     assert [call[3] for call in calls] == [{}, {}, AVX2, AVX2]
     assert calls[1][2] == [*FLAGS, "--seed", "2"] and calls[1][0] == "gpt-tiny-shakespeare"
     assert "runs-avx2" in calls[2][1].parts and "runs" in calls[1][1].parts
-    columns = ["all instructions", "AVX2 alone"]
+    columns = [own_column(), "AVX2 alone"]
     assert {line: list(found) for line, found in figures.items()} == {OURS: columns, BARE: columns}
     assert [run["seconds"] for run in figures[BARE]["AVX2 alone"]] == [125.0, 125.0]
     shown = capsys.readouterr().out
@@ -80,7 +80,7 @@ def test_no_ratio_is_shown_where_the_target_was_missed(
     figures = run(monkeypatch, tmp_path / "f.json", "race", "--seeds", "0", "7")["rows"]["race"]
     shown = draw_race("race", figures)
     assert f"{OURS} missed the target: seed 7 ended at 1.950." in shown and "times" not in shown
-    only_0 = {line: {"all instructions": columns["all instructions"][:1]} for line, columns in figures.items()}
+    only_0 = {line: {own_column(): columns[own_column()][:1]} for line, columns in figures.items()}
     assert "**10.0** times as long to its end. It does not reach 1.89 with every seed." in draw_race("r", only_0)
 
 
@@ -90,9 +90,9 @@ def test_what_was_measured_before_a_failure_is_kept(
     with pytest.raises(SystemExit, match="race: it must succeed"):
         run(monkeypatch, tmp_path / "f.json", "race", "three-minutes", "--seeds", "1", "9")
     found = json.loads((tmp_path / "f.json").read_text())["rows"]
-    assert [run["seed"] for run in found["race"][OURS]["all instructions"]] == [1, 9]
-    assert [run["seed"] for run in found["race"][BARE]["all instructions"]] == [1]
-    assert len(found["three-minutes"]["3 minutes, context 64"]["all instructions"]) == 2
+    assert [run["seed"] for run in found["race"][OURS][own_column()]] == [1, 9]
+    assert [run["seed"] for run in found["race"][BARE][own_column()]] == [1]
+    assert len(found["three-minutes"]["3 minutes, context 64"][own_column()]) == 2
     assert "bare loop takes **10.0** times" in draw_race("race", found["race"])
 
 

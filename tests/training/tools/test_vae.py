@@ -14,7 +14,7 @@ import pytest
 
 from training.tools import vae
 from training.tools.measuring import rows
-from training.tools.measuring.rows import Tool, read_trials
+from training.tools.measuring.rows import Tool, own_column, read_trials
 from training.tools.measuring.runs import AVX2
 from training.tools.measuring.table import table, trials_table
 from training.tools.vae_rows.figures import bits_of, figure
@@ -77,7 +77,7 @@ def test_recipe_is_run_unchanged_once_for_each_seed(
     assert [(recipe, flags, environment) for recipe, _, flags, environment in calls] == [
         ("vae-binarized-mnist", [], {}), ("vae-binarized-mnist", ["--seed", "3"], {})]  # fmt: skip
     assert len({folder for _, folder, _, _ in calls}) == 2
-    runs = found["rows"]["plain"]["VAE"]["all instructions"]
+    runs = found["rows"]["plain"]["VAE"][own_column()]
     assert [(one["seed"], one["metrics"]["nll"]) for one in runs] == [(0, 91.0), (3, 92.0)]
     assert found["machine"]["cores"] >= 1 and "torch" in found["machine"]["versions"]
 
@@ -105,9 +105,9 @@ def test_new_figures_replace_those_of_the_same_line_and_column(
     after = run(monkeypatch, path, "plain")
     assert after["rows"]["ladder"] == before["rows"]["ladder"]
     columns = after["rows"]["plain"]["VAE"]
-    assert [columns[name][0]["metrics"]["nll"] for name in ("all instructions", "AVX2 alone")] == [94.0, 93.0]
+    assert [columns[name][0]["metrics"]["nll"] for name in (own_column(), "AVX2 alone")] == [94.0, 93.0]
     printed = capsys.readouterr().out.splitlines()[-4:]
-    assert printed[0] == "| | all instructions | AVX2 alone |"
+    assert printed[0] == f"| | {own_column()} | AVX2 alone |"
     assert printed[2].startswith("| VAE | NLL **94.00** ± 0.03 nats; 301 s in all, 240 s of training | NLL **93.00**")
     assert printed[3].startswith("| ladder VAE | NLL **92.00**") and printed[3].endswith("|  |")
 
@@ -161,7 +161,7 @@ def test_throughput_takes_turns_and_compares_pairs(
     calls: list[Call], tasks: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     found = run(monkeypatch, tmp_path / "vae.json", "throughput", "--repeats", "3", "--seconds", "7")
-    runs = found["rows"]["throughput"]["VAE, images/s"]["all instructions"]
+    runs = found["rows"]["throughput"]["VAE, images/s"][own_column()]
     # 480,000 images in 240 s, against 1,000, 2,000 and 3,000 images/s
     assert [one["ratio"] for one in runs] == pytest.approx([2, 1, 2 / 3])
     assert figure(runs) == "**1.00** times the bare loop (0.67 to 2.00), 2,000 to 2,000"
@@ -209,7 +209,7 @@ def test_trials_are_run_with_their_flags_and_compared_seed_by_seed(
         ["--hidden_channels", "8", "16", "--max_train_steps", "9"],
         ["--hidden_channels", "8", "16", "--max_train_steps", "9", "--seed", "1"],
     ]
-    wide = found["trials"]["wide"]["all instructions"]
+    wide = found["trials"]["wide"][own_column()]
     assert wide["prediction"] == "-1 nat" and [one["seed"] for one in wide["runs"]] == [0, 1]
     # 93 and 94 against 91 and 92
     line = trials_table(found, figure, "nll").splitlines()[3]

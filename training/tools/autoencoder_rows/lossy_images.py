@@ -108,7 +108,7 @@ def measure_speed(model: Path, pixels: np.ndarray, quality: float) -> dict[str, 
 
 
 def table(row: str, figures: RowFigures) -> str:
-    """The row as tables: a line for each format, and each of the two columns of instructions by itself."""
+    """The row as tables: a line for each format, and each kind of processor by itself."""
 
     def draw(column: str, lines: dict[str, Runs]) -> str:
         first = next(iter(lines.values()))

@@ -19,8 +19,8 @@ from typing import Any
 
 import yaml
 
-from .runs import AVX2, RECIPES, ROOT, as_words, describe, run_recipe
-from .table import COLUMNS, InWords, RowTable, Runs, table, trials_table
+from .runs import AVX2, RECIPES, ROOT, as_words, describe, has_bf16_tiles, run_recipe
+from .table import AVX2_ALONE, NO_TILES, TILES, InWords, RowTable, Runs, table, trials_table
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Session:
     """What the command line says, and the figures so far.
 
     Attributes:
-        column: "all instructions" or "AVX2 alone".
+        column: one of `COLUMNS`.
         folder: for the models.
         figures: the content of the tool's JSON file.
         seconds: of each training, None for what its row says.
@@ -63,7 +63,7 @@ class Session:
     @property
     def environment(self) -> dict[str, str]:
         """The variables that limit the processor to the instructions of the column."""
-        return AVX2 if self.column == COLUMNS[1] else {}
+        return AVX2 if self.column == AVX2_ALONE else {}
 
     @property
     def length(self) -> list[str]:
@@ -131,6 +131,11 @@ class Tool:
     @property
     def trials(self) -> Path:
         return self.file.with_name(f"{self.file.stem}_trials.yaml")
+
+
+def own_column() -> str:
+    """The column of this machine with all of its instructions."""
+    return TILES if has_bf16_tiles() else NO_TILES
 
 
 def seed_flags(seed: int) -> list[str]:
@@ -221,11 +226,12 @@ def run_command(tool: Tool, description: str | None, *own: argparse.ArgumentPars
     args, flags = parser.parse_known_args()
     figures = json.loads(args.figures.read_text(encoding="utf-8")) if args.figures.is_file() else {}
     figures.pop("machine", None)
-    folders = (ROOT / "runs", ROOT / "runs-avx2")
+    columns = [own_column(), AVX2_ALONE] if args.both else [AVX2_ALONE if args.avx2 else own_column()]
     sessions = [
-        Session(COLUMNS[avx2], folders[avx2], figures, args.seconds, args.seeds, flags, args)
-        for avx2 in ([False, True] if args.both else [args.avx2])
-    ]
+        Session(column, ROOT / ("runs-avx2" if column == AVX2_ALONE else "runs"), figures, args.seconds, args.seeds,
+                flags, args)
+        for column in columns
+    ]  # fmt: skip
     try:
         tool.check(sessions[0])
     except ValueError as error:

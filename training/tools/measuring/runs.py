@@ -18,6 +18,12 @@ ROOT = Path(__file__).resolve().parents[3]
 RECIPES = ROOT / "training" / "recipes"
 # Read by oneDNN, by torch's own kernels and by MKL.
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+CPUINFO = Path("/proc/cpuinfo")
+
+
+def has_bf16_tiles() -> bool:
+    """Whether the processor has AMX tiles for bf16; False where the system does not say."""
+    return CPUINFO.is_file() and "amx_bf16" in CPUINFO.read_text(encoding="utf-8").split()
 
 
 def family_of(recipe: str) -> str:

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 
-COLUMNS = ("all instructions", "AVX2 alone")
+# Kinds of processors. Tiles are those of AMX; "AVX2 alone" is any of them with its other instructions switched off.
+COLUMNS = ("bf16 tiles", "no bf16 tiles", "AVX2 alone")
+TILES, NO_TILES, AVX2_ALONE = COLUMNS
 # The runs of a line of the table in a column: one for each seed or repeat.
 Runs = list[dict[str, Any]]
 InWords = Callable[[Runs], str]
@@ -19,19 +21,20 @@ RowTable = Callable[[str, RowFigures], str]
 
 
 def table(figures: dict[str, Any], rows: list[str], in_words: InWords) -> str:
-    """The table of all lines that were measured.
+    """The table of all lines that were measured, with the columns in which any was.
 
     Args:
         figures: the content of the tool's JSON file.
         rows: in this order.
         in_words: what a cell says of its runs.
     """
+    measured = [line for row in rows for line in figures.get("rows", {}).get(row, {}).items()]
+    shown = [column for column in COLUMNS if any(column in columns for _, columns in measured)]
     lines = [
-        [line, *(in_words(columns[column]) if column in columns else "" for column in COLUMNS)]
-        for row in rows
-        for line, columns in figures.get("rows", {}).get(row, {}).items()
+        [line, *(in_words(columns[column]) if column in columns else "" for column in shown)]
+        for line, columns in measured
     ]
-    return markdown(["", *COLUMNS], lines)
+    return markdown(["", *shown], lines)
 
 
 def trials_table(figures: dict[str, Any], in_words: InWords, metric: str, decimals: int = 2) -> str:

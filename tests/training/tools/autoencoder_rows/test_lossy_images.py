@@ -15,6 +15,7 @@ from training.tools import autoencoder
 from training.tools.autoencoder_rows import lossy_images, models
 from training.tools.autoencoder_rows.lossy_images import OURS, measure, table
 from training.tools.measuring import rows
+from training.tools.measuring.rows import own_column
 from training.tools.measuring.runs import AVX2
 
 
@@ -83,7 +84,7 @@ def test_a_model_that_is_there_is_not_trained(
 ) -> None:
     found = run(monkeypatch, tmp_path / "figures.json", "codec-mnist", "--model", str(tmp_path))["codec-mnist"]
     assert [call[1]["model"] for call in calls] == [str(tmp_path)]
-    assert set(found[OURS]["all instructions"][0]) == {"machine", "measured"}
+    assert set(found[OURS][own_column()][0]) == {"machine", "measured"}
 
 
 def test_a_format_without_a_file_at_the_rate_has_no_ratio() -> None:
@@ -91,7 +92,7 @@ def test_a_format_without_a_file_at_the_rate_has_no_ratio() -> None:
         curve = [{"bits_per_pixel": rate, "psnr": psnr} for rate in rates]
         return [{"machine": MACHINE, "measured": {"pixels": 9, "curve": curve}}]
 
-    figures = {"JPEG": {"all instructions": at(2 * RATE)},
-               "WebP": {"all instructions": at(0, 2 * RATE) + at(0, 2 * RATE, psnr=30.0)}}  # fmt: skip
+    figures = {"JPEG": {own_column(): at(2 * RATE)},
+               "WebP": {own_column(): at(0, 2 * RATE) + at(0, 2 * RATE, psnr=30.0)}}  # fmt: skip
     lines = table("codec-mnist", figures).splitlines()
     assert lines[-2:] == ["| JPEG | none |  |  |", "| WebP | 25.00 |  |  |"], "the mean over two seeds"

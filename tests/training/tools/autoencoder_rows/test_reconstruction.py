@@ -12,6 +12,7 @@ from training.tools import autoencoder
 from training.tools.autoencoder_rows import reconstruction
 from training.tools.autoencoder_rows.reconstruction import RECIPE, figure
 from training.tools.measuring import rows
+from training.tools.measuring.rows import own_column
 from training.tools.measuring.runs import AVX2
 
 
@@ -81,6 +82,6 @@ def test_reduction_measures_neighbors_in_the_latents_of_the_recipe(
     assert first[0] == RECIPE and first[2] == words
     assert neighbors[0]["folder"] == str(first[1]) and neighbors[0]["data"]["max_train_samples"] == 100
     assert neighbors[0]["data"]["max_eval_samples"] == 50
-    (one,) = found["Auto-Encoder"]["all instructions"]
+    (one,) = found["Auto-Encoder"][own_column()]
     assert one["metrics"]["mse"] == pytest.approx(0.02) and one["metrics"]["nearest_neighbor"] == 93
     assert figure([one]) == "MSE **0.0200**; 1-NN **93.00 %**; 20 s in all, 15 s of training"

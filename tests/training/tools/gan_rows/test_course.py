@@ -40,7 +40,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 def test_run_that_stops_is_trained_to_a_limit_and_compared_with_its_best(calls: list[Any], tmp_path: Path) -> None:
-    session = Session("all instructions", tmp_path, {}, seeds=[0, 1, 2])
+    session = Session("no bf16 tiles", tmp_path, {}, seeds=[0, 1, 2])
     lines = dict(measure_stopping(session, "stopping"))
     assert list(lines) == ["stop when converged, MNIST", "stop when converged, digits"] and len(calls) == 6
     assert calls[4][:3] == ["--dataset_name", "digits", "--stop_when_converged"]
@@ -51,7 +51,7 @@ def test_run_that_stops_is_trained_to_a_limit_and_compared_with_its_best(calls: 
 
 
 def test_broken_runs_say_what_the_log_named_and_when(calls: list[Any], tmp_path: Path) -> None:
-    lines = dict(measure_broken(Session("all instructions", tmp_path, {}, seconds=5), "broken"))
+    lines = dict(measure_broken(Session("no bf16 tiles", tmp_path, {}, seconds=5), "broken"))
     rate, images = calls
     assert float(rate[rate.index("--learning_rate") + 1]) == pytest.approx(0.15)
     assert images[images.index("--max_train_samples") + 1] == "50"

@@ -14,7 +14,7 @@ from training.tools.gan_rows import on_mnist
 from training.tools.gan_rows.figures import figure
 from training.tools.gan_rows.on_mnist import measure_dcgan
 from training.tools.measuring import rows
-from training.tools.measuring.rows import Session
+from training.tools.measuring.rows import Session, own_column
 from training.tools.measuring.runs import AVX2
 
 
@@ -100,7 +100,7 @@ def test_runs_of_another_length_are_not_set_beside_the_default(
     path = tmp_path / "gan.json"
     run(monkeypatch, path, "default")
     monkeypatch.setattr(on_mnist, "run_training", lambda *_: played(9.0, seconds_trained=5.0))
-    (one,) = run(monkeypatch, path, "dcgan", "--seconds", "5")["dcgan"]["preset dcgan"]["all instructions"]
+    (one,) = run(monkeypatch, path, "dcgan", "--seconds", "5")["dcgan"]["preset dcgan"][own_column()]
     assert "default_fid" not in one and figure([one]).startswith("classifier FID **9.00**, coverage 0.900; ")
 
 
@@ -125,7 +125,7 @@ def test_throughput_takes_turns_and_compares_pairs(
     calls: list[Call], tasks: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     found = run(monkeypatch, tmp_path / "gan.json", "throughput", "--repeats", "3")
-    runs = found["throughput"]["preset dcgan, images/s"]["all instructions"]
+    runs = found["throughput"]["preset dcgan, images/s"][own_column()]
     # 60,000 images in 600 s, against 50, 100 and 150 images/s
     assert [one["ratio"] for one in runs] == pytest.approx([2, 1, 2 / 3])
     assert figure(runs) == "**1.00** times the bare loop (0.67 to 2.00), 100 to 100"
@@ -142,7 +142,7 @@ def test_what_was_not_measured_is_said() -> None:
 @pytest.mark.slow
 def test_a_row_trains_and_measures_for_real(tmp_path: Path) -> None:
     flags = ["--dataset_name", "digits", "--quality_samples", "60", "--max_eval_samples", "60"]
-    session = Session("all instructions", tmp_path, {}, seconds=0.5, flags=flags)
+    session = Session("no bf16 tiles", tmp_path, {}, seconds=0.5, flags=flags)
     ((line, (one,)),) = measure_dcgan(session, "dcgan")
     assert line == "preset dcgan" and one["steps"] > 0
     assert one["metrics"]["classifier_fid"] > 0

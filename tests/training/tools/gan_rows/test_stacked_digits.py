@@ -66,7 +66,7 @@ def test_row_trains_on_stacks_and_shows_real_images_beside(monkeypatch: pytest.M
     monkeypatch.setattr(stacked_digits, "MNIST", "digits")
     monkeypatch.setattr(stacked_digits, "run_training", run_training)
     monkeypatch.setattr(stacked_digits, "run_task", run_task)
-    lines = dict(measure_stacked(Session("all instructions", tmp_path, {}, seconds=5, seeds=[0, 1]), "stacked"))
+    lines = dict(measure_stacked(Session("no bf16 tiles", tmp_path, {}, seconds=5, seeds=[0, 1]), "stacked"))
     assert trained[0][1].endswith("data/digits-stacked") and trained[1][-4:] == [
         "--seed", "1", "--quality_samples", "0",
     ]  # fmt: skip

@@ -52,7 +52,7 @@ def test_both_models_are_trained_alike_and_checked_on_the_whole_dataset(
 ) -> None:
     chosen = [Variation("few", "digits", {"max_train_samples": 200}), Variation("one", "digits", label=8)]
     monkeypatch.setattr(variations, "VARIATIONS", chosen)
-    session = Session("all instructions", tmp_path, {}, seconds=5.0)
+    session = Session("no bf16 tiles", tmp_path, {}, seconds=5.0)
     lines = dict(measure_variations(session, "variations"))
     ours, theirs, task, of_one_class = calls[:4]
     common = ["--dataset_name", "digits", "--max_train_samples", "200", "--max_train_seconds", "5"]
@@ -66,9 +66,9 @@ def test_both_models_are_trained_alike_and_checked_on_the_whole_dataset(
     assert run["measured"]["models"][DCGAN]["state"] == "diverged"
     assert run["measured"]["models"][DEFAULT]["state"] == "stable"
 
-    text = table("variations", {name: {"all instructions": runs} for name, runs in lines.items()})
+    text = table("variations", {name: {"no bf16 tiles": runs} for name, runs in lines.items()})
     assert "| few | **10.0**, 0.50, stable | **40.0**, 0.50, diverged | 0.25 | 1.0 |" in text
-    assert text.startswith("**variations**, all instructions (") and "trainings of 120 s" in text
+    assert text.startswith("**variations**, no bf16 tiles (") and "trainings of 120 s" in text
     assert text.endswith(
         "Of 2 variations, 2 are stable with the default settings and 0 with the preset dcgan; the default settings "
         "have the smaller distance in 2."
@@ -81,7 +81,7 @@ def test_a_training_that_fails_is_reported_after_all_others(
     monkeypatch.setattr(variations, "VARIATIONS", [Variation("bad", "broken"), Variation("good", "digits")])
     found = []
     with pytest.raises(ValueError, match="bad: hfgen train must succeed"):
-        for name, _ in measure_variations(Session("all instructions", tmp_path, {}), "variations"):
+        for name, _ in measure_variations(Session("no bf16 tiles", tmp_path, {}), "variations"):
             found.append(name)
     assert found == ["good"]
 

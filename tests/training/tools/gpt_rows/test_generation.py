@@ -60,7 +60,7 @@ def test_each_is_measured_with_its_own_loop(monkeypatch: pytest.MonkeyPatch) -> 
     )
 
 
-def session(tokens: int = 256, column: str = "all instructions") -> Session:
+def session(tokens: int = 256, column: str = "no bf16 tiles") -> Session:
     return Session(column, Path("runs"), {}, options=Namespace(tokens=tokens, batch_sizes=[1, 32], repeats=3))
 
 
@@ -77,7 +77,7 @@ def test_the_row_has_the_instructions_of_its_column_and_its_table_the_ratios(mon
 
     monkeypatch.setattr(generation, "run_task", run_task)
     columns = {}
-    for column in ("all instructions", "AVX2 alone"):
+    for column in ("no bf16 tiles", "AVX2 alone"):
         ((line, columns[column]),) = measure_generation(session(column=column), "generate")
         assert line == LINE
 
