@@ -1,5 +1,7 @@
-"""What people generate with: streamers, pipelines, an assistant model. `tests/models/test_modeling_gpt.py` has caches,
-beam search and padding."""
+"""What people generate with: streamers, pipelines, an assistant model, batches that change as texts end.
+
+`tests/models/test_modeling_gpt.py` has caches, beam search and padding.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, TextStreamer, pipeline
+from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig, TextStreamer, pipeline
 
 import hfgen
 from tests.ecosystem.small_gpts import GREEDY, GREEDY_CHARACTERS, TOKENIZER, both_layouts, random_tokens, small_gpt
@@ -59,6 +61,23 @@ def test_an_assistant_changes_no_token_of_greedy_generation(layout: str) -> None
 
     assert torch.equal(model.generate(prompt, **GREEDY, assistant_model=assistant), model.generate(prompt, **GREEDY))
     assert called
+
+
+@both_layouts
+def test_continuous_batching_writes_what_each_text_would_alone(layout: str) -> None:
+    """What `transformers serve` runs: texts of unlike lengths in one row, keys and values in pages."""
+    model, prompts = small_gpt(layout), [random_tokens(1, length, seed=length) for length in (3, 11, 1, 7)]
+    # Three at once, so that the fourth is taken in when others are under way.
+    batches = ContinuousBatchingConfig(page_size=4, num_blocks=48, max_batch_tokens=16, max_requests_per_batch=3)
+
+    answers = model.generate_batch(
+        [prompt[0].tolist() for prompt in prompts], GenerationConfig(**GREEDY), batches, warmup=False
+    )
+
+    assert [answer.error for answer in answers.values()] == [None] * 4
+    for prompt, answer in zip(prompts, answers.values(), strict=True):
+        assert answer.prompt_ids == prompt[0].tolist()
+        assert answer.generated_tokens == model.generate(prompt, **GREEDY)[0, prompt.shape[1] :].tolist()
 
 
 @both_layouts

@@ -2,8 +2,8 @@
 
 Features of a processor do not tell: bf16 products are twice as fast as fp32 ones with some instructions, and ten times
 slower where they are emulated; attention kernels and memory layouts differ as much between libraries and sizes. A
-measurement takes a tenth of a second for images, and up to some seconds for attention over a long context. Its result
-is kept in the cache of Hugging Face for this machine and these versions.
+measurement takes a tenth of a second for images, and a second or two for attention over a long context. Its result is
+kept in the cache of Hugging Face for this machine and these versions.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ from ..durable_files import write_json
 
 
 # Changes with what is measured: results of other versions are measured again.
-FORMAT = 2
+FORMAT = 3
 # Variables that change which instructions the kernels use.
 INSTRUCTIONS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")
 ROUNDS = 5
-# Sequences of an attention, and tokens and the largest width of a linear layer.
-SEQUENCES, TOKENS, MAX_WIDTH = 4, 256, 512
+# The most sequences of an attention and the most scores in it, and tokens and the largest width of a linear layer.
+MAX_SEQUENCES, MAX_SCORES, TOKENS, MAX_WIDTH = 4, 4_000_000, 256, 512
+# Kernels that take long do so with less noise: no further round begins after as many seconds.
+MAX_SECONDS = 0.5
 # A candidate that is this many times slower than the fastest is not timed again.
 HOPELESS = 3.0
 
@@ -59,10 +61,15 @@ class Attention:
         return min(self.heads * self.head_dim, MAX_WIDTH)
 
     @property
+    def sequences(self) -> int:
+        """How many are measured at once."""
+        return max(1, min(MAX_SEQUENCES, MAX_SCORES // (self.heads * self.length**2)))
+
+    @property
     def products_beside_it(self) -> float:
         """How many of the measured linear layers are in a layer of a transformer, for the tokens of its attention. Its
         12 width^2 weights are three of them, if it is not wider than they are."""
-        return 3 * (SEQUENCES * self.length / TOKENS) * (self.heads * self.head_dim / self.width) ** 2
+        return 3 * (self.sequences * self.length / TOKENS) * (self.heads * self.head_dim / self.width) ** 2
 
 
 def speeds(attention: Attention | None) -> dict[str, float]:
@@ -115,7 +122,10 @@ def compare(kernels: dict[str, Kernel]) -> dict[str, float]:
     for kernel in kernels.values():
         kernel()  # the first call generates code
     best: dict[str, float] = {}
+    begun = time.thread_time()
     for _ in range(ROUNDS):
+        if best and time.thread_time() - begun > MAX_SECONDS:
+            break
         for name, kernel in kernels.items():
             if best.get(name, 0.0) > HOPELESS * min(best.values(), default=0.0):
                 continue
@@ -158,8 +168,8 @@ def _convolutions() -> dict[str, Kernel]:
 
 
 def _attentions(size: Attention) -> dict[str, Kernel]:
-    """Causal attention over four sequences, as a fused kernel and as separate products."""
-    query, key, value = (_numbers(SEQUENCES, size.heads, size.length, size.head_dim) for _ in range(3))
+    """Causal attention over some sequences, as a fused kernel and as separate products."""
+    query, key, value = (_numbers(size.sequences, size.heads, size.length, size.head_dim) for _ in range(3))
     mask = torch.full((size.length, size.length), float("-inf")).triu(1)
 
     def fused() -> Tensor:

@@ -38,6 +38,18 @@ def test_faster_kernel_is_found_and_a_hopeless_one_is_timed_once() -> None:
     assert calls["slow"] == 2 and calls["fast"] == 1 + probe.ROUNDS
 
 
+def test_long_kernels_are_timed_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "MAX_SECONDS", 0.02)
+    calls = []
+    assert compare({"a": lambda: (calls.append("a"), busy(15)), "b": lambda: (calls.append("b"), busy(15))})["b"] >= 15
+    assert calls == ["a", "b"] * 2  # one of each generates code
+
+
+def test_a_long_context_is_measured_with_fewer_sequences() -> None:
+    sizes = {Attention(4, 64, 32): 4, Attention(8, 256, 32): 4, Attention(4, 512, 32): 3, Attention(12, 1024, 64): 1}
+    assert {size: size.sequences for size in sizes} == sizes
+
+
 def test_waiting_for_other_programs_does_not_count() -> None:
     assert compare({"waits": lambda: (busy(1), time.sleep(0.05))})["waits"] < 25
 
