@@ -54,7 +54,7 @@ def trials_table(figures: dict[str, Any], in_words: InWords, metric: str, decima
             if other is not None:
                 result += _difference(trial["runs"], other["runs"], metric, decimals)
             seeds = ", ".join(str(run["seed"]) for run in trial["runs"])
-            label = name if column == COLUMNS[0] else f"{name}, {column}"
+            label = name if len(columns) == 1 else f"{name}, {column}"
             lines.append([label, str(trial["change"]), str(trial["prediction"]), result, seeds])
     return markdown(["trial", "change", "prediction", "result", "seeds"], lines)
 

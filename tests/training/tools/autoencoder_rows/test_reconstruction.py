@@ -67,8 +67,8 @@ def test_start_trains_with_the_default_flags_beside_pca_and_the_mean_image(
         assert flags[-3:] == [str(seed), "--max_train_seconds", "15"]
     assert list(found["rows"]["start"]) == ["mean image", "PCA, 32 numbers", "Auto-Encoder, default flags, 15 s"]
     lines = capsys.readouterr().out.splitlines()[-3:]
-    assert lines[0] == "| mean image |  | MSE **0.0670** |"
-    assert lines[1] == "| PCA, 32 numbers |  | MSE **0.0152**; 2 s of training |"
+    assert lines[0] == "| mean image | MSE **0.0670** |"
+    assert lines[1] == "| PCA, 32 numbers | MSE **0.0152**; 2 s of training |"
     assert "MSE **0.0250** (0.0200 to 0.0300); 20 s in all, 15 s of training |" in lines[2]
 
 
