@@ -2,17 +2,18 @@
 
 `GPTModel.forward` serves any number of positions, every backend of attention, training and hooks, and for one position
 that costs more than the arithmetic. `GPTStep` computes the same with as few calls of torch as it takes. (After each
-matrix, which sweeps the processor's cache, even a view of a tensor costs microseconds.) Texts are columns, in which
-order products with matrices are fastest. Queries, keys and values come from one matrix, into memory whose parts were
-named once; keys and values are written to room that was set aside; attention is two batched products, which for one
-query are faster than kernels made for many; positions are looked up in tables; there is no mask where nothing is
-padded. Results differ from those of `forward` by rounding alone.
+matrix, which sweeps the processor's cache, even a view of a tensor costs microseconds.) Texts are columns, or rows
+where a measurement finds products with those faster. Queries, keys and values come from one matrix, into memory whose
+parts were named once; keys and values are written to room that was set aside; attention is two batched products, which
+for one query are faster than kernels made for many; positions are looked up in tables; there is no mask where nothing
+is padded. Results differ from those of `forward` by rounding alone.
 """
 
 import math
-from collections.abc import Callable, Iterable
+import timeit
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import accumulate, repeat
 from typing import Any
 
 import torch
@@ -25,8 +26,9 @@ from .gpt_layers import GPTDecoderLayer, GPTRMSNorm
 
 SPARE = 256  # positions that are set aside at first; whenever they are used up, the room doubles
 MOST_COPIED = 2**28  # bytes of matrices that are joined; in larger models, three products cost no more than one
+MOST_TIMED = 2**26  # bytes of matrices with which products are timed, more than most caches hold
+_MEASURED: dict[tuple[Any, ...], bool] = {}
 
-Weights = tuple[Tensor, Tensor | None]  # a matrix (outputs, inputs) and its bias, for a vector or for columns
 Function = Callable[[Tensor], Tensor]
 
 
@@ -52,7 +54,10 @@ class GPTStep:
         self.columns = () if batch == 1 else (batch,)  # a single text is a vector, several are a matrix's columns
         projections = [linear.weight for layer in self.body.layers for linear in _projections(layer.self_attn)]
         is_small = sum(weight.nbytes for weight in projections) <= MOST_COPIED
-        self.layers = [_Layer.of(layer, is_small, self.columns) for layer in self.body.layers]
+        matrices = [linear.weight for layer in self.body.layers for linear in _linears(layer)]
+        product_of = _Products(batch, _rows_are_faster(batch, matrices))
+        self.layers = [_Layer.of(layer, is_small, self.columns, product_of) for layer in self.body.layers]
+        self.to_logits = product_of(self.output, None)
         self.norm = _norm(self.body.norm, self.columns)
         self.is_rotary = config.position_embedding == "rotary"
         self.cos, self.sin = self.output.new_empty(2, 0, config.head_dim)
@@ -106,18 +111,18 @@ class GPTStep:
         x = x.t().contiguous() if self.columns else x.view(-1)
         for layer, slot, key, value, turn in zip(self.layers, slots, keys, values, self._turns()):
             normal = layer.attention_norm(x)
-            for weights, part in zip(layer.projections, self.projected):
-                _multiply(weights, normal, out=part)
+            for projection, part in zip(layer.projections, self.projected):
+                projection(normal, out=part)
             if self.columns:
                 self.heads.copy_(self.columns_of_heads)
             if layer.norm_heads is not None:
                 layer.norm_heads(self.queries_and_keys)
             self._turn_heads(*turn)
             slot.copy_(self.keys_and_values)
-            _add_product(x, layer.attention_output, self._attend(key, value, mask))
-            _add_product(x, layer.down, layer.hidden(layer.mlp_norm(x)))
+            layer.attention_output.add_to(x, self._attend(key, value, mask))
+            layer.down.add_to(x, layer.hidden(layer.mlp_norm(x)))
         self.positions.add_(1)
-        return _multiply((self.output, None), self.norm(x)).view(-1, len(tokens)).t()
+        return self.to_logits(self.norm(x)).view(-1, len(tokens)).t()
 
     def _keys_and_values(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Keys (key/value heads * batch, head_dim, length) and values (..., length, head_dim) of each layer."""
@@ -182,17 +187,17 @@ class _Layer:
     """
 
     attention_norm: Function
-    projections: list[Weights]
+    projections: "list[_Product]"
     norm_heads: Function | None
-    attention_output: Weights
+    attention_output: "_Product"
     mlp_norm: Function
     hidden: Function
-    down: Weights
+    down: "_Product"
 
     @classmethod
-    def of(cls, layer: GPTDecoderLayer, is_small: bool, columns: tuple[int, ...]) -> "_Layer":
+    def of(cls, layer: GPTDecoderLayer, is_small: bool, columns: tuple[int, ...], product_of: "_Products") -> "_Layer":
         attention, attention_norm = layer.self_attn, _norm(layer.input_layernorm, columns)
-        projections = [_weights(linear, columns) for linear in _projections(attention)]
+        projections = [(linear.weight, linear.bias) for linear in _projections(attention)]
         if is_small:
             weights, biases = zip(*projections)
             matrix, bias = torch.cat(weights), None if biases[0] is None else torch.cat(biases)
@@ -202,41 +207,123 @@ class _Layer:
             projections = [(matrix, bias)]
         return cls(
             attention_norm,
-            projections,
+            [product_of(*projection) for projection in projections],
             _norm_of_heads(attention),
-            _weights(attention.o_proj, columns),
+            product_of.linear(attention.o_proj),
             _norm(layer.post_attention_layernorm, columns),
-            _hidden(layer.mlp, columns),
-            _weights(layer.mlp.down_proj, columns),
+            _hidden(layer.mlp, product_of),
+            product_of.linear(layer.mlp.down_proj),
         )
+
+
+def _linears(layer: GPTDecoderLayer) -> list[nn.Linear]:
+    return [module for module in layer.modules() if isinstance(module, nn.Linear)]
 
 
 def _projections(attention: Any) -> tuple[nn.Linear, ...]:
     return attention.q_proj, attention.k_proj, attention.v_proj
 
 
-def _weights(linear: nn.Linear, columns: tuple[int, ...]) -> Weights:
-    bias: Tensor | None = linear.bias
-    return linear.weight, bias[:, None] if columns and bias is not None else bias
+class _Product:
+    """A linear layer for a vector or for the columns of a matrix.
+
+    Args:
+        weight: (outputs, inputs).
+        bias: (outputs,), or (outputs, 1) for columns.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight, bias
+
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        weight, bias = self.weight, self.bias
+        if x.ndim == 1:  # products with a vector read the matrix faster than products of matrices do
+            return torch.mv(weight, x, out=out) if bias is None else torch.addmv(bias, weight, x, out=out)
+        return torch.mm(weight, x, out=out) if bias is None else torch.addmm(bias, weight, x, out=out)
+
+    def add_to(self, total: Tensor, x: Tensor) -> None:
+        """Adds the layer's output to `total`."""
+        if x.ndim == 1:
+            total.addmv_(self.weight, x)
+        else:
+            total.addmm_(self.weight, x)
+        if self.bias is not None:
+            total.add_(self.bias)
 
 
-def _multiply(weights: Weights, x: Tensor, out: Tensor | None = None) -> Tensor:
-    """A layer's output for a vector or for the columns of a matrix."""
-    weight, bias = weights
-    if x.ndim == 1:  # products with a vector read the matrix faster than products of matrices do
-        return torch.mv(weight, x, out=out) if bias is None else torch.addmv(bias, weight, x, out=out)
-    return torch.mm(weight, x, out=out) if bias is None else torch.addmm(bias, weight, x, out=out)
+class _ProductOfRows(_Product):
+    """The same, where products with rows are faster than with columns, and those with two than with one vector.
+
+    Args:
+        weight, bias: as above, with (outputs, 1).
+        rows: memory, (texts, inputs); for a single text two rows, of which the second is never written.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, rows: Tensor) -> None:
+        super().__init__(weight, bias)
+        self.rows, self.first, self.columns = rows, rows[0], rows.t()
+
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        weight, bias, is_alone = self.weight, self.bias, x.ndim == 1
+        if is_alone:
+            self.first.copy_(x)
+        else:
+            self.rows.copy_(x.t())
+        product = torch.mm(weight, self.columns) if bias is None else torch.addmm(bias, weight, self.columns)
+        product = product[:, 0] if is_alone else product
+        return product if out is None else out.copy_(product)
+
+    def add_to(self, total: Tensor, x: Tensor) -> None:
+        total.add_(self(x))
 
 
-def _add_product(total: Tensor, weights: Weights, x: Tensor) -> None:
-    """Adds a layer's output to `total`."""
-    weight, bias = weights
-    if x.ndim == 1:
-        total.addmv_(weight, x)
-    else:
-        total.addmm_(weight, x)
-    if bias is not None:
-        total.add_(bias)
+class _Products:
+    """Makes the products of a model's layers.
+
+    Args:
+        texts: how many are written together.
+        has_rows: whether they are a `_ProductOfRows`.
+    """
+
+    def __init__(self, texts: int, has_rows: bool) -> None:
+        self.texts, self.has_rows = texts, has_rows
+        self.rows: dict[int, Tensor] = {}  # by the number of inputs: all layers use the same memory
+
+    def __call__(self, weight: Tensor, bias: Tensor | None) -> _Product:
+        if bias is not None and (self.has_rows or self.texts > 1):
+            bias = bias[:, None]
+        if not self.has_rows:
+            return _Product(weight, bias)
+        inputs = weight.shape[1]
+        if inputs not in self.rows:
+            self.rows[inputs] = weight.new_zeros(max(self.texts, 2), inputs)
+        return _ProductOfRows(weight, bias, self.rows[inputs])
+
+    def linear(self, layer: nn.Linear) -> _Product:
+        return self(layer.weight, layer.bias)
+
+
+def _rows_are_faster(texts: int, weights: Sequence[Tensor]) -> bool:
+    """Whether `_ProductOfRows` takes at most 0.8 of the time, measured with the matrices of the model.
+
+    PyTorch's products are MKL's. Those with one vector use one thread, and on processors that are not Intel's they
+    read matrices that are not in a cache at a third of the memory's speed; those with a few columns compute at a
+    fifth of theirs.
+    """
+    sizes = list(accumulate(weight.nbytes for weight in weights))
+    key = (texts, torch.get_num_threads(), weights[0].dtype, *sizes)
+    if key not in _MEASURED:  # once in a process, so that what a seed writes repeats
+        sample = [weight for weight, size in zip(weights, sizes) if size <= MOST_TIMED]
+        usual, other = (_seconds(_Products(texts, has_rows), sample or weights[:1]) for has_rows in (False, True))
+        _MEASURED[key] = other <= 0.8 * usual
+    return _MEASURED[key]
+
+
+def _seconds(products: "_Products", weights: Sequence[Tensor]) -> float:
+    """The time of a product with each of the matrices, the shortest of three."""
+    texts = (products.texts,) if products.texts > 1 else ()
+    turns = [(products(weight, None), weight.new_ones(weight.shape[1], *texts)) for weight in weights]
+    return min(timeit.repeat(lambda: [product(x) for product, x in turns], number=1, repeat=3))
 
 
 def _norm(norm: Any, columns: tuple[int, ...] = ()) -> Function:
@@ -288,14 +375,14 @@ def _head_gains(attention: Any) -> Tensor:
     return torch.cat([_gain(norm).expand(count, -1) for norm, count in zip(norms, counts)])
 
 
-def _hidden(mlp: Any, columns: tuple[int, ...]) -> Function:
-    up, activation = _weights(mlp.up_proj, columns), mlp.act_fn
+def _hidden(mlp: Any, product_of: _Products) -> Function:
+    up, activation = product_of.linear(mlp.up_proj), mlp.act_fn
     if mlp.gate_proj is not None:
-        gate = _weights(mlp.gate_proj, columns)
-        return lambda x: activation(_multiply(gate, x)).mul_(_multiply(up, x))
+        gate = product_of.linear(mlp.gate_proj)
+        return lambda x: activation(gate(x)).mul_(up(x))
     if isinstance(activation, ReLUSquaredActivation):
-        return lambda x: _square_(_multiply(up, x).relu_())
-    return lambda x: activation(_multiply(up, x))
+        return lambda x: _square_(up(x).relu_())
+    return lambda x: activation(up(x))
 
 
 def _square_(x: Tensor) -> Tensor:

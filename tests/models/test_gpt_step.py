@@ -37,18 +37,30 @@ EVERY_SHAPE = pytest.mark.parametrize(
 )
 
 
+@pytest.fixture(params=[False, True], ids=["columns", "rows"])
+def has_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Both ways of multiplying, whichever is faster here."""
+    monkeypatch.setattr(gpt_step, "_rows_are_faster", lambda *_: request.param)
+    return request.param
+
+
 def prompts(lengths: tuple[int, ...]) -> dict[str, Tensor]:
     """With positions that count from each text's first token."""
     batch = left_padded([random_tokens(length, seed=length) for length in lengths])
     return {**batch, "position_ids": positions_without_padding(batch["attention_mask"])}
 
 
-def stepped_logits(model: GPTForCausalLM, batch: dict[str, Tensor], following: Tensor) -> Tensor:
-    """(batch, steps, vocabulary), step by step."""
+def cache_of(model: GPTForCausalLM, batch: dict[str, Tensor]) -> DynamicCache:
+    """What a forward pass over the prompt leaves."""
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
         model(**batch, **{CACHE: cache})
-    step = GPTStep(model, cache, batch["attention_mask"], batch["position_ids"][:, -1] + 1)
+    return cache
+
+
+def stepped_logits(model: GPTForCausalLM, batch: dict[str, Tensor], following: Tensor) -> Tensor:
+    """(batch, steps, vocabulary), step by step."""
+    step = GPTStep(model, cache_of(model, batch), batch["attention_mask"], batch["position_ids"][:, -1] + 1)
     return torch.stack([step(tokens) for tokens in following.T], dim=1)
 
 
@@ -64,7 +76,7 @@ def logits_at_once(model: GPTForCausalLM, batch: dict[str, Tensor], following: T
 @EVERY_SHAPE
 @pytest.mark.parametrize("lengths", [(6,), (6, 6), (7, 4, 1)], ids=["alone", "together", "padded"])
 def test_steps_give_the_logits_of_one_forward(
-    shape: dict[str, object], lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    shape: dict[str, object], lengths: tuple[int, ...], has_rows: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also past the room that is set aside at first."""
     monkeypatch.setattr(gpt_step, "SPARE", 3)
@@ -79,7 +91,7 @@ def test_steps_give_the_logits_of_one_forward(
 @EVERY_SHAPE
 @pytest.mark.parametrize("lengths", [(6,), (7, 4, 1)], ids=["alone", "padded"])
 def test_large_matrices_are_not_copied(
-    shape: dict[str, object], lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    shape: dict[str, object], lengths: tuple[int, ...], has_rows: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpt_step, "MOST_COPIED", 0)
     model = tiny_model(**shape).double()
@@ -88,6 +100,19 @@ def test_large_matrices_are_not_copied(
     stepped = stepped_logits(model, prompts(lengths), following)
 
     torch.testing.assert_close(stepped, logits_at_once(model, prompts(lengths), following), rtol=1e-9, atol=1e-9)
+
+
+def test_what_is_faster_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or else the same seed might write another text when the machine is busy."""
+    times = iter([1.0, 0.6, 1.0, 0.9])
+    monkeypatch.setattr(gpt_step, "_seconds", lambda *_: next(times))
+    monkeypatch.setattr(gpt_step, "_MEASURED", {})
+    model = tiny_model()
+    ways = [
+        type(GPTStep(model, cache_of(model, prompts(lengths)), None, torch.tensor([6])).to_logits)
+        for lengths in ((6,), (6,), (6, 6), (6, 6))
+    ]
+    assert [way.__name__ for way in ways] == ["_ProductOfRows"] * 2 + ["_Product"] * 2
 
 
 def test_small_vectors_are_normalized_as_in_forward() -> None:
