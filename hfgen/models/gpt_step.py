@@ -197,6 +197,7 @@ class _Layer:
     @classmethod
     def of(cls, layer: GPTDecoderLayer, is_small: bool, columns: tuple[int, ...], product_of: "_Products") -> "_Layer":
         attention, attention_norm = layer.self_attn, _norm(layer.input_layernorm, columns)
+        projections: list[tuple[Tensor, Tensor | None]]
         projections = [(linear.weight, linear.bias) for linear in _projections(attention)]
         if is_small:
             weights, biases = zip(*projections)
