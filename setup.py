@@ -42,7 +42,6 @@ TEST = [
     "ruff>=0.12",
     "setuptools>=77",
     "tensorboard>=2.16",
-    "torchao>=0.17",
     "types-pyyaml",
     "types-tqdm",
 ]

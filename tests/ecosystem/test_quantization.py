@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
+import pytest
 import torch
-from torchao.quantization import Int8Tensor, Int8WeightOnlyConfig
 from transformers import AutoModelForCausalLM, TorchAoConfig
 
 from tests.ecosystem.small_gpts import GREEDY, both_layouts, random_tokens, small_gpt
 
 
+# Not among the packages that CI installs: where torchao is, transformers imports it in every process.
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
 @both_layouts
 def test_int8_weights_load_write_and_are_saved(layout: str, tmp_path: Path) -> None:
+    from torchao.quantization import Int8Tensor, Int8WeightOnlyConfig
+
     model, ids = small_gpt(layout), random_tokens(2, 12)
     model.save_pretrained(tmp_path / "gpt")
     with torch.no_grad():
