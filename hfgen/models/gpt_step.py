@@ -27,7 +27,7 @@ from .gpt_layers import GPTDecoderLayer, GPTRMSNorm
 SPARE = 256  # positions that are set aside at first; whenever they are used up, the room doubles
 MOST_COPIED = 2**28  # bytes of matrices that are joined; in larger models, three products cost no more than one
 MOST_TIMED = 2**26  # bytes of matrices with which products are timed, more than most caches hold
-_MEASURED: dict[tuple[Any, ...], bool] = {}
+_MEASURED: dict[tuple[Any, ...], bool] = {}  # what `_rows_are_faster` has found in this process
 
 Function = Callable[[Tensor], Tensor]
 
@@ -257,7 +257,7 @@ class _ProductOfRows(_Product):
 
     Args:
         weight, bias: as above, with (outputs, 1).
-        rows: memory, (texts, inputs); for a single text two rows, of which the second is never written.
+        rows: memory that the layers share, (texts, inputs); for a single text two rows, of which the second stays 0.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: Tensor) -> None:
@@ -319,7 +319,7 @@ def _rows_are_faster(texts: int, weights: Sequence[Tensor]) -> bool:
     return _MEASURED[key]
 
 
-def _seconds(products: "_Products", weights: Sequence[Tensor]) -> float:
+def _seconds(products: _Products, weights: Sequence[Tensor]) -> float:
     """The time of a product with each of the matrices, the shortest of three."""
     texts = (products.texts,) if products.texts > 1 else ()
     turns = [(products(weight, None), weight.new_ones(weight.shape[1], *texts)) for weight in weights]
