@@ -61,9 +61,7 @@ def is_launched() -> bool:
 def seconds_since_start() -> float:
     """Seconds since the command was started: the launcher's process, or this one if there is no launcher or it has
     restarted its processes."""
-    process = psutil.Process()
-    parent = process.parent() if is_launched() and not restarts() else None
-    return time.time() - (process if parent is None else parent).create_time()
+    return time.time() - _STARTED
 
 
 def settings() -> dict[str, str]:
@@ -126,3 +124,30 @@ def available_cores() -> int:
 def _is_true(name: str) -> bool:
     """As accelerate reads its variables. Its own function would import torch, which a wrong flag need not wait for."""
     return os.environ.get(name, "").lower() in ("1", "true", "t", "yes", "y", "on")
+
+
+def _time_of_start() -> float:
+    """When the command was started, to be asked before this process has any children.
+
+    A shell that replaces itself by its last command, as in `bash -c "pip install hfgen && hfgen train vae"`, hands its
+    age on to that command. It is told by commands that it has waited for. Python has started since then, which is
+    nearly all work of a processor.
+    """
+    process, now = psutil.Process(), time.time()
+    parent = process.parent() if is_launched() and not restarts() else None
+    if parent is not None:  # its last work was to start this process
+        process, now = parent, _creation(process)
+    times = process.cpu_times()
+    if getattr(times, "children_user", 0) + getattr(times, "children_system", 0) > 0:
+        return now - times.user - times.system
+    return _creation(process)
+
+
+def _creation(process: psutil.Process) -> float:
+    """When a process was created. Linux knows to whole seconds when the machine was started, from where it counts."""
+    if not hasattr(time, "CLOCK_BOOTTIME"):
+        return process.create_time()
+    return process.create_time() - psutil.boot_time() + time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+_STARTED = _time_of_start()
