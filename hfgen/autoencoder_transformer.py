@@ -334,8 +334,14 @@ class AutoencoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         return losses
 
     def _loss(self, pixel_values: Tensor, generator: torch.Generator) -> Tensor:
-        noise = torch.randn(pixel_values.shape, generator=generator) if self.model_.config.noise_std > 0 else None
-        return self.model_(pixel_values, noise=None if noise is None else noise.to(pixel_values.device)).loss
+        config, batch, device = self.model_.config, len(pixel_values), pixel_values.device
+        changes = {
+            "noise": torch.randn(pixel_values.shape, generator=generator) if config.noise_std > 0 else None,
+            "erasing": torch.rand(batch, 5, generator=generator) if config.erase_prob > 0 else None,
+            "moves": torch.randn(batch, 2, 3, generator=generator) if config.affine_std > 0 else None,
+        }
+        changes = {name: numbers.to(device) for name, numbers in changes.items() if numbers is not None}
+        return self.model_(pixel_values, **changes).loss
 
 
 def _is_positive(value: Any) -> bool:

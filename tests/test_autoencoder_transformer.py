@@ -130,11 +130,12 @@ def test_a_seed_determines_the_result() -> None:
     assert not np.allclose(other.transform(values), first.transform(values))
 
 
-def test_noise_of_a_denoising_model_follows_from_the_seed() -> None:
-    values, config = images(40, 8, 8), {**TINY["config"], "noise_std": 0.3}
+@pytest.mark.parametrize("field", ["noise_std", "erase_prob", "affine_std"])
+def test_what_changes_the_input_follows_from_the_seed(field: str) -> None:
+    values, config = images(40, 8, 8), {**TINY["config"], field: 0.3}
     first, again = (AutoencoderTransformer(**{**TINY, "config": config}).fit(values) for _ in range(2))
 
-    assert first.model_.config.noise_std == 0.3 and first.loss_curve_ == again.loss_curve_
+    assert getattr(first.model_.config, field) == 0.3 and first.loss_curve_ == again.loss_curve_
     assert first.loss_curve_ != AutoencoderTransformer(**TINY).fit(values).loss_curve_
 
 

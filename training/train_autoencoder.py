@@ -59,7 +59,8 @@ class ReconstructionLoss(nn.Module):
         pixels, config = batch["pixel_values"], self.model.config
         noise = rng.normal(*pixels.shape[1:]) if config.noise_std > 0 else None
         erasing = rng.uniform(5) if config.erase_prob > 0 else None
-        output = self.model(pixels, noise=noise, erasing=erasing)
+        moves = rng.normal(2, 3) if config.affine_std > 0 else None
+        output = self.model(pixels, noise=noise, erasing=erasing, moves=moves)
         return output.loss, {"loss": output.loss}
 
 

@@ -87,6 +87,9 @@ class AutoencoderConfig(StagedConfig):
             range; above 0, the model is a denoising auto-encoder (Vincent et al. 2010).
         erase_prob: probability that a rectangle of the input, a quarter to half as high and wide as the image, is
             black during training; above 0, the model learns to complete images from their other parts.
+        affine_std: standard deviation of a random affine map that moves, turns, scales and slants the input during
+            training; a shift is in units of half the image's side. Above 0, the model learns to draw the image as it
+            was, so its latents say what is shown more than where: better neighbors, and less exact reconstructions.
         sparsity_weight: weight of the mean absolute latent in the loss; above 0, the model is a sparse auto-encoder.
         hidden_act: activation, by its name in transformers.
         anomaly_dim: directions in which the anomaly detector tells normal images apart, at most 8 for each cell of its
@@ -113,6 +116,7 @@ class AutoencoderConfig(StagedConfig):
     reconstruction_loss: str = "mse"
     noise_std: float | int = 0.0
     erase_prob: float | int = 0.0
+    affine_std: float | int = 0.0
     sparsity_weight: float | int = 0.0
     hidden_act: str = "silu"
     anomaly_dim: int = 0
@@ -139,7 +143,7 @@ class AutoencoderConfig(StagedConfig):
         problems = staged_problems(self, **choices)
         if self.num_residual_blocks < 0:
             problems.append(f"num_residual_blocks must be at least 0, got {self.num_residual_blocks}")
-        for name in ("noise_std", "sparsity_weight"):
+        for name in ("noise_std", "affine_std", "sparsity_weight"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 problems.append(f"{name} must be a finite number of at least 0, got {getattr(self, name)}")
         if not 0 <= self.erase_prob <= 1:
@@ -188,6 +192,20 @@ def erase_rectangles(images: Tensor, erasing: Tensor, erase_prob: float) -> Tens
         shape = [-1, 1, side, 1] if dim == 2 else [-1, 1, 1, side]
         is_erased = is_erased & ((pixels >= start) & (pixels < start + length[:, None])).view(shape)
     return images.masked_fill(is_erased, 0.0)
+
+
+def distort(images: Tensor, moves: Tensor, affine_std: float) -> Tensor:
+    """Moves, turns, scales and slants images, each by an affine map of its own around the image's center.
+
+    Args:
+        images: (batch, channels, height, width). What comes in from outside of an image is its border, continued.
+        moves: standard normal numbers (batch, 2, 3), the differences from the identity in units of affine_std. The
+            last column shifts, in units of half the width and height.
+        affine_std: how far a map is from the identity.
+    """
+    maps = torch.eye(2, 3, device=images.device) + affine_std * moves.float()
+    places = F.affine_grid(maps, list(images.shape), align_corners=False)
+    return F.grid_sample(images.float(), places, padding_mode="border", align_corners=False).to(images.dtype)
 
 
 def residual_blocks(channels: int, config: AutoencoderConfig) -> nn.Sequential:
@@ -331,6 +349,7 @@ class AutoencoderModel(ImageModel):
         labels: Any = None,
         noise: Tensor | None = None,
         erasing: Tensor | None = None,
+        moves: Tensor | None = None,
         return_loss: bool = True,
     ) -> AutoencoderOutput:
         """Encodes and decodes images, and measures the reconstruction error.
@@ -342,6 +361,8 @@ class AutoencoderModel(ImageModel):
                 during training; drawn here if None.
             erasing: uniform numbers in [0, 1), (batch, 5), which say what `erase_rectangles` hides from a model with
                 `erase_prob` during training; drawn here if None.
+            moves: standard normal numbers (batch, 2, 3), by which `distort` moves the input of a model with
+                `affine_std` during training; drawn here if None.
             return_loss: False leaves the loss out.
 
         Raises:
@@ -349,6 +370,9 @@ class AutoencoderModel(ImageModel):
         """
         inputs = pixel_values = self.check_images(pixel_values)
         self.check_range(pixel_values)
+        if self.training and self.config.affine_std > 0:
+            moves = torch.randn(len(inputs), 2, 3, device=inputs.device) if moves is None else moves
+            inputs = distort(inputs, moves, self.config.affine_std)
         if self.training and self.config.erase_prob > 0:
             erasing = torch.rand(len(inputs), 5, device=inputs.device) if erasing is None else erasing
             inputs = erase_rectangles(inputs, erasing, self.config.erase_prob)

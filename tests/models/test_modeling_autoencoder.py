@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hfgen.models.modeling_autoencoder import AutoencoderConfig, AutoencoderModel, erase_rectangles
+from hfgen.models.modeling_autoencoder import AutoencoderConfig, AutoencoderModel, distort, erase_rectangles
 
 
 LATENT_TYPES = pytest.mark.parametrize("latent_type", ["vector", "spatial"])
@@ -240,19 +240,37 @@ def test_erased_rectangles_by_hand() -> None:
     assert torch.equal(erase_rectangles(torch.ones(4, 3, 8, 16), erasing, 0.5), expected)
 
 
-def test_a_rectangle_is_hidden_while_training_and_the_whole_image_is_the_target() -> None:
-    model = tiny_model(erase_prob=1.0, noise_std=0.5).train()
-    images = random_images(model)
+def test_moves_by_hand() -> None:
+    """Nothing, a pixel to the left, two pixels down, and a mirror image: of what comes in, the border is continued."""
+    images = random_images(tiny_model(), batch=1).expand(4, -1, -1, -1)
+    moves = torch.zeros(4, 2, 3)
+    moves[1, 0, 2], moves[2, 1, 2], moves[3, 0, 0] = 1 / 4, -2 / 4, -2  # of a half of 4 pixels
+    left, down = torch.arange(8).add(1).clamp(max=7), torch.arange(8).sub(2).clamp(min=0)
+    expected = torch.stack([images[0], images[0][:, :, left], images[0][:, down], images[0].flip(2)])
+
+    torch.testing.assert_close(distort(images, moves, 1.0), expected)
+    torch.testing.assert_close(distort(images, 4 * moves, 0.25), expected)
+
+
+@pytest.mark.parametrize("kind", ["moved", "hidden"])
+def test_the_input_is_changed_while_training_and_the_image_as_it_was_is_the_target(kind: str) -> None:
+    images = random_images(tiny_model())
     noise, erasing = torch.ones_like(images), torch.full((2, 5), 0.5)
-    hidden = erase_rectangles(images, erasing, 1.0)
-    assert not torch.equal(hidden, images)
+    moves = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(0))
+    if kind == "moved":
+        model, numbers = tiny_model(affine_std=0.2, noise_std=0.5), {"moves": moves}
+        changed = distort(images, moves, 0.2)
+    else:
+        model, numbers = tiny_model(erase_prob=1.0, noise_std=0.5), {"erasing": erasing}
+        changed = erase_rectangles(images, erasing, 1.0)
+    assert not torch.equal(changed, images)
 
-    output = model(images, noise=noise, erasing=erasing)
+    output = model.train()(images, noise=noise, **numbers)
 
-    torch.testing.assert_close(output.latents, model.encode(hidden + 0.5 * noise))
+    torch.testing.assert_close(output.latents, model.encode(changed + 0.5 * noise))
     torch.testing.assert_close(output.loss, (output.reconstruction - images).square().mean())
     assert not torch.equal(model(images, noise=noise).loss, output.loss)  # drawn again if it is not given
-    assert torch.equal(model.eval()(images, erasing=erasing).latents, model.encode(images))
+    assert torch.equal(model.eval()(images, **numbers).latents, model.encode(images))
 
 
 def test_a_pixel_drawn_too_bright_gets_a_gradient_while_training() -> None:
@@ -442,6 +460,7 @@ def test_all_problems_of_a_config_are_reported_at_once() -> None:
             reconstruction_loss="huber",
             noise_std=-0.5,
             erase_prob=1.5,
+            affine_std=-1,
             sparsity_weight=math.inf,
             hidden_act="relo",
         )
@@ -458,6 +477,7 @@ def test_all_problems_of_a_config_are_reported_at_once() -> None:
         "reconstruction_loss must be one of mse, l1, got 'huber'",
         "noise_std must be a finite number of at least 0, got -0.5",
         "erase_prob must be from 0 to 1, got 1.5",
+        "affine_std must be a finite number of at least 0, got -1",
         "sparsity_weight must be a finite number of at least 0, got inf",
         "hidden_act must be the name of an activation in transformers, got 'relo'",
     ):

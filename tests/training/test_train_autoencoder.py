@@ -9,11 +9,12 @@ from training.randomness import BatchRNG
 from training.train_autoencoder import ReconstructionLoss
 
 
-def test_noise_and_erased_rectangles_belong_to_the_examples() -> None:
-    """However a global batch is divided among processes, each image is hidden in the same way."""
+def test_noise_and_moves_and_erased_rectangles_belong_to_the_examples() -> None:
+    """However a global batch is divided among processes, each image is changed in the same way."""
     torch.manual_seed(0)
+    hiding = {"noise_std": 0.2, "erase_prob": 0.5, "affine_std": 0.1}
     sizes = {"image_size": 8, "hidden_channels": [4], "hidden_size": 8, "latent_dim": 2}
-    loss = ReconstructionLoss(AutoencoderModel(AutoencoderConfig(**sizes, noise_std=0.2, erase_prob=0.5)).train())
+    loss = ReconstructionLoss(AutoencoderModel(AutoencoderConfig(**sizes, **hiding)).train())
     images = torch.rand(6, 1, 8, 8)
 
     def of(rows: slice, step: int = 0) -> torch.Tensor:

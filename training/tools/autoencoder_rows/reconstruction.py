@@ -13,7 +13,10 @@ from ..measuring.table import Runs, range_of, seconds_of
 RECIPE = "autoencoder-mnist"
 START_SECONDS = 15.0
 COMPONENTS = 32  # the numbers that the recipe, and the defaults, compress an image to
-TRAININGS = [Training("Auto-Encoder", RECIPE)]
+TRAININGS = [
+    Training("Auto-Encoder", RECIPE),
+    Training("Auto-Encoder, for comparing images", "autoencoder-mnist-embedding"),
+]
 
 
 def measure_start(session: Session, row: str) -> Lines:

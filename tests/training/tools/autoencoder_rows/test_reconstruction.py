@@ -72,16 +72,19 @@ def test_start_trains_with_the_default_flags_beside_pca_and_the_mean_image(
     assert "MSE **0.0250** (0.0200 to 0.0300); 20 s in all, 15 s of training |" in lines[2]
 
 
-def test_reduction_measures_neighbors_in_the_latents_of_the_recipe(
+def test_reduction_measures_neighbors_in_the_latents_of_the_recipes(
     calls: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     words = ["--max_train_samples", "100", "--max_eval_samples", "50"]
     found = run(monkeypatch, tmp_path / "figures.json", "reduction", *words)["rows"]["reduction"]
-    pca, first, neighbors = calls
+    pca, *trainings = calls
     assert pca[0]["components"] == 32
-    assert first[0] == RECIPE and first[2] == words
-    assert neighbors[0]["folder"] == str(first[1]) and neighbors[0]["data"]["max_train_samples"] == 100
-    assert neighbors[0]["data"]["max_eval_samples"] == 50
-    (one,) = found["Auto-Encoder"][own_column()]
+    assert [training[0] for training in trainings[::2]] == [RECIPE, "autoencoder-mnist-embedding"]
+    for training, neighbors in zip(trainings[::2], trainings[1::2], strict=True):
+        assert training[2] == words
+        assert neighbors[0]["folder"] == str(training[1]) and neighbors[0]["data"]["max_train_samples"] == 100
+        assert neighbors[0]["data"]["max_eval_samples"] == 50
+    (one,), (other,) = (found[line][own_column()] for line in ("Auto-Encoder", "Auto-Encoder, for comparing images"))
     assert one["metrics"]["mse"] == pytest.approx(0.02) and one["metrics"]["nearest_neighbor"] == 93
+    assert other["metrics"]["mse"] == pytest.approx(0.04) and other["metrics"]["nearest_neighbor"] == 95
     assert figure([one]) == "MSE **0.0200**; 1-NN **93.00 %**; 20 s in all, 15 s of training"
