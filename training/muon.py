@@ -17,7 +17,6 @@ from torch.distributed.tensor import DTensor
 from .distributed.fsdp import laid_out_like
 
 
-MOMENTUM = 0.95
 # Polar Express (Amsel et al. 2025, https://arxiv.org/abs/2505.16932): the odd polynomials a x + b x^3 + c x^5 whose
 # composition is closest to 1 on [0.003, 0.99], within 0.2. (torch's five steps of one polynomial are within 0.32.)
 POLAR_EXPRESS = (
@@ -78,6 +77,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         lr: the learning rate of both.
         weight_decay: decoupled, of the matrices.
         betas: of AdamW.
+        momentum: of Muon, the share of the average of past gradients that is kept at each step.
         dtype: in which the matrices are multiplied.
     """
 
@@ -88,9 +88,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
         lr: float,
         weight_decay: float,
         betas: tuple[float, float],
+        momentum: float,
         dtype: torch.dtype,
     ):
-        self.dtype = dtype
+        self.momentum, self.dtype = momentum, dtype
         self._adamw = torch.optim.AdamW(others, lr=lr, betas=betas, fused=True)
         muon = {"params": matrices, "lr": lr, "weight_decay": weight_decay}
         super().__init__([muon, *self._adamw.param_groups], {})
@@ -113,8 +114,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         momenta = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
-        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
-        updates = torch._foreach_lerp(gradients, momenta, MOMENTUM)  # Nesterov's
+        torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
+        updates = torch._foreach_lerp(gradients, momenta, self.momentum)  # Nesterov's
 
         by_shape: dict[torch.Size, list[int]] = {}
         for index, parameter in enumerate(parameters):

@@ -41,7 +41,7 @@ def build_optimizer(
     groups = [{"params": decayed, "weight_decay": run.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
     if matrices:
-        return MuonWithAdamW(matrices, groups, learning_rate, run.weight_decay, betas, muon_dtype)
+        return MuonWithAdamW(matrices, groups, learning_rate, run.weight_decay, betas, run.muon_momentum, muon_dtype)
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
 

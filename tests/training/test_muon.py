@@ -61,12 +61,15 @@ def set_gradients(module: nn.Module, step: int) -> None:
         parameter.grad = torch.randn(parameter.shape, generator=generator)
 
 
-def test_it_is_torchs_muon_and_torchs_adamw_even_after_a_reload(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("momentum", [0.95, 0.5])
+def test_it_is_torchs_muon_and_torchs_adamw_even_after_a_reload(
+    monkeypatch: pytest.MonkeyPatch, momentum: float
+) -> None:
     """With the polynomial of torch's Muon, which multiplies in bf16."""
     monkeypatch.setattr(muon, "POLAR_EXPRESS", ((3.4445, -4.775, 2.0315),) * 5)
     ours = gpt()
     theirs = copy.deepcopy(ours)
-    run = RunArguments(optimizer="muon", weight_decay=0.1, adam_beta1=0.8, adam_beta2=0.95)
+    run = RunArguments(optimizer="muon", weight_decay=0.1, adam_beta1=0.8, adam_beta2=0.95, muon_momentum=momentum)
     optimizer = build_optimizer(ours, run, 1e-3)
     assert isinstance(optimizer, MuonWithAdamW)
     names = {id(parameter): name for name, parameter in ours.named_parameters()}
@@ -75,7 +78,8 @@ def test_it_is_torchs_muon_and_torchs_adamw_even_after_a_reload(monkeypatch: pyt
     decays = [group["weight_decay"] for group in optimizer.param_groups[1:]]
     references: list[torch.optim.Optimizer] = [
         torch.optim.Muon(
-            [named[name] for name in groups[0]], lr=1e-3, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
+            [named[name] for name in groups[0]], lr=1e-3, weight_decay=0.1, momentum=momentum,
+            adjust_lr_fn="match_rms_adamw",
         ),
         torch.optim.AdamW(
             [{"params": [named[name] for name in group], "weight_decay": decay}

@@ -14,8 +14,9 @@ from torch import Tensor
 from hfgen import GANConfig, GANModel
 from hfgen.metrics import frechet_distance
 from training.augmentation import Augmentation
+from training.config.flags import RunArguments
 from training.config.scripts import GAN_PRESETS, SCRIPTS
-from training.optim import EMA
+from training.optim import EMA, build_optimizer
 from training.randomness import BatchRNG
 from training.train_gan import DiscriminatorLoss, GeneratorLoss
 
@@ -24,7 +25,8 @@ AS_THEY_ARE = Augmentation("none")
 STEPS = 400
 BATCH = 64
 # Those of presets and defaults that are the training's own, and not the network's.
-TRAINING_FLAGS = {"learning_rate", "adam_beta1", "adam_beta2", "ema_decay", "discriminator_steps", "penalized_share"}
+OPTIMIZER_FLAGS = {"optimizer", "muon_momentum", "adam_beta1", "adam_beta2"}
+TRAINING_FLAGS = {*OPTIMIZER_FLAGS, "learning_rate", "ema_decay", "discriminator_steps", "penalized_share"}
 PENALIZED = {"gradient_penalty_weight": 1.0, "learning_rate": 1e-2}
 KINDS = {
     "default": {},
@@ -33,7 +35,7 @@ KINDS = {
     "dcgan hinge, batch": {**GAN_PRESETS["dcgan"], "loss_type": "hinge"},
     "residual non-saturating": {**PENALIZED, "loss_type": "non_saturating"},
     "residual hinge": {**PENALIZED, "loss_type": "hinge"},
-    "residual wasserstein": {"loss_type": "wasserstein", "discriminator_steps": 2, "learning_rate": 4e-3},
+    "residual wasserstein": {"loss_type": "wasserstein", "discriminator_steps": 2},
 }
 
 
@@ -64,13 +66,15 @@ def train(settings: dict[str, object]) -> GANModel:
         GeneratorLoss(model, AS_THEY_ARE)
     ]
     # The presets' learning rates are for minutes.
-    rate, betas = max(flags["learning_rate"], 1e-3), (flags["adam_beta1"], flags["adam_beta2"])
-    optimizers = {id(loss): torch.optim.AdamW(loss.parameters(), rate, betas, weight_decay=0.0) for loss in losses}
+    rate = max(flags["learning_rate"], 1e-3)
+    run = RunArguments(**{name: flags[name] for name in OPTIMIZER_FLAGS if name in flags})
+    optimizers = {id(loss): build_optimizer(loss, run, rate) for loss in losses}
     for step in range(STEPS):
         rows = torch.randint(len(digits()), (BATCH,), generator=torch.Generator().manual_seed(step))
         for repeat, loss in enumerate(losses):
             optimizer = optimizers[id(loss)]
-            optimizer.param_groups[0]["lr"] = rate * (1 - step / STEPS)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * (1 - step / STEPS)
             rng = BatchRNG(("test", step, repeat), BATCH, slice(0, BATCH), torch.device("cpu"))
             loss({"pixel_values": digits()[rows]}, rng, step / STEPS)[0].backward()
             optimizer.step()

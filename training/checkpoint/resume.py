@@ -87,8 +87,12 @@ def check_same_run(
             f"{config['model_type']}. Resume with the script that wrote it, or give another --output_dir."
         )
     meaning, settings, saved = on_resume(arguments), as_recipe(arguments), checkpoint.state["arguments"]
-    # A flag that is newer than the checkpoint was off.
-    saved = {**{name: value for name, value in settings.items() if value in (False, 0)}, **saved}
+    # A flag that is newer than the checkpoint was off, and Muon had one momentum.
+    saved = {
+        "muon_momentum": 0.95,
+        **{name: value for name, value in settings.items() if value in (False, 0)},
+        **saved,
+    }
     differences = [
         *_differences("config ", saved_config, config, sorted({*config, *saved_config} - NOT_SETTINGS)),
         *_differences("--", saved, settings, [name for name, rule in meaning.items() if rule == "refuse"]),

@@ -182,6 +182,8 @@ class RunArguments:
     optimizer: Literal["adamw", "muon"] = flag(
         "adamw", "Optimizer: adamw, or muon for the weight matrices of hidden layers with adamw for everything else.",
         on_resume="refuse")
+    muon_momentum: float = flag(
+        0.95, "Momentum of Muon: decay rate of its average of past gradients.", on_resume="warn", ge=0, lt=1)
     adam_beta1: float = flag(0.9, "Decay rate of AdamW's first moment estimate.", on_resume="warn", ge=0, lt=1)
     adam_beta2: float = flag(0.99, "Decay rate of AdamW's second moment estimate.", on_resume="warn", ge=0, lt=1)
     weight_decay: float = flag(

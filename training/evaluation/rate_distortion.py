@@ -22,10 +22,12 @@ RATE = 0.5  # bits per pixel at which codecs are compared
 MOSAIC_PIXELS = 2**20
 # More bytes than the headers of a .hfz file with one image take.
 HEADER_BYTES = 256
-FORMATS: dict[str, dict[str, Any]] = {
-    "JPEG": {"optimize": True},
-    "WebP": {"method": 6},
-    "AVIF": {"speed": 6},
+# Each with the settings of Pillow that may suit it best: color at half the resolution, as is usual, saves bits at low
+# rates, and limits what higher rates can reach. WebP has no choice.
+FORMATS: dict[str, list[dict[str, Any]]] = {
+    "JPEG": [{"optimize": True, "subsampling": "4:2:0"}, {"optimize": True, "subsampling": "4:4:4"}],
+    "WebP": [{"method": 6}],
+    "AVIF": [{"speed": 6, "subsampling": "4:2:0"}, {"speed": 6, "subsampling": "4:4:4"}],
 }
 QUALITIES = (0, 5, 10, 15, 20, 30, 40, 50, 60, 70, 80)
 
@@ -84,7 +86,7 @@ def codec_curve(model: CodecModel, pixels: np.ndarray) -> Curve:
 
 
 def measure_formats(pixels: np.ndarray, qualities: Iterable[int] = QUALITIES) -> dict[str, Curve]:
-    """Curves of JPEG, WebP and AVIF, as far as Pillow writes them here, by name.
+    """Curves of JPEG, WebP and AVIF, as far as Pillow writes them here, by name: the best files of all settings.
 
     Args:
         pixels: uint8 (height, width, channels).
@@ -92,10 +94,23 @@ def measure_formats(pixels: np.ndarray, qualities: Iterable[int] = QUALITIES) ->
     """
     known = {"WebP": features.check("webp"), "AVIF": features.check("avif")}
     return {
-        name: [_measure_file(pixels, name, {"quality": quality, **options}) for quality in qualities]
-        for name, options in FORMATS.items()
+        name: best_points(
+            _measure_file(pixels, name, {"quality": quality, **options})
+            for quality in qualities
+            for options in settings[: 1 if pixels.shape[2] == 1 else None]  # without color, they are the same
+        )
+        for name, settings in FORMATS.items()
         if known.get(name, True)
     }
+
+
+def best_points(points: Iterable[Point]) -> Curve:
+    """The points that no other one is better than with as few bits, from the smallest file to the largest."""
+    curve: Curve = []
+    for point in sorted(points, key=lambda point: (point.bits_per_pixel, -point.psnr)):
+        if not curve or point.psnr > curve[-1].psnr:
+            curve.append(point)
+    return curve
 
 
 def psnr_at(curve: Curve, bits_per_pixel: float) -> float | None:

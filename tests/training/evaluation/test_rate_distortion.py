@@ -13,6 +13,7 @@ from tests.compression.lossy.image_data import tiny_codec
 from training.evaluation.rate_distortion import (
     HEADER_BYTES,
     Point,
+    best_points,
     codec_curve,
     measure_formats,
     mosaic,
@@ -66,6 +67,26 @@ def test_formats_are_measured_by_their_files() -> None:
     assert curves["JPEG"][0].bits_per_pixel == 8 * len(file.getvalue()) / (64 * 96)
     decoded = np.asarray(Image.open(file))
     assert curves["JPEG"][0].psnr == pytest.approx(peak_signal_to_noise(decoded[..., None], pixels))
+
+
+def test_only_the_best_files_are_on_a_curve() -> None:
+    points = [Point(1.0, 30.0), Point(0.5, 20.0), Point(0.9, 31.0), Point(2.0, 30.5), Point(0.5, 21.0)]
+
+    assert best_points(points) == [Point(0.5, 21.0), Point(0.9, 31.0)]
+
+
+def test_formats_may_keep_color_at_full_resolution() -> None:
+    """Red and green stripes of a pixel: at half the resolution nothing is left of them, at any quality."""
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[:, ::2, 0] = pixels[:, 1::2, 1] = 200
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=95, subsampling="4:2:0")
+    halved = peak_signal_to_noise(np.asarray(Image.open(file)), pixels)
+
+    curves = measure_formats(pixels, qualities=(95,))
+
+    for name in {"JPEG", "AVIF"} & set(curves):
+        assert curves[name][-1].psnr > halved + 10, name
 
 
 def test_the_curve_of_a_codec_has_a_point_for_each_level() -> None:

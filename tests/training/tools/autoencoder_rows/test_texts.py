@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import json
 import lzma
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,25 @@ def test_general_compressors_are_measured_alone_and_after_the_training_text() ->
     assert found["bz2 -9"]["size"] == len(bz2.compress(TEXTS.held_out))
     assert found["xz -9e"]["size"] == len(lzma.compress(TEXTS.held_out, preset=9 | lzma.PRESET_EXTREME))
     assert found["xz -9e, after the training text"]["size"] < found["xz -9e"]["size"]
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="Python has zstd from 3.14 on")
+def test_zstd_is_the_program_if_there_is_no_package_and_is_never_left_out_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A program stands for zstd that writes the ninth of what it reads, or nothing for another level than 19."""
+    monkeypatch.setattr(texts.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "zstd -19" not in measure_general(TEXTS)
+    assert "no zstd here, so it is left out" in capsys.readouterr().out
+
+    program = "import sys; content = sys.stdin.buffer.read()\n"
+    program += "sys.stdout.buffer.write(content[: len(content) // 9] if sys.argv[1:] == ['-19', '-c'] else b'')"
+    (tmp_path / "zstd").write_text(f"#!{sys.executable}\n{program}\n")
+    (tmp_path / "zstd").chmod(0o755)
+
+    assert measure_general(TEXTS)["zstd -19"]["size"] == len(TEXTS.held_out) // 9
+    assert capsys.readouterr().out == ""
 
 
 def test_the_table_compares_with_the_gpt() -> None:

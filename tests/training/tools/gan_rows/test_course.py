@@ -53,7 +53,7 @@ def test_run_that_stops_is_trained_to_a_limit_and_compared_with_its_best(calls: 
 def test_broken_runs_say_what_the_log_named_and_when(calls: list[Any], tmp_path: Path) -> None:
     lines = dict(measure_broken(Session("no bf16 tiles", tmp_path, {}, seconds=5), "broken"))
     rate, images = calls
-    assert float(rate[rate.index("--learning_rate") + 1]) == pytest.approx(0.15)
+    assert float(rate[rate.index("--learning_rate") + 1]) == pytest.approx(0.3)
     assert images[images.index("--max_train_samples") + 1] == "50"
     assert [figure(runs) for runs in lines.values()] == ["classifier FID **3.00**; collapse at evaluation 2"] * 2
 
