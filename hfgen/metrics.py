@@ -39,6 +39,9 @@ METRICS = {
     "kl_loss": Metric("KL", "divergence of the encoder's distribution from the prior, nats per image"),
     "mse": Metric("MSE", "mean squared error of a pixel in [0, 1]; lower is better"),
     "psnr": Metric("PSNR", "peak signal-to-noise ratio, dB; higher is better"),
+    "neighbor_accuracy": Metric(
+        "1-NN accuracy", "fraction of images whose nearest training image, by its latents, has their class"
+    ),
     "bits_per_pixel": Metric("Bits per pixel", "of a compressed image; lower is better"),
     "psnr_at_half_bpp": Metric(
         "PSNR at 0.5 bits per pixel", "of a mosaic of images, with all headers counted, dB; higher is better"

@@ -40,6 +40,7 @@ from .data.batches import Batch
 from .data.normal_images import NormalImageData, find_normal_images
 from .distributed.processes import Processes
 from .evaluation.anomalies import MOST_FITTED, AnomalyEstimator, training_images, warn_of_few
+from .evaluation.neighbors import neighbor_metrics
 from .loop import train
 from .objective import Autocast, Metrics, Phase, Sample
 from .output.latent_map import draw_latent_map
@@ -132,7 +133,13 @@ class AutoencoderObjective:
         return means
 
     def measure_samples(self, model: AutoencoderModel) -> Metrics:
-        return Metrics()
+        """Compares the classes of images with similar latents, if there are classes and all of them are trained on."""
+        if isinstance(self.data, NormalImageData):
+            return Metrics()
+        try:
+            return neighbor_metrics(model, self.data, self.eval_batch_size)
+        except Exception as error:  # costs the metric and not the training
+            return Metrics.failed(["neighbor_accuracy"], error)
 
     def measure_config(self, model: AutoencoderModel) -> dict[str, float]:
         """Returns the thresholds of the anomaly detector. If nothing is known to be normal, there are none, and the

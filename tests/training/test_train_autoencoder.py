@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import torch
 
 from hfgen import AutoencoderConfig, AutoencoderModel
 from training.randomness import BatchRNG
 from training.train_autoencoder import ReconstructionLoss
+
+from ..runs import shared_run
 
 
 def test_noise_and_moves_and_erased_rectangles_belong_to_the_examples() -> None:
@@ -25,3 +29,11 @@ def test_noise_and_moves_and_erased_rectangles_belong_to_the_examples() -> None:
 
     torch.testing.assert_close((4 * of(slice(0, 4)) + 2 * of(slice(4, 6))) / 6, whole)
     assert not torch.equal(of(slice(0, 6), step=1), whole)
+
+
+def test_a_finished_run_says_how_often_neighbors_have_the_same_class() -> None:
+    results = json.loads((shared_run("autoencoder").folder / "results.json").read_text(encoding="utf-8"))
+
+    assert 0.1 < results["metrics"]["neighbor_accuracy"] <= 1
+    assert results["metrics_details"]["neighbors"] > 0
+    assert "1-NN accuracy" in (shared_run("autoencoder").folder / "README.md").read_text(encoding="utf-8")

@@ -1,0 +1,59 @@
+"""Whether images with similar latents show the same: the class of the nearest training image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from hfgen import AutoencoderModel
+
+from ..data.batches import Batch
+from ..data.images import ImageData
+from ..data.labels import NO_CLASS
+from ..objective import Metrics
+from .anomalies import MOST_STREAMED
+from .memorization import nearest
+
+
+MOST_COMPARED = 60_000  # training images: all of MNIST, and eight seconds on two cores
+
+
+def neighbor_metrics(model: AutoencoderModel, data: ImageData, batch_size: int) -> Metrics:
+    """Takes the class of the nearest training image, by the Euclidean distance of latents, for that of each evaluation
+    image.
+
+    Args:
+        model: in evaluation mode.
+        data: of classes. Up to `MOST_COMPARED` training images take part, or 4,096 of a stream, and all evaluation
+            images; those without a class do not.
+        batch_size: images that are encoded at once.
+
+    Returns:
+        `neighbor_accuracy`, the share of evaluation images for which that is right, and how many training images took
+        part as `neighbors`; nothing if there are no two classes.
+    """
+    if data.eval_labels is None or len(data.label_names) < 2:
+        return Metrics()
+    count = min(MOST_COMPARED, data.train.num_examples or MOST_STREAMED)
+    points, classes = _encode(model, data.train.first_batches(count), batch_size)
+    queries, answers = _encode(model, data.eval_batches(batch_size, model.device), batch_size)
+    if not len(points) or not len(queries):
+        return Metrics()
+    guesses = classes[nearest(queries, points)[1]]
+    accuracy = (guesses == answers).double().mean()
+    return Metrics({"neighbor_accuracy": float(accuracy)}, details={"neighbors": len(points)})
+
+
+@torch.no_grad()
+def _encode(model: AutoencoderModel, batches: Iterable[Batch], batch_size: int) -> tuple[Tensor, Tensor]:
+    """Latents (images, numbers) and classes (images,) of the images that have a class."""
+    latents, classes = [], []
+    for batch in batches:
+        labels = batch["labels"].to(model.device)
+        has_class = labels != NO_CLASS
+        pixels = batch["pixel_values"].to(model.device)[has_class]
+        latents += [model.encode(part).flatten(1).float() for part in pixels.split(batch_size)]
+        classes.append(labels[has_class])
+    return torch.cat(latents), torch.cat(classes)
