@@ -17,7 +17,7 @@ from .anomalies import MOST_STREAMED
 from .memorization import nearest
 
 
-MOST_COMPARED = 60_000  # training images: all of MNIST, and eight seconds on two cores
+MOST_COMPARED = 60_000  # training images: all of MNIST, which takes five seconds on two cores
 
 
 def neighbor_metrics(model: AutoencoderModel, data: ImageData, batch_size: int) -> Metrics:

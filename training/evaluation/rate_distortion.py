@@ -105,12 +105,20 @@ def measure_formats(pixels: np.ndarray, qualities: Iterable[int] = QUALITIES) ->
 
 
 def best_points(points: Iterable[Point]) -> Curve:
-    """The points that no other one is better than with as few bits, from the smallest file to the largest."""
+    """The points that no other one, and no line between two others, is above, from the smallest file to the one with
+    the highest ratio."""
     curve: Curve = []
     for point in sorted(points, key=lambda point: (point.bits_per_pixel, -point.psnr)):
-        if not curve or point.psnr > curve[-1].psnr:
-            curve.append(point)
+        if curve and point.psnr <= curve[-1].psnr:
+            continue
+        while len(curve) > 1 and _slope(curve[-2], curve[-1]) <= _slope(curve[-1], point):
+            curve.pop()
+        curve.append(point)
     return curve
+
+
+def _slope(low: Point, high: Point) -> float:
+    return (high.psnr - low.psnr) / (high.bits_per_pixel - low.bits_per_pixel)
 
 
 def psnr_at(curve: Curve, bits_per_pixel: float) -> float | None:

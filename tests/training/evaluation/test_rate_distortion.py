@@ -70,9 +70,17 @@ def test_formats_are_measured_by_their_files() -> None:
 
 
 def test_only_the_best_files_are_on_a_curve() -> None:
-    points = [Point(1.0, 30.0), Point(0.5, 20.0), Point(0.9, 31.0), Point(2.0, 30.5), Point(0.5, 21.0)]
+    """The point at 0.75 is worse than a line from 0.5 to 1.0, and those at 1.5 and 0.5 than others as large."""
+    points = [
+        Point(1.0, 30.0),
+        Point(0.5, 20.0),
+        Point(0.75, 24.0),
+        Point(2.0, 32.0),
+        Point(1.5, 29.0),
+        Point(0.5, 21.0),
+    ]
 
-    assert best_points(points) == [Point(0.5, 21.0), Point(0.9, 31.0)]
+    assert best_points(points) == [Point(0.5, 21.0), Point(1.0, 30.0), Point(2.0, 32.0)]
 
 
 def test_formats_may_keep_color_at_full_resolution() -> None:
