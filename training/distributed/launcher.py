@@ -150,4 +150,7 @@ def _creation(process: psutil.Process) -> float:
     return process.create_time() - psutil.boot_time() + time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-_STARTED = _time_of_start()
+try:
+    _STARTED = _time_of_start()
+except psutil.Error:  # the launcher's process may not be looked at
+    _STARTED = time.time()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -17,7 +18,10 @@ from .anomalies import MOST_STREAMED
 from .memorization import nearest
 
 
-MOST_COMPARED = 60_000  # training images: all of MNIST, which takes five seconds on two cores
+# Training images, and evaluation images, that are compared: all of MNIST, which takes five seconds on two cores.
+MOST_COMPARED = 60_000
+MOST_PIXELS = 64_000_000  # of these images, which are encoded
+MOST_NUMBERS = 8_000_000  # of their latents, which are held in memory
 
 
 def neighbor_metrics(model: AutoencoderModel, data: ImageData, batch_size: int) -> Metrics:
@@ -26,8 +30,8 @@ def neighbor_metrics(model: AutoencoderModel, data: ImageData, batch_size: int) 
 
     Args:
         model: in evaluation mode.
-        data: of classes. Up to `MOST_COMPARED` training images take part, or 4,096 of a stream, and all evaluation
-            images; those without a class do not.
+        data: of classes. Up to `MOST_COMPARED` training images take part, fewer if they or their latents are large, or
+            4,096 of a stream, and as many evaluation images, evenly spread. Images without a class do not.
         batch_size: images that are encoded at once.
 
     Returns:
@@ -36,9 +40,11 @@ def neighbor_metrics(model: AutoencoderModel, data: ImageData, batch_size: int) 
     """
     if data.eval_labels is None or len(data.label_names) < 2:
         return Metrics()
-    count = min(MOST_COMPARED, data.train.num_examples or MOST_STREAMED)
+    numbers = math.prod(model.config.latent_shape)
+    limit = max(1, min(MOST_COMPARED, MOST_PIXELS // math.prod(data.image_size), MOST_NUMBERS // numbers))
+    count = min(limit, data.train.num_examples or MOST_STREAMED)
     points, classes = _encode(model, data.train.first_batches(count), batch_size)
-    queries, answers = _encode(model, data.eval_batches(batch_size, model.device), batch_size)
+    queries, answers = _encode(model, data.eval_batches(batch_size, model.device, limit), batch_size)
     if not len(points) or not len(queries):
         return Metrics()
     guesses = classes[nearest(queries, points)[1]]

@@ -73,12 +73,17 @@ def test_images_without_a_class_do_not_take_part() -> None:
     assert found.values["neighbor_accuracy"] == pytest.approx(of_scikit_learn)
 
 
-def test_only_so_many_training_images_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbors, "MOST_COMPARED", 100)
+@pytest.mark.parametrize("name, most", [("MOST_COMPARED", 100), ("MOST_PIXELS", 6_400), ("MOST_NUMBERS", 1_600)])
+def test_only_so_many_images_are_compared(monkeypatch: pytest.MonkeyPatch, name: str, most: int) -> None:
+    """A hundred images of 64 pixels and 16 numbers; of those to evaluate, every seventh or eighth."""
+    monkeypatch.setattr(neighbors, name, most)
+    model, (_, labels) = tiny_model(), digits()
 
-    found = neighbor_metrics(tiny_model(), image_data(digits()[1], NAMES), batch_size=300)
+    found = neighbor_metrics(model, image_data(labels, NAMES), batch_size=300)
 
     assert found.details == {"neighbors": 100}
+    hundredths = 100 * found.values["neighbor_accuracy"]
+    assert hundredths == pytest.approx(round(hundredths))
 
 
 @pytest.mark.parametrize("labels, names", [(None, []), (torch.zeros(1797, dtype=torch.long), ["all"]),
