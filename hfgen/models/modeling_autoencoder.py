@@ -198,7 +198,7 @@ def distort(images: Tensor, moves: Tensor, affine_std: float) -> Tensor:
     """Moves, turns, scales and slants images, each by an affine map of its own around the image's center.
 
     Args:
-        images: (batch, channels, height, width). What comes in from outside of an image is its border, continued.
+        images: (batch, channels, height, width). Beyond its edges, an image repeats its border pixels.
         moves: standard normal numbers (batch, 2, 3), the differences from the identity in units of affine_std. The
             last column shifts, in units of half the width and height.
         affine_std: how far a map is from the identity.

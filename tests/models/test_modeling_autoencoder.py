@@ -241,10 +241,11 @@ def test_erased_rectangles_by_hand() -> None:
 
 
 def test_moves_by_hand() -> None:
-    """Nothing, a pixel to the left, two pixels down, and a mirror image: of what comes in, the border is continued."""
+    """Nothing, a pixel to the left, two pixels down, and a mirror image. Beyond its edges, an image repeats its
+    border."""
     images = random_images(tiny_model(), batch=1).expand(4, -1, -1, -1)
     moves = torch.zeros(4, 2, 3)
-    moves[1, 0, 2], moves[2, 1, 2], moves[3, 0, 0] = 1 / 4, -2 / 4, -2  # of a half of 4 pixels
+    moves[1, 0, 2], moves[2, 1, 2], moves[3, 0, 0] = 1 / 4, -2 / 4, -2  # in units of 4 pixels, half the side
     left, down = torch.arange(8).add(1).clamp(max=7), torch.arange(8).sub(2).clamp(min=0)
     expected = torch.stack([images[0], images[0][:, :, left], images[0][:, down], images[0].flip(2)])
 

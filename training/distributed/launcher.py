@@ -127,15 +127,15 @@ def _is_true(name: str) -> bool:
 
 
 def _time_of_start() -> float:
-    """When the command was started, to be asked before this process has any children.
+    """When the command was started. Call this before the process starts any others.
 
-    A shell that replaces itself by its last command, as in `bash -c "pip install hfgen && hfgen train vae"`, hands its
-    age on to that command. It is told by commands that it has waited for. Python has started since then, which is
-    nearly all work of a processor.
+    In `bash -c "pip install hfgen && hfgen train vae"`, the shell replaces itself with its last command, which then
+    looks as old as the shell. Such a process has already waited for other commands. Its start is then estimated from
+    the processor time that it has used: starting Python is nearly all computation.
     """
     process, now = psutil.Process(), time.time()
     parent = process.parent() if is_launched() and not restarts() else None
-    if parent is not None:  # its last work was to start this process
+    if parent is not None:  # what it has done so far ended with starting this process
         process, now = parent, _creation(process)
     times = process.cpu_times()
     if getattr(times, "children_user", 0) + getattr(times, "children_system", 0) > 0:
@@ -144,7 +144,7 @@ def _time_of_start() -> float:
 
 
 def _creation(process: psutil.Process) -> float:
-    """When a process was created. Linux knows to whole seconds when the machine was started, from where it counts."""
+    """When a process was created. psutil adds its age to the time of boot, which Linux gives in whole seconds."""
     if not hasattr(time, "CLOCK_BOOTTIME"):
         return process.create_time()
     return process.create_time() - psutil.boot_time() + time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -152,5 +152,5 @@ def _creation(process: psutil.Process) -> float:
 
 try:
     _STARTED = _time_of_start()
-except psutil.Error:  # the launcher's process may not be looked at
+except psutil.Error:  # no permission to inspect the launcher's process
     _STARTED = time.time()

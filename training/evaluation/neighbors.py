@@ -1,4 +1,4 @@
-"""Whether images with similar latents show the same: the class of the nearest training image."""
+"""Whether images with similar latents belong to the same class: accuracy of the nearest neighbor."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ MOST_NUMBERS = 8_000_000  # of their latents, which are held in memory
 
 
 def neighbor_metrics(model: AutoencoderModel, data: ImageData, batch_size: int) -> Metrics:
-    """Takes the class of the nearest training image, by the Euclidean distance of latents, for that of each evaluation
-    image.
+    """Classifies each evaluation image by its nearest training image, by the Euclidean distance of their latents.
 
     Args:
         model: in evaluation mode.
-        data: of classes. Up to `MOST_COMPARED` training images take part, fewer if they or their latents are large, or
-            4,096 of a stream, and as many evaluation images, evenly spread. Images without a class do not.
+        data: with labels. At most `MOST_COMPARED` training images take part (4,096 of a stream, and fewer if images or
+            latents are large), and at most as many evaluation images, evenly spread. Images without a class are left
+            out.
         batch_size: images that are encoded at once.
 
     Returns:
-        `neighbor_accuracy`, the share of evaluation images for which that is right, and how many training images took
-        part as `neighbors`; nothing if there are no two classes.
+        `neighbor_accuracy`, the share of evaluation images that get the right class, with the number of training
+        images in the detail `neighbors`; nothing if there are fewer than two classes.
     """
     if data.eval_labels is None or len(data.label_names) < 2:
         return Metrics()

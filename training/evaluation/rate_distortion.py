@@ -105,8 +105,8 @@ def measure_formats(pixels: np.ndarray, qualities: Iterable[int] = QUALITIES) ->
 
 
 def best_points(points: Iterable[Point]) -> Curve:
-    """The points that no other one, and no line between two others, is above, from the smallest file to the one with
-    the highest ratio."""
+    """The upper hull of points, from the smallest file to the one with the highest ratio: no other point and no line
+    between two points lies above it."""
     curve: Curve = []
     for point in sorted(points, key=lambda point: (point.bits_per_pixel, -point.psnr)):
         if curve and point.psnr <= curve[-1].psnr:
