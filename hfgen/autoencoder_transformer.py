@@ -334,13 +334,12 @@ class AutoencoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         return losses
 
     def _loss(self, pixel_values: Tensor, generator: torch.Generator) -> Tensor:
-        config, batch, device = self.model_.config, len(pixel_values), pixel_values.device
-        changes = {
-            "noise": torch.randn(pixel_values.shape, generator=generator) if config.noise_std > 0 else None,
-            "erasing": torch.rand(batch, 5, generator=generator) if config.erase_prob > 0 else None,
-            "moves": torch.randn(batch, 2, 3, generator=generator) if config.affine_std > 0 else None,
-        }
-        changes = {name: numbers.to(device) for name, numbers in changes.items() if numbers is not None}
+        batch, device = len(pixel_values), pixel_values.device
+        changes = self.model_.draw_changes(
+            tuple(pixel_values.shape[1:]),
+            normal=lambda *shape: torch.randn(batch, *shape, generator=generator).to(device),
+            uniform=lambda *shape: torch.rand(batch, *shape, generator=generator).to(device),
+        )
         return self.model_(pixel_values, **changes).loss
 
 

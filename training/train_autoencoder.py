@@ -57,11 +57,8 @@ class ReconstructionLoss(nn.Module):
         self.model = model
 
     def forward(self, batch: Batch, rng: BatchRNG, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        pixels, config = batch["pixel_values"], self.model.config
-        noise = rng.normal(*pixels.shape[1:]) if config.noise_std > 0 else None
-        erasing = rng.uniform(5) if config.erase_prob > 0 else None
-        moves = rng.normal(2, 3) if config.affine_std > 0 else None
-        output = self.model(pixels, noise=noise, erasing=erasing, moves=moves)
+        pixels = batch["pixel_values"]
+        output = self.model(pixels, **self.model.draw_changes(tuple(pixels.shape[1:]), rng.normal, rng.uniform))
         return output.loss, {"loss": output.loss}
 
 

@@ -16,7 +16,7 @@ What this model shares with other models of images is in image_model.py, which t
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -368,21 +368,51 @@ class AutoencoderModel(ImageModel):
         Raises:
             ValueError: the images do not fit the configuration, or the first ones are far from [0, 1].
         """
-        inputs = pixel_values = self.check_images(pixel_values)
+        pixel_values = self.check_images(pixel_values)
         self.check_range(pixel_values)
-        if self.training and self.config.affine_std > 0:
-            moves = torch.randn(len(inputs), 2, 3, device=inputs.device) if moves is None else moves
-            inputs = distort(inputs, moves, self.config.affine_std)
-        if self.training and self.config.erase_prob > 0:
-            erasing = torch.rand(len(inputs), 5, device=inputs.device) if erasing is None else erasing
-            inputs = erase_rectangles(inputs, erasing, self.config.erase_prob)
-        if self.training and self.config.noise_std > 0:
-            noise = torch.randn_like(pixel_values) if noise is None else noise
-            inputs = inputs + self.config.noise_std * noise
+        given = {"noise": noise, "erasing": erasing, "moves": moves}
+        inputs = self._change(pixel_values, **given) if self.training else pixel_values
         latents = self.encode(inputs)
         reconstruction = self._images(self.decoder(latents))
         loss = self._loss(pixel_values, latents, reconstruction) if return_loss else None
         return AutoencoderOutput(latents=latents, loss=loss, reconstruction=reconstruction)
+
+    def draw_changes(
+        self, image_shape: tuple[int, ...], normal: Callable[..., Tensor], uniform: Callable[..., Tensor]
+    ) -> dict[str, Tensor]:
+        """Draws the numbers by which `forward` changes the inputs of this model during training: its arguments of the
+        same names, as far as the configuration asks for them.
+
+        Args:
+            image_shape: (channels, height, width).
+            normal, uniform: draw standard normal numbers, and uniform ones in [0, 1); given the shape of an image's
+                numbers, they return (batch, *shape).
+        """
+        changes = {}
+        if self.config.noise_std > 0:
+            changes["noise"] = normal(*image_shape)
+        if self.config.erase_prob > 0:
+            changes["erasing"] = uniform(5)
+        if self.config.affine_std > 0:
+            changes["moves"] = normal(2, 3)
+        return changes
+
+    def _change(self, images: Tensor, **given: Tensor | None) -> Tensor:
+        """What the encoder sees of images during training; numbers that are not given are drawn."""
+        config, batch, device = self.config, len(images), images.device
+        drawn = self.draw_changes(
+            tuple(images.shape[1:]),
+            normal=lambda *shape: torch.randn(batch, *shape, device=device),
+            uniform=lambda *shape: torch.rand(batch, *shape, device=device),
+        )
+        numbers = drawn | {name: value for name, value in given.items() if value is not None and name in drawn}
+        if "moves" in numbers:
+            images = distort(images, numbers["moves"], config.affine_std)
+        if "erasing" in numbers:
+            images = erase_rectangles(images, numbers["erasing"], config.erase_prob)
+        if "noise" in numbers:
+            images = images + config.noise_std * numbers["noise"]
+        return images
 
     def encode(self, pixel_values: Tensor) -> Tensor:
         """Latents (batch, *config.latent_shape) of images (batch, channels, height, width) in [0, 1]; a gray model

@@ -10,7 +10,7 @@ from typing import Any
 
 from hfgen.hub import fetch_checkpoint
 
-from ..config.flags import MEASURED, Arguments, RunArguments, as_recipe, on_resume
+from ..config.flags import MEASURED, Arguments, RunArguments, as_recipe, before_they_existed, on_resume
 from ..data.batches import GlobalBatch
 from ..distributed.processes import Processes
 from . import storage
@@ -87,12 +87,9 @@ def check_same_run(
             f"{config['model_type']}. Resume with the script that wrote it, or give another --output_dir."
         )
     meaning, settings, saved = on_resume(arguments), as_recipe(arguments), checkpoint.state["arguments"]
-    # A flag that is newer than the checkpoint was off, and Muon had one momentum.
-    saved = {
-        "muon_momentum": 0.95,
-        **{name: value for name, value in settings.items() if value in (False, 0)},
-        **saved,
-    }
+    # A flag that is newer than the checkpoint was off, or declares what stood in its place.
+    off = {name: value for name, value in settings.items() if value in (False, 0)}
+    saved = {**off, **before_they_existed(arguments), **saved}
     differences = [
         *_differences("config ", saved_config, config, sorted({*config, *saved_config} - NOT_SETTINGS)),
         *_differences("--", saved, settings, [name for name, rule in meaning.items() if rule == "refuse"]),

@@ -27,6 +27,7 @@ class Meaning:
     gt: float | None
     ge: float | None
     lt: float | None
+    before: Any
 
 
 def flag(
@@ -38,6 +39,7 @@ def flag(
     gt: float | None = None,
     ge: float | None = None,
     lt: float | None = None,
+    before: Any = None,
     **metadata: Any,
 ) -> Any:
     """A dataclass field that is a flag.
@@ -50,9 +52,10 @@ def flag(
         in_recipe: False for what says where or how a run was done, not what it computed. Cards leave it out, and a
             finished run stays finished if it changes.
         gt, ge, lt: the value must be greater than, at least, or less than this.
+        before: the value that checkpoints were trained with which are older than the flag, if it was not off then.
         metadata: further arguments of argparse's add_argument.
     """
-    extras = {"help": help, "meaning": Meaning(on_resume, in_recipe, gt, ge, lt), **metadata}
+    extras = {"help": help, "meaning": Meaning(on_resume, in_recipe, gt, ge, lt, before), **metadata}
     if isinstance(default, tuple):  # of a list, which must not be shared
         return field(default_factory=lambda: list(default), metadata=extras)
     return field(default=default, metadata=extras)
@@ -183,7 +186,8 @@ class RunArguments:
         "adamw", "Optimizer: adamw, or muon for the weight matrices of hidden layers with adamw for everything else.",
         on_resume="refuse")
     muon_momentum: float = flag(
-        0.95, "Momentum of Muon: decay rate of its average of past gradients.", on_resume="warn", ge=0, lt=1)
+        0.95, "Momentum of Muon: decay rate of its average of past gradients.", on_resume="warn", ge=0, lt=1,
+        before=0.95)
     adam_beta1: float = flag(0.9, "Decay rate of AdamW's first moment estimate.", on_resume="warn", ge=0, lt=1)
     adam_beta2: float = flag(0.99, "Decay rate of AdamW's second moment estimate.", on_resume="warn", ge=0, lt=1)
     weight_decay: float = flag(
@@ -320,6 +324,12 @@ def recipe_of(arguments: Arguments) -> dict[str, Any]:
 def on_resume(arguments: Arguments) -> dict[str, OnResume]:
     """Returns what each flag means on a resume, by name. Fields of the model's config are not among them."""
     return {name: meaning.on_resume for part in _parts(arguments) for name, meaning in _meanings(part).items()}
+
+
+def before_they_existed(arguments: Arguments) -> dict[str, Any]:
+    """Returns the values of runs that are older than a flag, for each flag that declares one."""
+    meanings = {name: meaning for part in _parts(arguments) for name, meaning in _meanings(part).items()}
+    return {name: meaning.before for name, meaning in meanings.items() if meaning.before is not None}
 
 
 def _parts(arguments: Arguments) -> list[Any]:

@@ -295,6 +295,21 @@ def test_flag_that_is_newer_than_the_checkpoint_was_off(caplog: pytest.LogCaptur
         check("--dynamic_binarization")
 
 
+def test_flag_that_is_newer_than_the_checkpoint_declares_what_stood_in_its_place(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def check(momentum: str) -> None:
+        arguments = parse(SCRIPTS["gpt"], ["--output_dir", "run", "--muon_momentum", momentum])
+        saved = {name: value for name, value in as_recipe(arguments).items() if name != "muon_momentum"}
+        state = {"arguments": saved, "config": {"model_type": "hfgen_gpt"}, "examples_a_step": 64}
+        check_same_run(Checkpoint(Path("step-000004"), state, {}), {"model_type": "hfgen_gpt"}, arguments, 64)
+
+    check("0.95")  # Muon had no other momentum
+    assert not caplog.records
+    check("0.5")
+    assert "--muon_momentum: 0.95 before, 0.5 now" in caplog.text
+
+
 def test_changed_learning_rate_is_logged_and_used(whole: dict[str, Path], tmp_path: Path) -> None:
     train("vae", tmp_path / "run", fault=Fault(signal.SIGTERM, at_step=6))
     run = train("vae", tmp_path / "run", "--learning_rate", "1e-5")
