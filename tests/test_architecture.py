@@ -171,8 +171,14 @@ RULES = [
          lambda line: line.module == "hfgen" and not line.is_in("training", "tests", "hfgen.cli"),
          ("hfgen/hub.py", "import hfgen"), ("training/train_gan.py", "from hfgen import GANModel")),
     Rule("imports of training run down the ranks", _goes_up,
-         ("training/data/feeds.py", "def f():\n    from ..loop import train"),
+         ("training/data/feeds/indexed.py", "def f():\n    from ...loop import train"),
          ("training/loop.py", "from .data.feeds import TensorFeed")),
+    Rule("of data, sources import only sources, and feeds only these two",
+         lambda line: line.is_of("training.data") and not line.is_of("training.data.sources")
+         and (line.is_in("training.data.sources")
+              or (line.is_in("training.data.feeds") and not line.is_of("training.data.feeds"))),
+         ("training/data/sources/splits.py", "from ..feeds.batches import Batch"),
+         ("training/data/feeds/streams.py", "from ..sources.splits import one_line")),
     Rule("checkpoint does not import output, nor output checkpoint",
          lambda line: (line.is_in("training.checkpoint") and line.is_of("training.output"))
          or (line.is_in("training.output") and line.is_of("training.checkpoint")),

@@ -15,7 +15,7 @@ from hfgen.hub import fetch_model
 
 from .config.flags import Arguments, DataArguments
 from .config.parser import strict_error_text
-from .data.batches import Feed
+from .data.feeds.batches import Feed
 from .data.images import FoundImages, ImageData, find_images
 from .data.normal_images import FoundNormalImages
 

@@ -27,7 +27,7 @@ from .checkpoint.resume import accumulation_steps, check_same_run, feed_state_of
 from .checkpoint.storage import Checkpoint
 from .config.flags import Arguments, as_recipe
 from .config.parser import command_to_resume
-from .data.batches import Batch, GlobalBatch
+from .data.feeds.batches import Batch, GlobalBatch
 from .distributed import launcher
 from .distributed.fsdp import fsdp_plugin, whole_model
 from .distributed.processes import Processes, join_after_restart

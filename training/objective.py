@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .data.batches import Batch, Feed
-from .data.sources import one_line
+from .data.feeds.batches import Batch, Feed
+from .data.sources.splits import one_line
 from .distributed.processes import Processes
 from .randomness import BatchRNG
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from .config.flags import RunArguments
-from .data.batches import Feed, GlobalBatch
+from .data.feeds.batches import Feed, GlobalBatch
 
 
 # Of the training, for evaluations and samples in the middle of it.

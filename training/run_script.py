@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from hfgen.cli import replace_unprintable_characters
 
-from .data.sources import one_line
+from .data.sources.splits import one_line
 from .distributed import launcher
 from .distributed.processes import lost_a_process
 

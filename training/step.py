@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from .config.flags import RunArguments
-from .data.batches import Batch, GlobalBatch
+from .data.feeds.batches import Batch, GlobalBatch
 from .distributed.processes import Processes
 from .objective import Phase
 from .optim import GradientLimit, build_optimizer

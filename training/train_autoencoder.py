@@ -36,7 +36,7 @@ from hfgen.metrics import psnr
 from .build_model import load_image_model
 from .config.flags import Arguments
 from .config.scripts import AutoencoderArguments
-from .data.batches import Batch
+from .data.feeds.batches import Batch
 from .data.normal_images import NormalImageData, find_normal_images
 from .distributed.processes import Processes
 from .evaluation.anomalies import MOST_FITTED, AnomalyEstimator, training_images, warn_of_few

@@ -36,7 +36,7 @@ from hfgen.metrics import psnr
 from .build_model import load_image_model
 from .config.flags import Arguments
 from .config.scripts import CodecArguments
-from .data.batches import Batch
+from .data.feeds.batches import Batch
 from .evaluation.rate_distortion import RATE, Curve, codec_curve, evaluation_mosaic, measure_formats, psnr_at
 from .loop import train
 from .objective import Metrics, Phase, Sample

@@ -43,7 +43,7 @@ from hfgen.models.gan_losses import (
 from .augmentation import Augmentation
 from .build_model import load_image_model
 from .config.flags import Arguments
-from .data.batches import Batch
+from .data.feeds.batches import Batch
 from .distributed.processes import Processes
 from .evaluation.adversarial import AdversarialEstimator
 from .evaluation.convergence import ConvergenceWatch

@@ -41,7 +41,7 @@ from hfgen.model_folder import read_json
 
 from .build_model import build_config, load_model
 from .config.flags import Arguments
-from .data.batches import Batch
+from .data.feeds.batches import Batch
 from .data.text import TextData, load_text
 from .loop import train
 from .objective import Metrics, Phase, Sample

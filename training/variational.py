@@ -15,8 +15,8 @@ from hfgen.metrics import bits_per_dim
 from .build_model import load_image_model
 from .config.flags import Arguments
 from .config.scripts import VAEArguments
-from .data.batches import Batch, GlobalBatch
 from .data.binarization import binarized
+from .data.feeds.batches import Batch, GlobalBatch
 from .distributed.processes import Processes
 from .evaluation.likelihood import LikelihoodEstimator, round_samples
 from .objective import Autocast, Metrics, Phase, Sample

@@ -2,11 +2,12 @@
 
 `GPTModel.forward` serves any number of positions, every backend of attention, training and hooks, and for one position
 that costs more than the arithmetic. `GPTStep` computes the same with as few calls of torch as it takes. (After each
-matrix, which sweeps the processor's cache, even a view of a tensor costs microseconds.) Texts are columns, or rows
-where a measurement finds products with those faster. Queries, keys and values come from one matrix, into memory whose
-parts were named once; keys and values are written to room that was set aside; attention is two batched products, which
-for one query are faster than kernels made for many; positions are looked up in tables; there is no mask where nothing
-is padded. Results differ from those of `forward` by rounding alone.
+matrix, which sweeps the processor's cache, even a view of a tensor costs microseconds.) Where a
+measurement finds it faster, matrices are copied into the layout that oneDNN prefers for as many texts, and texts are
+rows; elsewhere they are columns. Queries, keys and values come from one matrix, into memory whose parts were named
+once; keys and values are written to room that was set aside; attention is two batched products, which for one query
+are faster than kernels made for many; positions are looked up in tables; there is no mask where nothing is padded.
+Results differ from those of `forward` by rounding alone.
 """
 
 import math
@@ -14,7 +15,7 @@ import timeit
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, repeat
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +26,9 @@ from .gpt_layers import GPTDecoderLayer, GPTRMSNorm
 
 
 SPARE = 256  # positions that are set aside at first; whenever they are used up, the room doubles
-MOST_COPIED = 2**28  # bytes of matrices that are joined; in larger models, three products cost no more than one
+MOST_COPIED = 2**28  # bytes of matrices that are copied; in larger models, three products cost no more than one
 MOST_TIMED = 2**26  # bytes of matrices with which products are timed, more than most caches hold
-_MEASURED: dict[tuple[Any, ...], bool] = {}  # what `_rows_are_faster` has found in this process
+_MEASURED: dict[tuple[Any, ...], bool] = {}  # what `_packing_is_faster` has found in this process
 
 Function = Callable[[Tensor], Tensor]
 
@@ -36,7 +37,8 @@ class GPTStep:
     """Continues texts by one token at a time.
 
     It holds the weights as they are now: after they change, make a new one. The matrices of queries, keys and values
-    are copied if they are small, which takes about as long as a step; the others are shared.
+    are copied if they are small, which takes about as long as a step, and all of them if packed ones are faster, which
+    takes as long as ten; otherwise they are shared.
 
     Args:
         model: a GPTForCausalLM in evaluation mode.
@@ -51,14 +53,13 @@ class GPTStep:
         # (layers, heads of keys and then of values, batch, length, head_dim)
         memory = torch.stack([torch.cat((layer.keys, layer.values), dim=1).transpose(0, 1) for layer in cache.layers])
         _, _, batch, self.length, _ = memory.shape
-        self.columns = () if batch == 1 else (batch,)  # a single text is a vector, several are a matrix's columns
         projections = [linear.weight for layer in self.body.layers for linear in _projections(layer.self_attn)]
         is_small = sum(weight.nbytes for weight in projections) <= MOST_COPIED
-        matrices = [linear.weight for layer in self.body.layers for linear in _linears(layer)]
-        product_of = _Products(batch, _rows_are_faster(batch, matrices))
-        self.layers = [_Layer.of(layer, is_small, self.columns, product_of) for layer in self.body.layers]
-        self.to_logits = product_of(self.output, None)
-        self.norm = _norm(self.body.norm, self.columns)
+        matrices = [self.output, *(linear.weight for layer in self.body.layers for linear in _linears(layer))]
+        self.layout = _Layout(batch, _packing_is_faster(batch, matrices))
+        self.layers = [_Layer.of(layer, is_small, self.layout) for layer in self.body.layers]
+        self.to_logits = self.layout.product(self.output, None)
+        self.norm = _norm(self.body.norm, self.layout)
         self.is_rotary = config.position_embedding == "rotary"
         self.cos, self.sin = self.output.new_empty(2, 0, config.head_dim)
 
@@ -80,10 +81,10 @@ class GPTStep:
     def _name_heads(self, batch: int, heads: int, key_value_heads: int, head_dim: int) -> None:
         """Sets memory aside for the heads of queries, keys and values, in this order, and names its parts."""
         count = heads + 2 * key_value_heads
-        product = self.output.new_empty(count * head_dim, *self.columns)
-        # The heads of a single text lie in the product as they are needed; columns are copied into that order.
-        self.heads = self.columns_of_heads = product.view(count, head_dim, batch).transpose(1, 2)
-        if self.columns:
+        product = self.output.new_empty(self.layout.shape(count * head_dim))
+        # Those of a single text lie in the product as they are needed; those of several are copied into that order.
+        self.heads = self.product_of_heads = self.layout.by_text(product.unflatten(self.layout.dim, (count, head_dim)))
+        if batch > 1:
             self.heads = self.output.new_empty(count, batch, head_dim)
         # A query head reads the keys and values of its group.
         self.queries = self.heads[:heads].view(key_value_heads, -1, batch, head_dim).transpose(1, 2)
@@ -93,7 +94,7 @@ class GPTStep:
         self.projected: tuple[Tensor, ...] = (product,)
         if len(self.layers[0].projections) > 1:
             sizes = [number * head_dim for number in (heads, key_value_heads, key_value_heads)]
-            self.projected = tuple(product.split(sizes))
+            self.projected = tuple(product.split(sizes, dim=self.layout.dim))
 
     @torch.inference_mode()
     def __call__(self, tokens: Tensor) -> Tensor:
@@ -108,21 +109,21 @@ class GPTStep:
         x = F.embedding(tokens, self.body.embed_tokens.weight)
         if not self.is_rotary:
             x = x + self.body.learned_positions(self.positions[:, None])[:, 0]
-        x = x.t().contiguous() if self.columns else x.view(-1)
+        x = self.layout.of_rows(x)
         for layer, slot, key, value, turn in zip(self.layers, slots, keys, values, self._turns()):
             normal = layer.attention_norm(x)
             for projection, part in zip(layer.projections, self.projected):
                 projection(normal, out=part)
-            if self.columns:
-                self.heads.copy_(self.columns_of_heads)
+            if self.heads is not self.product_of_heads:
+                self.heads.copy_(self.product_of_heads)
             if layer.norm_heads is not None:
                 layer.norm_heads(self.queries_and_keys)
             self._turn_heads(*turn)
             slot.copy_(self.keys_and_values)
-            layer.attention_output.add_to(x, self._attend(key, value, mask))
-            layer.down.add_to(x, layer.hidden(layer.mlp_norm(x)))
+            x = layer.attention_output.added_to(x, self._attend(key, value, mask))
+            x = layer.down.added_to(x, layer.hidden(layer.mlp_norm(x)))
         self.positions.add_(1)
-        return self.to_logits(self.norm(x)).view(-1, len(tokens)).t()
+        return self.layout.as_rows(self.to_logits(self.norm(x)))
 
     def _keys_and_values(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Keys (key/value heads * batch, head_dim, length) and values (..., length, head_dim) of each layer."""
@@ -131,16 +132,14 @@ class GPTStep:
         return halves[:, 0].transpose(-1, -2).unbind(), halves[:, 1].unbind()
 
     def _attend(self, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """What all queries read, (features,) or (features, batch)."""
+        """What all queries read, in the layout of the step."""
         key_value_heads, batch, group, head_dim = self.queries.shape
         queries = self.queries.reshape(-1, group, head_dim)
         # With beta = 0, what is given to be added is ignored.
         added, beta = (key, 0) if mask is None else (mask, 1)
         scores = torch.baddbmm(added[:, :1, : self.length], queries, key, beta=beta, alpha=self.scaling)
         read = torch.bmm(scores.softmax(dim=-1), value)
-        if not self.columns:
-            return read.view(-1)
-        return read.view(key_value_heads, batch, -1).transpose(1, 2).reshape(-1, batch)
+        return self.layout.of_heads(read.view(key_value_heads, batch, -1))
 
     def _turns(self) -> Iterable[tuple[Tensor | None, Tensor | None]]:
         """The arguments of `_turn_heads` in each layer."""
@@ -187,33 +186,33 @@ class _Layer:
     """
 
     attention_norm: Function
-    projections: "list[_Product]"
+    projections: "list[Product]"
     norm_heads: Function | None
-    attention_output: "_Product"
+    attention_output: "Product"
     mlp_norm: Function
     hidden: Function
-    down: "_Product"
+    down: "Product"
 
     @classmethod
-    def of(cls, layer: GPTDecoderLayer, is_small: bool, columns: tuple[int, ...], product_of: "_Products") -> "_Layer":
-        attention, attention_norm = layer.self_attn, _norm(layer.input_layernorm, columns)
+    def of(cls, layer: GPTDecoderLayer, is_small: bool, layout: "_Layout") -> "_Layer":
+        attention, attention_norm = layer.self_attn, _norm(layer.input_layernorm, layout)
         projections: list[tuple[Tensor, Tensor | None]]
         projections = [(linear.weight, linear.bias) for linear in _projections(attention)]
         if is_small:
             weights, biases = zip(*projections)
             matrix, bias = torch.cat(weights), None if biases[0] is None else torch.cat(biases)
             if isinstance(layer.input_layernorm, GPTRMSNorm):
-                attention_norm = _divided_by(_length(layer.input_layernorm, dim=0))
+                attention_norm = _divided_by(_length(layer.input_layernorm, layout.dim))
                 matrix.mul_(_gain(layer.input_layernorm))
             projections = [(matrix, bias)]
         return cls(
             attention_norm,
-            [product_of(*projection) for projection in projections],
+            [layout.product(*projection) for projection in projections],
             _norm_of_heads(attention),
-            product_of.linear(attention.o_proj),
-            _norm(layer.post_attention_layernorm, columns),
-            _hidden(layer.mlp, product_of),
-            product_of.linear(layer.mlp.down_proj),
+            layout.linear(attention.o_proj),
+            _norm(layer.post_attention_layernorm, layout),
+            _hidden(layer.mlp, layout),
+            layout.linear(layer.mlp.down_proj),
         )
 
 
@@ -242,97 +241,127 @@ class _Product:
             return torch.mv(weight, x, out=out) if bias is None else torch.addmv(bias, weight, x, out=out)
         return torch.mm(weight, x, out=out) if bias is None else torch.addmm(bias, weight, x, out=out)
 
-    def add_to(self, total: Tensor, x: Tensor) -> None:
-        """Adds the layer's output to `total`."""
-        if x.ndim == 1:
-            total.addmv_(self.weight, x)
-        else:
-            total.addmm_(self.weight, x)
-        if self.bias is not None:
-            total.add_(self.bias)
+    def added_to(self, total: Tensor, x: Tensor) -> Tensor:
+        """The layer's output plus `total`, which may be overwritten."""
+        total = total.addmv_(self.weight, x) if x.ndim == 1 else total.addmm_(self.weight, x)
+        return total if self.bias is None else total.add_(self.bias)
 
 
-class _ProductOfRows(_Product):
-    """The same, where products with rows are faster than with columns, and those with two than with one vector.
+class _PackedProduct:
+    """The same for rows, by oneDNN and with a copy of the matrix in the layout that is fastest for as many of them.
+
+    The operators are those that torch.compile makes linear layers of: they are no part of torch's public interface, so
+    `_packing_is_faster` looks whether they are there.
 
     Args:
-        weight, bias: as above, with (outputs, 1).
-        rows: memory that the layers share, (texts, inputs); for a single text two rows, of which the second stays 0.
+        weight: (outputs, inputs).
+        bias: (outputs,).
+        texts: number of rows.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, rows: Tensor) -> None:
-        super().__init__(weight, bias)
-        self.rows, self.first, self.columns = rows, rows[0], rows.t()
+    def __init__(self, weight: Tensor, bias: Tensor | None, texts: int) -> None:
+        # For one row, oneDNN would leave the matrix as it is, and its products would take a third longer.
+        self.weight, self.bias = torch.ops.mkldnn._reorder_linear_weight(weight, max(texts, 2)), bias
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        weight, bias, is_alone = self.weight, self.bias, x.ndim == 1
-        if is_alone:
-            self.first.copy_(x)
-        else:
-            self.rows.copy_(x.t())
-        product = torch.mm(weight, self.columns) if bias is None else torch.addmm(bias, weight, self.columns)
-        product = product[:, 0] if is_alone else product
+        product = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return product if out is None else out.copy_(product)
 
-    def add_to(self, total: Tensor, x: Tensor) -> None:
-        total.add_(self(x))
+    def added_to(self, total: Tensor, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise.binary(x, total, self.weight, self.bias, "add")
 
 
-class _Products:
-    """Makes the products of a model's layers.
+Product: TypeAlias = _Product | _PackedProduct
+
+
+class _Layout:
+    """How the features of texts lie in a tensor: (features,) of a single one, (features, texts) of several, and
+    (texts, features) for packed products.
 
     Args:
         texts: how many are written together.
-        has_rows: whether they are a `_ProductOfRows`.
+        is_packed: whether products are a `_PackedProduct`.
+
+    Attributes:
+        dim: that of the features.
+        has_columns: whether a text is a column.
     """
 
-    def __init__(self, texts: int, has_rows: bool) -> None:
-        self.texts, self.has_rows = texts, has_rows
-        self.rows: dict[int, Tensor] = {}  # by the number of inputs: all layers use the same memory
+    def __init__(self, texts: int, is_packed: bool) -> None:
+        self.texts, self.is_packed, self.dim = texts, is_packed, int(is_packed)
+        self.has_columns = texts > 1 and not is_packed
 
-    def __call__(self, weight: Tensor, bias: Tensor | None) -> _Product:
-        if bias is not None and (self.has_rows or self.texts > 1):
-            bias = bias[:, None]
-        if not self.has_rows:
-            return _Product(weight, bias)
-        inputs = weight.shape[1]
-        if inputs not in self.rows:
-            self.rows[inputs] = weight.new_zeros(max(self.texts, 2), inputs)
-        return _ProductOfRows(weight, bias, self.rows[inputs])
+    def product(self, weight: Tensor, bias: Tensor | None) -> Product:
+        if self.is_packed:
+            return _PackedProduct(weight, bias, self.texts)
+        return _Product(weight, bias[:, None] if bias is not None and self.has_columns else bias)
 
-    def linear(self, layer: nn.Linear) -> _Product:
-        return self(layer.weight, layer.bias)
+    def linear(self, layer: nn.Linear) -> Product:
+        return self.product(layer.weight, layer.bias)
+
+    def shape(self, features: int) -> tuple[int, ...]:
+        if self.is_packed:
+            return (self.texts, features)
+        return (features, self.texts) if self.has_columns else (features,)
+
+    def of_rows(self, x: Tensor) -> Tensor:
+        """(texts, features) -> this layout."""
+        if self.is_packed:
+            return x
+        return x.t().contiguous() if self.has_columns else x.view(-1)
+
+    def as_rows(self, x: Tensor) -> Tensor:
+        """This layout -> (texts, features)."""
+        return x if self.is_packed else x.view(-1, self.texts).t()
+
+    def of_heads(self, x: Tensor) -> Tensor:
+        """(heads, texts, features) -> this layout, heads after heads."""
+        if self.texts == 1:
+            return x.view(self.shape(x.numel()))
+        if self.is_packed:
+            return x.transpose(0, 1).reshape(self.texts, -1)
+        return x.transpose(1, 2).reshape(-1, self.texts)
+
+    def by_text(self, x: Tensor) -> Tensor:
+        """This layout, with features as (heads, head_dim) -> (heads, texts, head_dim)."""
+        return x.transpose(0, 1) if self.is_packed else x.view(*x.shape[:2], self.texts).transpose(1, 2)
 
 
-def _rows_are_faster(texts: int, weights: Sequence[Tensor]) -> bool:
-    """Whether `_ProductOfRows` takes at most 0.8 of the time, measured with the matrices of the model.
+def _packing_is_faster(texts: int, weights: Sequence[Tensor]) -> bool:
+    """Whether `_PackedProduct` takes at most 0.8 of the time of a `_Product`, measured with the matrices of the model.
 
     PyTorch's products are MKL's. On an AMD Zen 5, those with one vector use one thread and read matrices that are in
-    no cache at a third of the memory's speed, and those with a few columns take four times as long as these.
+    no cache at a third of the memory's speed, and those with 2 to 32 columns take two to four times as long as packed
+    ones.
     """
     sizes = list(accumulate(weight.nbytes for weight in weights))
-    key = (texts, torch.get_num_threads(), weights[0].dtype, *sizes)
+    if weights[0].dtype != torch.float32 or sizes[-1] > MOST_COPIED or not torch.backends.mkldnn.is_available():
+        return False
+    key = (texts, torch.get_num_threads(), *sizes)
     if key not in _MEASURED:  # once in a process, so that what a seed writes repeats
         sample = [weight for weight, size in zip(weights, sizes) if size <= MOST_TIMED]
-        usual, other = (_seconds(_Products(texts, has_rows), sample or weights[:1]) for has_rows in (False, True))
-        _MEASURED[key] = other <= 0.8 * usual
+        try:
+            packed = _seconds(_Layout(texts, is_packed=True), sample or weights[:1])
+        except (AttributeError, RuntimeError):  # a release of torch without these operators, or with others
+            packed = math.inf
+        _MEASURED[key] = packed <= 0.8 * _seconds(_Layout(texts, is_packed=False), sample or weights[:1])
     return _MEASURED[key]
 
 
-def _seconds(products: _Products, weights: Sequence[Tensor]) -> float:
+def _seconds(layout: _Layout, weights: Sequence[Tensor]) -> float:
     """The time of a product with each of the matrices, the shortest of three."""
-    texts = (products.texts,) if products.texts > 1 else ()
-    turns = [(products(weight, None), weight.new_ones(weight.shape[1], *texts)) for weight in weights]
-    return min(timeit.repeat(lambda: [product(x) for product, x in turns], number=1, repeat=3))
+    turns = [(layout.product(w, None), w.new_ones(layout.shape(w.shape[1])), w.new_ones(layout.shape(w.shape[0])))
+             for w in weights]  # fmt: skip
+    return min(timeit.repeat(lambda: [product.added_to(y, x) for product, x, y in turns], number=1, repeat=3))
 
 
-def _norm(norm: Any, columns: tuple[int, ...] = ()) -> Function:
-    """The norm as a function of a vector or of the columns of a matrix."""
+def _norm(norm: Any, layout: _Layout) -> Function:
+    """The norm as a function of features in a layout."""
     if isinstance(norm, GPTRMSNorm):
-        length, gain = _length(norm, dim=0), _gain(norm)
-        gain = gain[:, None] if columns else gain
+        length, gain = _length(norm, layout.dim), _gain(norm)
+        gain = gain[:, None] if layout.has_columns else gain
         return lambda x: (x / length(x)).mul_(gain)
-    return lambda x: _layer_norm(norm, x.t()).t()
+    return lambda x: layout.of_rows(_layer_norm(norm, layout.as_rows(x)))
 
 
 def _layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
@@ -375,10 +404,10 @@ def _head_gains(attention: Any) -> Tensor:
     return torch.cat([_gain(norm).expand(count, -1) for norm, count in zip(norms, counts)])
 
 
-def _hidden(mlp: Any, product_of: _Products) -> Function:
-    up, activation = product_of.linear(mlp.up_proj), mlp.act_fn
+def _hidden(mlp: Any, layout: _Layout) -> Function:
+    up, activation = layout.linear(mlp.up_proj), mlp.act_fn
     if mlp.gate_proj is not None:
-        gate = product_of.linear(mlp.gate_proj)
+        gate = layout.linear(mlp.gate_proj)
         return lambda x: activation(gate(x)).mul_(up(x))
     if isinstance(activation, ReLUSquaredActivation):
         return lambda x: _square_(up(x).relu_())

@@ -37,10 +37,17 @@ EVERY_SHAPE = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(params=[False, True], ids=["columns", "rows"])
-def has_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+# Packed matrices have single precision. Elsewhere, errors must be those of double precision.
+PRECISIONS = {False: (torch.float64, 1e-9), True: (torch.float32, 2e-5)}
+HAS_PACKED = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+@pytest.fixture(params=[False, True], ids=["columns", "packed"])
+def is_packed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Both ways of multiplying, whichever is faster here."""
-    monkeypatch.setattr(gpt_step, "_rows_are_faster", lambda *_: request.param)
+    if request.param and not HAS_PACKED:
+        pytest.skip("this build of torch has no packed linear layers")
+    monkeypatch.setattr(gpt_step, "_packing_is_faster", lambda *_: request.param)
     return request.param
 
 
@@ -76,22 +83,23 @@ def logits_at_once(model: GPTForCausalLM, batch: dict[str, Tensor], following: T
 @EVERY_SHAPE
 @pytest.mark.parametrize("lengths", [(6,), (6, 6), (7, 4, 1)], ids=["alone", "together", "padded"])
 def test_steps_give_the_logits_of_one_forward(
-    shape: dict[str, object], lengths: tuple[int, ...], has_rows: bool, monkeypatch: pytest.MonkeyPatch
+    shape: dict[str, object], lengths: tuple[int, ...], is_packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also past the room that is set aside at first."""
     monkeypatch.setattr(gpt_step, "SPARE", 3)
-    model = tiny_model(**shape).double()
+    dtype, error = PRECISIONS[is_packed]
+    model = tiny_model(**shape).to(dtype)
     following = random_tokens(len(lengths), 25, seed=9)
 
     stepped = stepped_logits(model, prompts(lengths), following)
 
-    torch.testing.assert_close(stepped, logits_at_once(model, prompts(lengths), following), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(stepped, logits_at_once(model, prompts(lengths), following), rtol=error, atol=error)
 
 
 @EVERY_SHAPE
 @pytest.mark.parametrize("lengths", [(6,), (7, 4, 1)], ids=["alone", "padded"])
 def test_large_matrices_are_not_copied(
-    shape: dict[str, object], lengths: tuple[int, ...], has_rows: bool, monkeypatch: pytest.MonkeyPatch
+    shape: dict[str, object], lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpt_step, "MOST_COPIED", 0)
     model = tiny_model(**shape).double()
@@ -102,17 +110,35 @@ def test_large_matrices_are_not_copied(
     torch.testing.assert_close(stepped, logits_at_once(model, prompts(lengths), following), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.skipif(not HAS_PACKED, reason="this build of torch has no packed linear layers")
 def test_what_is_faster_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or else the same seed might write another text when the machine is busy."""
-    times = iter([1.0, 0.6, 1.0, 0.9])
+    times = iter([0.6, 1.0, 0.9, 1.0])
     monkeypatch.setattr(gpt_step, "_seconds", lambda *_: next(times))
     monkeypatch.setattr(gpt_step, "_MEASURED", {})
+
+    ways = [step_for(texts) for texts in (1, 1, 2, 2)]
+
+    assert ways == ["_PackedProduct"] * 2 + ["_Product"] * 2
+
+
+@pytest.mark.parametrize("missing", [AttributeError, RuntimeError])
+def test_nothing_is_packed_by_a_torch_without_the_operators(
+    missing: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def product(*_: object) -> Tensor:
+        raise missing("'_OpNamespace' 'mkldnn' object has no attribute '_linear_pointwise'")
+
+    monkeypatch.setattr(gpt_step._PackedProduct, "__init__", product)
+    monkeypatch.setattr(gpt_step, "_MEASURED", {})
+    assert step_for(texts=2) == "_Product"
+
+
+def step_for(texts: int) -> str:
+    """The kind of product in a step for as many texts."""
     model = tiny_model()
-    ways = [
-        type(GPTStep(model, cache_of(model, prompts(lengths)), None, torch.tensor([6])).to_logits)
-        for lengths in ((6,), (6,), (6, 6), (6, 6))
-    ]
-    assert [way.__name__ for way in ways] == ["_ProductOfRows"] * 2 + ["_Product"] * 2
+    step = GPTStep(model, cache_of(model, prompts((6,) * texts)), None, torch.tensor([6]))
+    return type(step.to_logits).__name__
 
 
 def test_small_vectors_are_normalized_as_in_forward() -> None:

@@ -27,7 +27,7 @@ from training.build_model import build_config, load_image_model, load_model
 from training.config.flags import Arguments
 from training.config.parser import parse
 from training.config.scripts import Script
-from training.data.batches import GlobalBatch
+from training.data.feeds.batches import GlobalBatch
 
 
 SMALL: dict[str, Any] = {"image_size": [8, 8], "hidden_channels": [4, 8], "hidden_size": 16, "latent_dim": 4}

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from training.data.batches import GlobalBatch
+from training.data.feeds.batches import GlobalBatch
 from training.randomness import BatchRNG, derive_seed
 
 

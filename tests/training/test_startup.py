@@ -67,7 +67,7 @@ def test_a_training_starts_without_what_only_some_trainings_need(family: str) ->
 
 
 def test_what_is_imported_is_found_through_other_modules_and_classes() -> None:
-    assert HEAVY & imported_at_once("training.data.cached_tables") == {"datasets", "pyarrow"}
+    assert HEAVY & imported_at_once("training.data.sources.cached_tables") == {"datasets", "pyarrow"}
     source = "class A:\n    import a\nif x:\n    import b\nif TYPE_CHECKING:\n    import c\ndef f():\n    import d"
     names = [node.names[0].name for node in _run_on_import(ast.parse(source)) if isinstance(node, ast.Import)]
     assert names == ["a", "b"]

@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor, nn
 
 from training.config.flags import RunArguments
-from training.data.batches import Batch, GlobalBatch
+from training.data.feeds.batches import Batch, GlobalBatch
 from training.distributed.processes import Processes
 from training.objective import Phase
 from training.randomness import BatchRNG

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from hfgen import CodecModel
 from tests.runs import TWO, Fault, copy_run, shared_run, streamed, train
 from training.config.flags import DataArguments
-from training.data.batches import GlobalBatch
+from training.data.feeds.batches import GlobalBatch
 from training.data.images import load_images
 from training.train_codec import wrap_around
 

@@ -13,7 +13,7 @@ import torch
 from hfgen import VAEModel
 from tests.runs import TWO, Fault, before_calls, copy_run, shared_run, streamed, train
 from training.config.flags import DataArguments
-from training.data.batches import GlobalBatch
+from training.data.feeds.batches import GlobalBatch
 from training.data.images import load_images
 from training.variational import VariationalObjective
 

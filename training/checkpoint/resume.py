@@ -11,7 +11,7 @@ from typing import Any
 from hfgen.hub import fetch_checkpoint
 
 from ..config.flags import MEASURED, Arguments, RunArguments, as_recipe, before_they_existed, on_resume
-from ..data.batches import GlobalBatch
+from ..data.feeds.batches import GlobalBatch
 from ..distributed.processes import Processes
 from . import storage
 from .storage import Checkpoint, CheckpointError

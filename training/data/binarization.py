@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..randomness import BatchRNG, derive_seed
-from .batches import Batch, Feed, GlobalBatch
+from .feeds.batches import Batch, Feed, GlobalBatch
 from .images import ImageData
 
 

@@ -14,13 +14,13 @@ from torch import Tensor
 from hfgen.image_processing import exif_orientation, to_pixel_values, why_unreadable
 
 from ..config.flags import DataArguments
-from .batches import Batch, Feed, evenly_spread, fits_in_memory, image_batch
-from .feeds import DatasetFeed, TensorFeed
-from .image_folder import MASK_COLUMN
+from .feeds.batches import Batch, Feed, evenly_spread, fits_in_memory, image_batch
+from .feeds.indexed import DatasetFeed, TensorFeed
+from .feeds.streams import ShuffledExamples, State, StreamFeed
+from .feeds.workers import default_num_workers
 from .labels import Labels, find_labels
-from .sources import find_eval_split, find_split, first_example, hold_out, limited, load_splits
-from .streams import ShuffledExamples, State, StreamFeed
-from .workers import default_num_workers
+from .sources.image_folder import MASK_COLUMN
+from .sources.splits import find_eval_split, find_split, first_example, hold_out, limited, load_splits
 
 
 MAX_STREAMED_EVAL_IMAGES = 10_000

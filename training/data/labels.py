@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layout import in_natural_order
-from .sources import one_line
+from .sources.layout import in_natural_order
+from .sources.splits import one_line
 
 
 logger = logging.getLogger(__name__)

@@ -17,12 +17,12 @@ from torch import Tensor
 from hfgen.image_processing import to_pixel_values
 
 from ..config.flags import DataArguments
-from .batches import Batch
-from .image_folder import MASK_COLUMN
+from .feeds.batches import Batch
 from .images import FoundImages, ImageData, decode_split, find_images
 from .labels import Labels
-from .layout import NORMAL_FOLDERS
-from .sources import filtered, hold_out, limited
+from .sources.image_folder import MASK_COLUMN
+from .sources.layout import NORMAL_FOLDERS
+from .sources.splits import filtered, hold_out, limited
 
 
 logger = logging.getLogger(__name__)

@@ -13,12 +13,12 @@ import torch
 from hfgen.tokenization import build_bpe_tokenizer, build_character_tokenizer, encode_corpus
 
 from ..config.flags import DataArguments
-from .batches import Batch, Feed, evenly_spread, fits_in_memory
-from .corpus import Column, Corpus, CorpusScan, TextFiles, cached_scan, scan
-from .feeds import HeldTokens, TokenFeed, Tokens
-from .mapped_tokens import map_tokens
-from .sources import find_eval_split, find_split, find_text_files, first_example, hold_out, limited, load_splits
-from .streams import ShuffledExamples, State, StreamFeed
+from .feeds.batches import Batch, Feed, evenly_spread, fits_in_memory
+from .feeds.indexed import HeldTokens, TokenFeed, Tokens
+from .feeds.mapped_tokens import map_tokens
+from .feeds.streams import ShuffledExamples, State, StreamFeed
+from .sources.corpus import Column, Corpus, CorpusScan, TextFiles, cached_scan, scan
+from .sources.splits import find_eval_split, find_split, find_text_files, first_example, hold_out, limited, load_splits
 
 
 logger = logging.getLogger(__name__)

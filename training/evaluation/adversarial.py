@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hfgen.metrics import frechet_distance, precision_recall_density_coverage
 
-from ..data.batches import evenly_spread, image_batch
+from ..data.feeds.batches import evenly_spread, image_batch
 from ..distributed.processes import Processes
 from ..objective import Metrics, Steps
 from ..randomness import derive_seed

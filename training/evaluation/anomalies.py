@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.batches import Feed, evenly_spread, image_batch
+from ..data.feeds.batches import Feed, evenly_spread, image_batch
 from ..data.normal_images import NormalImageData
 from ..distributed.processes import Processes
 from ..objective import Metrics, Steps

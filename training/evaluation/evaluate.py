@@ -16,8 +16,8 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from ..config.flags import RunArguments
-from ..data.batches import Batch
-from ..data.sources import one_line
+from ..data.feeds.batches import Batch
+from ..data.sources.splits import one_line
 from ..distributed.processes import Processes
 from ..distributed.signals import StopRequest
 from ..objective import Autocast, Estimator, Metrics, Objective, Sample, Steps

@@ -26,8 +26,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..data.batches import GlobalBatch, image_batch
-from ..data.feeds import TensorFeed
+from ..data.feeds.batches import GlobalBatch, image_batch
+from ..data.feeds.indexed import TensorFeed
 from ..data.images import ImageData
 from ..distributed.processes import Processes
 

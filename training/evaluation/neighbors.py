@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hfgen import AutoencoderModel
 
-from ..data.batches import Batch
+from ..data.feeds.batches import Batch
 from ..data.images import ImageData
 from ..data.labels import NO_CLASS
 from ..objective import Metrics

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hfgen.metrics import frechet_distance
 
-from ..data.batches import evenly_spread
+from ..data.feeds.batches import evenly_spread
 from ..data.images import ImageData
 from ..distributed.processes import Processes
 from .feature_classifier import Classifier, accuracy, image_batches, load_classifier, training_pixels

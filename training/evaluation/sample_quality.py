@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hfgen.metrics import frechet_distance, kernel_distance, precision_recall_density_coverage
 
-from ..data.batches import evenly_spread
+from ..data.feeds.batches import evenly_spread
 from ..data.images import ImageData
 from ..objective import Metrics
 from .feature_classifier import image_batches

@@ -13,7 +13,7 @@ import PIL.Image
 
 from hfgen.model_folder import step_of
 
-from ..data.sources import one_line
+from ..data.sources.splits import one_line
 
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from ..config.flags import Arguments, as_recipe, recipe_of
-from ..data.batches import GlobalBatch
+from ..data.feeds.batches import GlobalBatch
 from ..hardware.choices import Choices
 from ..hardware.probe import instruction_limits, processor_name
 from ..objective import Metrics

@@ -35,7 +35,7 @@ from hfgen.image_processing import image_grid
 from hfgen.pipelines.latent_ddim import LatentDDIMPipeline
 
 from ..config.flags import DataArguments
-from ..data.batches import GlobalBatch
+from ..data.feeds.batches import GlobalBatch
 from ..data.images import ImageData, find_images
 from ..durable_files import write_json
 from ..optim import learning_rate_schedule

@@ -315,7 +315,7 @@ def stream(task: dict[str, Any]) -> dict[str, float]:
     import torch
 
     from ..config.flags import DataArguments
-    from ..data.batches import GlobalBatch
+    from ..data.feeds.batches import GlobalBatch
     from ..data.text import load_text
 
     data = load_text(DataArguments(dataset_name=task["dataset"], streaming=True), seed=0, context=SHORT_TEXT)

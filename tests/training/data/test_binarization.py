@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.training.data.tiny_data import CPU, assert_same, images_of, picture, take, write_parquet
-from training.data.batches import GlobalBatch
 from training.data.binarization import binarized
+from training.data.feeds.batches import GlobalBatch
 from training.data.images import DecodedPixels, ImageData
 
 
@@ -81,7 +81,7 @@ def test_evaluation_images_are_fixed_however_they_are_held_and_read(
 ) -> None:
     values = [25 * i for i in range(10)]
     held = binarized(grays(tmp_path, values), seed=0)
-    monkeypatch.setattr("training.data.batches.IN_MEMORY_BYTES", 1)
+    monkeypatch.setattr("training.data.feeds.batches.IN_MEMORY_BYTES", 1)
     large = binarized(grays(tmp_path, values), seed=1)
     assert isinstance(large.eval_pixels.pixels, DecodedPixels)
     (whole,) = held.eval_batches(10, CPU)

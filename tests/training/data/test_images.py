@@ -21,8 +21,8 @@ from tests.training.data.tiny_data import (
     values,
     write_parquet,
 )
-from training.data.batches import GlobalBatch
-from training.data.feeds import TensorFeed
+from training.data.feeds.batches import GlobalBatch
+from training.data.feeds.indexed import TensorFeed
 from training.data.images import DecodedPixels, ImageDecoder
 
 
@@ -71,7 +71,7 @@ def test_evaluation_split_that_is_large_is_decoded_in_batches(tmp_path: Path, mo
     write_parquet(tmp_path, [picture(i) for i in range(30)], labels=[i % 2 for i in range(30)])
     write_parquet(tmp_path, [picture(100 + i) for i in range(7)], "test", labels=[0, 1, 1, 0, 1, 0, 0])
     held = images_of(tmp_path)
-    monkeypatch.setattr("training.data.batches.IN_MEMORY_BYTES", 7 * 4 * 8)
+    monkeypatch.setattr("training.data.feeds.batches.IN_MEMORY_BYTES", 7 * 4 * 8)
     large = images_of(tmp_path)
     assert isinstance(held.eval_pixels, Tensor) and isinstance(large.eval_pixels, DecodedPixels)
     decoded: list[int] = []

@@ -10,7 +10,7 @@ import datasets
 import pytest
 
 from tests.training.data.tiny_data import encoded, images_of, picture, take, values, write_parquet
-from training.data.batches import GlobalBatch
+from training.data.feeds.batches import GlobalBatch
 
 
 def write_labels(folder: Path, labels: list[Any] | None, split: str = "train", column: str = "label") -> Path:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.training.data.tiny_data import picture, take, values, write_parquet
 from training.config.flags import DataArguments
-from training.data.batches import GlobalBatch
+from training.data.feeds.batches import GlobalBatch
 from training.data.images import ImageData
 from training.data.normal_images import NormalImageData, find_normal_images
 

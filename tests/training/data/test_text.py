@@ -12,8 +12,8 @@ import torch
 from hfgen.tokenization import build_character_tokenizer
 from tests.training.data.tiny_data import CPU, take, text_of, write_text, write_texts
 from training.config.flags import DataArguments
-from training.data.batches import GlobalBatch
-from training.data.streams import StreamFeed
+from training.data.feeds.batches import GlobalBatch
+from training.data.feeds.streams import StreamFeed
 from training.data.text import load_text
 
 

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from training.config.flags import DataArguments
-from training.data.batches import Batch, Feed, GlobalBatch
-from training.data.feeds import TokenFeed
+from training.data.feeds.batches import Batch, Feed, GlobalBatch
+from training.data.feeds.indexed import TokenFeed
 from training.data.images import ImageData, load_images
 from training.data.text import TextData, load_text
 

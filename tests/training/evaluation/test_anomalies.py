@@ -17,7 +17,7 @@ from hfgen import AutoencoderModel
 from hfgen.models.anomaly import AnomalyOutput
 from tests.runs import ONE, TWO, Fault, differences, everything, metrics, start, streamed, train
 from tests.training.data.test_normal_images import normal_images_of, write_anomalies
-from training.data.feeds import TensorFeed
+from training.data.feeds.indexed import TensorFeed
 from training.data.normal_images import Masks, NormalImageData
 from training.distributed.processes import Processes
 from training.evaluation.anomalies import (

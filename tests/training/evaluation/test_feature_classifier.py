@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from training.config.flags import DataArguments
-from training.data.feeds import TensorFeed
+from training.data.feeds.indexed import TensorFeed
 from training.data.images import ImageData, load_images
 from training.evaluation import feature_classifier as module
 from training.evaluation.feature_classifier import (

@@ -9,7 +9,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from hfgen import AutoencoderConfig, AutoencoderModel
-from training.data.feeds import TensorFeed
+from training.data.feeds.indexed import TensorFeed
 from training.data.images import ImageData
 from training.data.labels import NO_CLASS
 from training.evaluation import neighbors

@@ -14,7 +14,7 @@ from hfgen.embedding import is_conditional
 from hfgen.image_processing import image_grid
 from hfgen.models.latents import slerp
 
-from ...data.batches import Batch
+from ...data.feeds.batches import Batch
 from ..pictures import find_pairs
 
 

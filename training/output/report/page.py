@@ -22,7 +22,7 @@ from hfgen.cards import describe_conditions, explain_metrics, explain_missing, h
 from hfgen.models import MODELS
 from hfgen.notebook import without_button
 
-from ...data.sources import one_line
+from ...data.sources.splits import one_line
 from ...data.text import TextData
 from ...evaluation.evaluate import evaluation_mode
 from ...objective import Objective

@@ -17,7 +17,7 @@ from hfgen import GANModel
 from hfgen.metrics import frechet_distance, precision_recall_density_coverage
 
 from ...config.flags import DataArguments
-from ...data.batches import evenly_spread
+from ...data.feeds.batches import evenly_spread
 from ...data.images import ImageData, load_images
 from ...evaluation.feature_classifier import train_classifier
 from ...evaluation.sample_quality import NEIGHBORS

@@ -17,7 +17,7 @@ from hfgen import GANConfig
 
 from ...config.parser import parse
 from ...config.scripts import SCRIPTS
-from ...data.batches import GlobalBatch
+from ...data.feeds.batches import GlobalBatch
 from ...distributed import launcher
 from ...distributed.processes import Processes
 from ...hardware.choices import Choices, choose

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from ..randomness import derive_seed
+from ...randomness import derive_seed
+from ..sources.splits import one_line
 from .batches import Batch, Feed, GlobalBatch, on_device
-from .sources import one_line
 from .workers import ReadByWorkers, load_batches
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from training.data.layout import find_classes, find_splits, in_natural_order
+from training.data.sources.layout import find_classes, find_splits, in_natural_order
 
 
 def splits_of(*paths: str, hold: Any = "images") -> dict[str, set[str]]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hfgen.tokenization import CorpusEncoder
 
-from .corpus import Corpus, CorpusScan, grouped
+from ..sources.corpus import Corpus, CorpusScan, grouped
 
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def map_tokens(corpus: Corpus, counts: CorpusScan, tokenizer: Any) -> MappedToke
     """
     import pyarrow as pa
 
-    from .cached_tables import cached_dataset
+    from ..sources.cached_tables import cached_dataset
 
     is_closed = counts.documents > 1
     encoder = CorpusEncoder(tokenizer, counts.alphabet)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..randomness import derive_seed
+from ...randomness import derive_seed
 
 
 Batch = dict[str, Tensor]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
-from ..durable_files import flush
+from ...durable_files import flush
 
 
 logger = logging.getLogger(__name__)

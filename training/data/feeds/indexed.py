@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..randomness import derive_seed
+from ...randomness import derive_seed
 from .batches import Batch, Decode, EpochOrder, Feed, GlobalBatch, image_batch, on_device
 from .mapped_tokens import MappedTokens
 from .workers import load_batches

@@ -26,8 +26,8 @@ from tests.training.data.tiny_data import (
     write_texts,
 )
 from training.config.flags import DataArguments
-from training.data.batches import GlobalBatch
-from training.data.feeds import TokenFeed
+from training.data.feeds.batches import GlobalBatch
+from training.data.feeds.indexed import TokenFeed
 from training.data.images import load_images
 from training.data.text import load_text
 
@@ -223,7 +223,7 @@ def test_datasets_without_examples(tmp_path: Path) -> None:
 CODE = """
 import datasets, huggingface_hub, os, time
 from training.config.flags import DataArguments
-from training.data.sources import load_splits
+from training.data.sources.splits import load_splits
 started = time.perf_counter()
 try:
     load_splits('someone/something', DataArguments())

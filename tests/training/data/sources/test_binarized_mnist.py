@@ -15,9 +15,9 @@ import torch
 
 from tests.training.data.file_server import Behavior, Server, running_server
 from tests.training.data.tiny_data import ROOT, images_of, take
-from training.data import binarized_mnist
-from training.data.batches import GlobalBatch
-from training.data.binarized_mnist import FILES, URL, load_binarized_mnist, read_amat
+from training.data.feeds.batches import GlobalBatch
+from training.data.sources import binarized_mnist
+from training.data.sources.binarized_mnist import FILES, URL, load_binarized_mnist, read_amat
 
 
 pytestmark = pytest.mark.usefixtures("online")

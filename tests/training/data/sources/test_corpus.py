@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.training.data.tiny_data import write_text
-from training.data.corpus import Column, Corpus, Piece, TextFiles, cached_scan, scan
+from training.data.sources.corpus import Column, Corpus, Piece, TextFiles, cached_scan, scan
 
 
 class InPieces:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from ..distributed.launcher import available_cores, local_processes
+from ...distributed.launcher import available_cores, local_processes
 
 
 def default_num_workers() -> int:

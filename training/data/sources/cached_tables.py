@@ -10,7 +10,7 @@ import datasets
 import pyarrow as pa
 from datasets.fingerprint import Hasher
 
-from .sources import one_line
+from .splits import one_line
 
 
 def cached_dataset(tables: Callable[[], Iterator[pa.Table]], fingerprint: list[Any], name: str) -> Any:

@@ -1,7 +1,7 @@
 """Text that need not fit in memory: documents of text files or of a dataset, read in pieces.
 
-A corpus is scanned and tokenized once. Of one that does not fit in memory, [`training.data.cached_tables`] keeps the
-results, and only then are pyarrow and `datasets` imported, which takes as long as some trainings.
+A corpus is scanned and tokenized once. Of one that does not fit in memory, `training.data.sources.cached_tables` keeps
+the results, and only then are pyarrow and `datasets` imported, which takes as long as some trainings.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from .sources import TEXT_ENCODING
+from .splits import TEXT_ENCODING
 
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ import yaml
 from hfgen.cards import is_hub_id
 from tests.training.data.file_server import Behavior, running_server
 from tests.training.data.tiny_data import ROOT, text_of, write_text
-from training.data import downloads
-from training.data.built_in import BUILT_INS
-from training.data.downloads import download
+from training.data.sources import downloads
+from training.data.sources.built_in import BUILT_INS
+from training.data.sources.downloads import download
 
 
 URL = "https://example.org/books/input.txt"
@@ -254,7 +254,7 @@ def test_a_full_disk_is_named_and_not_kept_full() -> None:
 
 # --------------------------------------------------------------------------------------------------- several processes
 
-IN_ANOTHER_PROCESS = "import sys; from training.data.downloads import download; download(*sys.argv[1:])"
+IN_ANOTHER_PROCESS = "import sys; from training.data.sources.downloads import download; download(*sys.argv[1:])"
 
 
 @pytest.mark.parametrize("is_killed", [False, True])

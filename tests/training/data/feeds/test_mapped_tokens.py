@@ -25,11 +25,11 @@ from transformers import PreTrainedTokenizerFast
 from hfgen.tokenization import CorpusEncoder, build_character_tokenizer
 from tests.runs import differences, everything, text_file, train
 from tests.training.data.tiny_data import CPU, assert_same, take, text_of, write_text, write_texts
-from training.data import corpus as corpora
-from training.data.batches import GlobalBatch
-from training.data.corpus import Corpus, TextFiles, scan
-from training.data.feeds import HeldTokens, TokenFeed
-from training.data.mapped_tokens import MappedTokens, describe_tokenizer, map_tokens
+from training.data.feeds.batches import GlobalBatch
+from training.data.feeds.indexed import HeldTokens, TokenFeed
+from training.data.feeds.mapped_tokens import MappedTokens, describe_tokenizer, map_tokens
+from training.data.sources import corpus as corpora
+from training.data.sources.corpus import Corpus, TextFiles, scan
 from training.data.text import TextData
 
 
@@ -184,7 +184,7 @@ def test_size_of_the_text_decides_unless_the_flag_does(tmp_path: Path, monkeypat
     cases = (1601, None, HeldTokens), (1600, None, MappedTokens), (1, True, HeldTokens), (9999, False, MappedTokens)
     for name in ("a.txt", "data"):
         for limit, in_memory, expected in cases:
-            monkeypatch.setattr("training.data.batches.IN_MEMORY_BYTES", limit)
+            monkeypatch.setattr("training.data.feeds.batches.IN_MEMORY_BYTES", limit)
             feed = text_of(tmp_path / name, in_memory=in_memory).train
             assert isinstance(feed, TokenFeed) and isinstance(feed.tokens, expected), (name, limit, in_memory)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config.flags import DataArguments
+from ...config.flags import DataArguments
 
 
 SHARD_EXAMPLES = 10_000

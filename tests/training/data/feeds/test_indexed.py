@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from tests.training.data.tiny_data import CPU, assert_same, images_of, take, text_of, write_texts
-from training.data.batches import Feed, GlobalBatch
-from training.data.feeds import DatasetFeed, HeldTokens, TokenFeed
-from training.data.workers import default_num_workers
+from training.data.feeds.batches import Feed, GlobalBatch
+from training.data.feeds.indexed import DatasetFeed, HeldTokens, TokenFeed
+from training.data.feeds.workers import default_num_workers
 
 
 def feed_of_each_kind(folder: Path) -> dict[str, Feed]:

@@ -31,10 +31,10 @@ from tests.training.data.tiny_data import (
     write_parquet,
     write_texts,
 )
-from training.data import streams
-from training.data.batches import Batch, Feed, GlobalBatch
-from training.data.sources import hold_out
-from training.data.streams import Reader, ShuffledExamples, State, StreamFeed, shard_count
+from training.data.feeds import streams
+from training.data.feeds.batches import Batch, Feed, GlobalBatch
+from training.data.feeds.streams import Reader, ShuffledExamples, State, StreamFeed, shard_count
+from training.data.sources.splits import hold_out
 
 
 def sharded(count: int, shards: int) -> Any:

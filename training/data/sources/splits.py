@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from ..config.flags import DataArguments
+from ...config.flags import DataArguments
 from .built_in import BUILT_INS, streamed
 from .downloads import local_file
 from .image_folder import image_splits

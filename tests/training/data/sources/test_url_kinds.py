@@ -11,8 +11,8 @@ from collections.abc import Callable
 import datasets
 import pytest
 
-from .file_server import running_server
-from .tiny_data import encoded, images_of, picture, text_of
+from ..file_server import running_server
+from ..tiny_data import encoded, images_of, picture, text_of
 
 
 DOCUMENTS = [f"Document {number} says something." for number in range(60)]

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.training.data.tiny_data import take
-from training.data.batches import EpochOrder, GlobalBatch
-from training.data.feeds import TensorFeed
+from training.data.feeds.batches import EpochOrder, GlobalBatch
+from training.data.feeds.indexed import TensorFeed
 
 
 def test_each_epoch_is_a_new_permutation_and_batches_span_epochs() -> None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from tests.training.data.tiny_data import decoded, images_of, picture, take, text_of, values, write_text, write_texts
-from training.data.batches import GlobalBatch
+from training.data.feeds.batches import GlobalBatch
 
 
 TEXTS = [letter * 40 for letter in "abcdefghij"]
