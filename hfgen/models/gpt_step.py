@@ -71,6 +71,7 @@ class GPTStep:
             self.gains = (gains, gains.roll(self.half_turn, dims=-1))
 
         self.scaling = config.head_dim**-0.5
+        self.no_mask = memory.new_zeros(1, 1, 1)
         self.mask: Tensor | None = None  # (key/value heads * batch, 1, room), added to scores
         if attention_mask is not None and not attention_mask.all():
             hidden = torch.zeros_like(attention_mask, dtype=memory.dtype).masked_fill(attention_mask == 0, -math.inf)
@@ -91,6 +92,8 @@ class GPTStep:
         self.queries_and_keys = self.heads[: heads + key_value_heads]
         self.keys_and_values = self.heads[heads:]
         self.half_turn = head_dim // 2
+        self.half_turned = self.output.new_empty(self.queries_and_keys.shape)
+        self.halves = self.queries_and_keys.split((head_dim - self.half_turn, self.half_turn), dim=-1)[::-1]
         self.projected: tuple[Tensor, ...] = (product,)
         if len(self.layers[0].projections) > 1:
             sizes = [number * head_dim for number in (heads, key_value_heads, key_value_heads)]
@@ -136,8 +139,8 @@ class GPTStep:
         key_value_heads, batch, group, head_dim = self.queries.shape
         queries = self.queries.reshape(-1, group, head_dim)
         # With beta = 0, what is given to be added is ignored.
-        added, beta = (key, 0) if mask is None else (mask, 1)
-        scores = torch.baddbmm(added[:, :1, : self.length], queries, key, beta=beta, alpha=self.scaling)
+        added, beta = (self.no_mask, 0) if mask is None else (mask, 1)
+        scores = torch.baddbmm(added, queries, key, beta=beta, alpha=self.scaling)
         read = torch.bmm(scores.softmax(dim=-1), value)
         return self.layout.of_heads(read.view(key_value_heads, batch, -1))
 
@@ -153,11 +156,12 @@ class GPTStep:
 
     def _turn_heads(self, scale: Tensor | None, turn: Tensor | None) -> None:
         """Turns queries and keys to their position, as `rotate` does: heads * scale + half-turned heads * turn."""
-        half_turned = None if turn is None else self.queries_and_keys.roll(self.half_turn, dims=-1)
+        if turn is not None:
+            torch.cat(self.halves, dim=-1, out=self.half_turned)
         if scale is not None:
             self.queries_and_keys.mul_(scale)
-        if turn is not None and half_turned is not None:
-            self.queries_and_keys.addcmul_(half_turned, turn)
+        if turn is not None:
+            self.queries_and_keys.addcmul_(self.half_turned, turn)
 
     def _make_room(self, more: int) -> None:
         """For `more` positions, in the memory, the mask and the tables of rotary positions."""
@@ -241,6 +245,10 @@ class _Product:
             return torch.mv(weight, x, out=out) if bias is None else torch.addmv(bias, weight, x, out=out)
         return torch.mm(weight, x, out=out) if bias is None else torch.addmm(bias, weight, x, out=out)
 
+    def relu(self, x: Tensor) -> Tensor:
+        """The positive part of the layer's output."""
+        return self(x).relu_()
+
     def added_to(self, total: Tensor, x: Tensor) -> Tensor:
         """The layer's output plus `total`, which may be overwritten."""
         total = total.addmv_(self.weight, x) if x.ndim == 1 else total.addmm_(self.weight, x)
@@ -266,6 +274,9 @@ class _PackedProduct:
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         product = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return product if out is None else out.copy_(product)
+
+    def relu(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "relu", [], "")
 
     def added_to(self, total: Tensor, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise.binary(x, total, self.weight, self.bias, "add")
@@ -410,7 +421,7 @@ def _hidden(mlp: Any, layout: _Layout) -> Function:
         gate = layout.linear(mlp.gate_proj)
         return lambda x: activation(gate(x)).mul_(up(x))
     if isinstance(activation, ReLUSquaredActivation):
-        return lambda x: _square_(up(x).relu_())
+        return lambda x: _square_(up.relu(x))
     return lambda x: activation(up(x))
 
 

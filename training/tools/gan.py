@@ -46,12 +46,16 @@ ROWS: dict[str, Callable[[Session, str], Lines]] = {
 }
 
 
-TOOL = Tool(Path(__file__), ROWS, figure, metric="classifier_fid", tables={"variations": variations.table})
+TOOL = Tool(Path(__file__), ROWS, figure, metric="classifier_fid", tables={"variations": variations.table},
+            check=variations.check)  # fmt: skip
 
 
 def main() -> None:
     own = argparse.ArgumentParser(add_help=False)
     own.add_argument("--repeats", type=int, default=3, help="of the throughput (default: 3)")
+    own.add_argument(
+        "--variations", type=int, nargs="+", help="the numbers of some of them, in the order of the table, from 1 on"
+    )
     run_command(TOOL, __doc__, own)
 
 

@@ -55,14 +55,22 @@ VARIATIONS = [
 ]
 
 
+def check(session: Session) -> None:
+    """Raises ValueError if --variations has a number that is none of theirs."""
+    numbers = session.options.variations or []
+    if wrong := [number for number in numbers if not 1 <= number <= len(VARIATIONS)]:
+        raise ValueError(f"--variations must be numbers from 1 to {len(VARIATIONS)}, got {' '.join(map(str, wrong))}")
+
+
 def measure_variations(session: Session, row: str) -> Lines:
-    """Trains both kinds of models on each variation, and measures them.
+    """Trains both kinds of models on each variation, or on those that were asked for, and measures them.
 
     Raises:
         ValueError: trainings failed; all other variations were measured.
     """
     failures = []
-    for variation in VARIATIONS:
+    numbers = session.options.variations or range(1, len(VARIATIONS) + 1)
+    for variation in (VARIATIONS[number - 1] for number in numbers):
         try:
             runs = [measure_variation(session, row, variation, seed) for seed in session.seeds]
         except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,17 @@ from training.tools.gan_rows.variations import (
     DEFAULT,
     VARIATIONS,
     Variation,
+    check,
     measure_variations,
     slug,
     table,
 )
 from training.tools.measuring.rows import Session
+
+
+def session(folder: Path, *numbers: int) -> Session:
+    """Of the command with --variations and these numbers, if there are any."""
+    return Session("no bf16 tiles", folder, {}, seconds=5.0, options=Namespace(variations=list(numbers) or None))
 
 
 @pytest.fixture
@@ -52,8 +59,7 @@ def test_both_models_are_trained_alike_and_checked_on_the_whole_dataset(
 ) -> None:
     chosen = [Variation("few", "digits", {"max_train_samples": 200}), Variation("one", "digits", label=8)]
     monkeypatch.setattr(variations, "VARIATIONS", chosen)
-    session = Session("no bf16 tiles", tmp_path, {}, seconds=5.0)
-    lines = dict(measure_variations(session, "variations"))
+    lines = dict(measure_variations(session(tmp_path), "variations"))
     ours, theirs, task, of_one_class = calls[:4]
     common = ["--dataset_name", "digits", "--max_train_samples", "200", "--max_train_seconds", "5"]
     end = ["--quality_samples", "0", "--on_nonfinite", "skip"]
@@ -81,9 +87,18 @@ def test_a_training_that_fails_is_reported_after_all_others(
     monkeypatch.setattr(variations, "VARIATIONS", [Variation("bad", "broken"), Variation("good", "digits")])
     found = []
     with pytest.raises(ValueError, match="bad: hfgen train must succeed"):
-        for name, _ in measure_variations(Session("no bf16 tiles", tmp_path, {}), "variations"):
+        for name, _ in measure_variations(session(tmp_path), "variations"):
             found.append(name)
     assert found == ["good"]
+
+
+def test_some_are_measured_by_their_number(calls: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    chosen = [Variation(name, "digits") for name in ("first", "second", "third")]
+    monkeypatch.setattr(variations, "VARIATIONS", chosen)
+    assert [name for name, _ in measure_variations(session(tmp_path, 3, 1), "variations")] == ["third", "first"]
+    check(session(tmp_path, 3, 1))
+    with pytest.raises(ValueError, match=r"--variations must be numbers from 1 to 3, got 0 4$"):
+        check(session(tmp_path, 0, 2, 4))
 
 
 def test_variations_span_what_the_defaults_promise() -> None:
