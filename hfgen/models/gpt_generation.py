@@ -6,6 +6,7 @@ is how logits come about after the prompt: by `GPTStep`. Whatever that was not w
 loop, such as other devices, half precision, adapters, hooks, other caches, or scores that are to be returned.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -85,7 +86,7 @@ def _sample_in_steps(
 ) -> Tensor:
     """(batch, length), the prompts -> (batch, length + new tokens); `inputs` go with them to the forward pass."""
     has_end = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
-    ask_from = _first_length_to_ask_at(stopping_criteria)
+    ask_from, most = _lengths_to_ask_at(stopping_criteria)
     unfinished = torch.ones(len(input_ids), dtype=torch.long)
     step = None
     logits = model(input_ids, **inputs, return_dict=True).logits[:, -1]
@@ -106,26 +107,31 @@ def _sample_in_steps(
             if not unfinished.any():
                 break
         if step is None:  # only now, because a single token needs none
-            step = _step_after(model, **inputs)
+            step = _step_after(model, **inputs, steps=most - input_ids.shape[1])
         logits = step(tokens)
     if streamer is not None:
         streamer.end()
     return input_ids
 
 
-def _first_length_to_ask_at(stopping_criteria: Any) -> int:
-    """The length of texts below which no criterion can end one."""
-    lengths = [c.max_length if type(c) is MaxLengthCriteria else 0 for c in stopping_criteria]
-    return min(lengths, default=0)
+def _lengths_to_ask_at(stopping_criteria: Any) -> tuple[int, float]:
+    """The length of texts below which no criterion can end one, and the length that none exceeds."""
+    limits = [c.max_length for c in stopping_criteria if type(c) is MaxLengthCriteria]
+    most = min(limits, default=math.inf)
+    return (int(most) if 0 < len(limits) == len(stopping_criteria) else 0), most
 
 
 def _step_after(
-    model: Any, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, **inputs: Any
+    model: Any,
+    steps: float,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    **inputs: Any,
 ) -> Any:
-    """What continues from the prompt, of which these were the inputs."""
+    """What continues from the prompt, of which these were the inputs, by as many steps at most."""
     cache = inputs[CACHE]
     following = torch.tensor([cache.get_seq_length()]) if position_ids is None else position_ids[:, -1] + 1
-    return model.step_class(model, cache, attention_mask, following)
+    return model.step_class(model, cache, attention_mask, following, steps)
 
 
 def has_common_settings(generation_config: Any, input_ids: Tensor, model_kwargs: dict[str, Any]) -> bool:

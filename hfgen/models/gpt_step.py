@@ -27,6 +27,7 @@ from .gpt_layers import GPTDecoderLayer, GPTRMSNorm
 
 SPARE = 256  # positions that are set aside at first; whenever they are used up, the room doubles
 MOST_COPIED = 2**28  # bytes of matrices that are copied; in larger models, three products cost no more than one
+LEAST_STEPS = 16  # for which matrices are packed: that takes as long as ten of them
 MOST_TIMED = 2**26  # bytes of matrices with which products are timed, more than most caches hold
 _MEASURED: dict[tuple[Any, ...], bool] = {}  # what `_packing_is_faster` has found in this process
 
@@ -37,18 +38,21 @@ class GPTStep:
     """Continues texts by one token at a time.
 
     It holds the weights as they are now: after they change, make a new one. The matrices of queries, keys and values
-    are copied if they are small, which takes about as long as a step, and all of them if packed ones are faster, which
-    takes as long as ten; otherwise they are shared.
+    are copied if they are small, which takes about as long as a step, and all of them if packed ones are faster and
+    there are steps enough to make up for it; otherwise they are shared.
 
     Args:
         model: a GPTForCausalLM in evaluation mode.
         cache: what its forward pass over the prompt left, (batch, key/value heads, length, head_dim) in each layer.
         attention_mask: (batch, length), 0 for padding; None if there is none.
         positions: (batch,) or (1,), of the next tokens.
+        steps: that will be taken, at most.
     """
 
     @torch.inference_mode()
-    def __init__(self, model: Any, cache: Any, attention_mask: Tensor | None, positions: Tensor) -> None:
+    def __init__(
+        self, model: Any, cache: Any, attention_mask: Tensor | None, positions: Tensor, steps: float = math.inf
+    ) -> None:
         config, self.body, self.output = model.config, model.model, model.lm_head.weight
         # (layers, heads of keys and then of values, batch, length, head_dim)
         memory = torch.stack([torch.cat((layer.keys, layer.values), dim=1).transpose(0, 1) for layer in cache.layers])
@@ -56,7 +60,7 @@ class GPTStep:
         projections = [linear.weight for layer in self.body.layers for linear in _projections(layer.self_attn)]
         is_small = sum(weight.nbytes for weight in projections) <= MOST_COPIED
         matrices = [self.output, *(linear.weight for layer in self.body.layers for linear in _linears(layer))]
-        self.layout = _Layout(batch, _packing_is_faster(batch, matrices))
+        self.layout = _Layout(batch, steps >= LEAST_STEPS and _packing_is_faster(batch, matrices))
         self.layers = [_Layer.of(layer, is_small, self.layout) for layer in self.body.layers]
         self.to_logits = self.layout.product(self.output, None)
         self.norm = _norm(self.body.norm, self.layout)

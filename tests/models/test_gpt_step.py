@@ -1,5 +1,7 @@
 """A step for one position gives the logits of a whole forward pass, whatever the architecture, padding and length."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -122,6 +124,13 @@ def test_what_is_faster_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> Non
     assert ways == ["_PackedProduct"] * 2 + ["_Product"] * 2
 
 
+@pytest.mark.skipif(not HAS_PACKED, reason="this build of torch has no packed linear layers")
+def test_nothing_is_packed_for_a_few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would take longer than they do."""
+    monkeypatch.setattr(gpt_step, "_packing_is_faster", lambda *_: True)
+    assert (step_for(texts=2, steps=15), step_for(texts=2, steps=16)) == ("_Product", "_PackedProduct")
+
+
 @pytest.mark.parametrize("missing", [AttributeError, RuntimeError])
 def test_nothing_is_packed_by_a_torch_without_the_operators(
     missing: type[Exception], monkeypatch: pytest.MonkeyPatch
@@ -134,10 +143,10 @@ def test_nothing_is_packed_by_a_torch_without_the_operators(
     assert step_for(texts=2) == "_Product"
 
 
-def step_for(texts: int) -> str:
+def step_for(texts: int, steps: float = math.inf) -> str:
     """The kind of product in a step for as many texts."""
     model = tiny_model()
-    step = GPTStep(model, cache_of(model, prompts((6,) * texts)), None, torch.tensor([6]))
+    step = GPTStep(model, cache_of(model, prompts((6,) * texts)), None, torch.tensor([6]), steps)
     return type(step.to_logits).__name__
 
 
