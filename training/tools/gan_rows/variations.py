@@ -11,7 +11,7 @@ from typing import Any
 
 from ..measuring.rows import Lines, Session, seed_flags
 from ..measuring.runs import ROOT, as_words, describe, run_task, run_training
-from ..measuring.table import RowFigures, Runs, heading, markdown, tables_by_column
+from ..measuring.table import RowFigures, Runs, heading, markdown, range_of, tables_by_column
 from .image_sets import one_class
 
 
@@ -156,7 +156,8 @@ def line_of(name: str, runs: Runs) -> list[str]:
         coverages = [figures["coverage"] for figures in found if "coverage" in figures]
         coverage = f", {statistics.fmean(coverages):.2f}" if coverages else ""
         states = ", ".join(sorted({figures["state"] for figures in found}))
-        cells.append(f"**{mean_fid(runs, model):.1f}**{coverage}, {states}")
+        distances = range_of([figures["classifier_fid"] for figures in found], 1)
+        cells.append(f"**{mean_fid(runs, model):.1f}**{distances}{coverage}, {states}")
     floor = statistics.fmean(run["measured"]["real"]["classifier_fid"] for run in runs)
     return [*cells, f"{mean_fid(runs, DEFAULT) / mean_fid(runs, DCGAN):.2f}", f"{floor:.1f}"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from argparse import Namespace
 from pathlib import Path
@@ -79,6 +80,19 @@ def test_both_models_are_trained_alike_and_checked_on_the_whole_dataset(
         "Of 2 variations, 2 are stable with the default settings and 0 with the preset dcgan; the default settings "
         "have the smaller distance in 2."
     )
+
+
+def test_of_several_seeds_the_table_says_how_far_apart_they_are(
+    calls: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(variations, "VARIATIONS", [Variation("few", "digits")])
+    (runs,) = dict(measure_variations(session(tmp_path), "variations")).values()
+    other = copy.deepcopy(runs[0])
+    other["measured"]["models"][DEFAULT]["classifier_fid"] = 30.0
+
+    text = table("variations", {"few": {"no bf16 tiles": [*runs, other]}})
+
+    assert "| few | **20.0** (10.0 to 30.0), 0.50, stable | **40.0** (40.0 to 40.0), 0.50, diverged | 0.50 |" in text
 
 
 def test_a_training_that_fails_is_reported_after_all_others(
