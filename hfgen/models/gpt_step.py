@@ -58,9 +58,10 @@ class GPTStep:
         memory = torch.stack([torch.cat((layer.keys, layer.values), dim=1).transpose(0, 1) for layer in cache.layers])
         _, _, batch, self.length, _ = memory.shape
         projections = [linear.weight for layer in self.body.layers for linear in _projections(layer.self_attn)]
-        is_small = sum(weight.nbytes for weight in projections) <= MOST_COPIED
+        is_small = _may_be_copied(projections)
         matrices = [self.output, *(linear.weight for layer in self.body.layers for linear in _linears(layer))]
-        self.layout = _Layout(batch, steps >= LEAST_STEPS and _packing_is_faster(batch, matrices))
+        is_packed = steps >= LEAST_STEPS and _packing_is_faster(batch, matrices)
+        self.layout = _Layout(batch, is_packed, _may_be_copied(matrices))
         self.layers = [_Layer.of(layer, is_small, self.layout) for layer in self.body.layers]
         self.to_logits = self.layout.product(self.output, None)
         self.norm = _norm(self.body.norm, self.layout)
@@ -269,11 +270,13 @@ class _PackedProduct:
         weight: (outputs, inputs).
         bias: (outputs,).
         texts: number of rows.
+        copies: False to leave the matrix as it is, which is slower by a third.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, texts: int) -> None:
-        # For one row, oneDNN would leave the matrix as it is, and its products would take a third longer.
-        self.weight, self.bias = torch.ops.mkldnn._reorder_linear_weight(weight, max(texts, 2)), bias
+    def __init__(self, weight: Tensor, bias: Tensor | None, texts: int, copies: bool) -> None:
+        self.weight, self.bias = weight, bias
+        if copies:  # for one row, oneDNN would not change the layout, so it is told of two
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, max(texts, 2))
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         product = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
@@ -296,19 +299,20 @@ class _Layout:
     Args:
         texts: how many are written together.
         is_packed: whether products are a `_PackedProduct`.
+        copies: whether that may copy matrices.
 
     Attributes:
         dim: that of the features.
         has_columns: whether a text is a column.
     """
 
-    def __init__(self, texts: int, is_packed: bool) -> None:
-        self.texts, self.is_packed, self.dim = texts, is_packed, int(is_packed)
+    def __init__(self, texts: int, is_packed: bool, copies: bool) -> None:
+        self.texts, self.is_packed, self.copies, self.dim = texts, is_packed, copies, int(is_packed)
         self.has_columns = texts > 1 and not is_packed
 
     def product(self, weight: Tensor, bias: Tensor | None) -> Product:
         if self.is_packed:
-            return _PackedProduct(weight, bias, self.texts)
+            return _PackedProduct(weight, bias, self.texts, self.copies)
         return _Product(weight, bias[:, None] if bias is not None and self.has_columns else bias)
 
     def linear(self, layer: nn.Linear) -> Product:
@@ -342,6 +346,10 @@ class _Layout:
         return x.transpose(0, 1) if self.is_packed else x.view(*x.shape[:2], self.texts).transpose(1, 2)
 
 
+def _may_be_copied(weights: Sequence[Tensor]) -> bool:
+    return sum(weight.nbytes for weight in weights) <= MOST_COPIED
+
+
 def _packing_is_faster(texts: int, weights: Sequence[Tensor]) -> bool:
     """Whether `_PackedProduct` takes at most 0.8 of the time of a `_Product`, measured with the matrices of the model.
 
@@ -350,16 +358,17 @@ def _packing_is_faster(texts: int, weights: Sequence[Tensor]) -> bool:
     ones.
     """
     sizes = list(accumulate(weight.nbytes for weight in weights))
-    if weights[0].dtype != torch.float32 or sizes[-1] > MOST_COPIED or not torch.backends.mkldnn.is_available():
+    if weights[0].dtype != torch.float32 or not torch.backends.mkldnn.is_available():
         return False
     key = (texts, torch.get_num_threads(), *sizes)
     if key not in _MEASURED:  # once in a process, so that what a seed writes repeats
         sample = [weight for weight, size in zip(weights, sizes) if size <= MOST_TIMED]
+        columns, rows = (_Layout(texts, is_packed, _may_be_copied(weights)) for is_packed in (False, True))
         try:
-            packed = _seconds(_Layout(texts, is_packed=True), sample or weights[:1])
+            packed = _seconds(rows, sample or weights[:1])
         except (AttributeError, RuntimeError):  # a release of torch without these operators, or with others
             packed = math.inf
-        _MEASURED[key] = packed <= 0.8 * _seconds(_Layout(texts, is_packed=False), sample or weights[:1])
+        _MEASURED[key] = packed <= 0.8 * _seconds(columns, sample or weights[:1])
     return _MEASURED[key]
 
 

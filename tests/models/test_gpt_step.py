@@ -101,15 +101,20 @@ def test_steps_give_the_logits_of_one_forward(
 @EVERY_SHAPE
 @pytest.mark.parametrize("lengths", [(6,), (7, 4, 1)], ids=["alone", "padded"])
 def test_large_matrices_are_not_copied(
-    shape: dict[str, object], lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    shape: dict[str, object], lengths: tuple[int, ...], is_packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpt_step, "MOST_COPIED", 0)
-    model = tiny_model(**shape).double()
-    following = random_tokens(len(lengths), 4, seed=9)
+    dtype, error = PRECISIONS[is_packed]
+    model = tiny_model(**shape).to(dtype)
+    batch, following = prompts(lengths), random_tokens(len(lengths), 4, seed=9)
 
-    stepped = stepped_logits(model, prompts(lengths), following)
+    step = GPTStep(model, cache_of(model, batch), batch["attention_mask"], batch["position_ids"][:, -1] + 1)
+    stepped = torch.stack([step(tokens) for tokens in following.T], dim=1)
 
-    torch.testing.assert_close(stepped, logits_at_once(model, prompts(lengths), following), rtol=1e-9, atol=1e-9)
+    assert step.to_logits.weight is model.lm_head.weight
+    own = [layer.self_attn.v_proj.weight for layer in model.model.layers]
+    assert all(layer.projections[2].weight is weight for layer, weight in zip(step.layers, own, strict=True))
+    torch.testing.assert_close(stepped, logits_at_once(model, batch, following), rtol=error, atol=error)
 
 
 @pytest.mark.skipif(not HAS_PACKED, reason="this build of torch has no packed linear layers")
