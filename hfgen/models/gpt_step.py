@@ -2,12 +2,12 @@
 
 `GPTModel.forward` serves any number of positions, every backend of attention, training and hooks, and for one position
 that costs more than the arithmetic. `GPTStep` computes the same with as few calls of torch as it takes. (After each
-matrix, which sweeps the processor's cache, even a view of a tensor costs microseconds.) Where a
-measurement finds it faster, matrices are copied into the layout that oneDNN prefers for as many texts, and texts are
-rows; elsewhere they are columns. Queries, keys and values come from one matrix, into memory whose parts were named
-once; keys and values are written to room that was set aside; attention is two batched products, which for one query
-are faster than kernels made for many; positions are looked up in tables; there is no mask where nothing is padded.
-Results differ from those of `forward` by rounding alone.
+matrix, which sweeps the processor's cache, even a view of a tensor costs microseconds.) Where a measurement finds it
+faster, matrices are copied into the layout that oneDNN prefers for that many texts, and texts are rows; elsewhere they
+are columns. Queries, keys and values come from one matrix, into memory whose parts were named once; keys and values
+are written to room that was set aside; attention is two batched products, which for one query are faster than kernels
+made for many; positions are looked up in tables; there is no mask where nothing is padded. Results differ from those
+of `forward` by rounding alone.
 """
 
 import math
@@ -27,7 +27,7 @@ from .gpt_layers import GPTDecoderLayer, GPTRMSNorm
 
 SPARE = 256  # positions that are set aside at first; whenever they are used up, the room doubles
 MOST_COPIED = 2**28  # bytes of matrices that are copied; in larger models, three products cost no more than one
-LEAST_STEPS = 16  # for which matrices are packed: that takes as long as ten of them
+LEAST_STEPS = 16  # for which packing the matrices pays off: it takes as long as ten steps
 MOST_TIMED = 2**26  # bytes of matrices with which products are timed, more than most caches hold
 _MEASURED: dict[tuple[Any, ...], bool] = {}  # what `_packing_is_faster` has found in this process
 
@@ -46,7 +46,7 @@ class GPTStep:
         cache: what its forward pass over the prompt left, (batch, key/value heads, length, head_dim) in each layer.
         attention_mask: (batch, length), 0 for padding; None if there is none.
         positions: (batch,) or (1,), of the next tokens.
-        steps: that will be taken, at most.
+        steps: the most that will be taken.
     """
 
     @torch.inference_mode()
@@ -261,7 +261,7 @@ class _Product:
 
 
 class _PackedProduct:
-    """The same for rows, by oneDNN and with a copy of the matrix in the layout that is fastest for as many of them.
+    """The same for rows, by oneDNN, with a copy of the matrix in the layout that is fastest for that many rows.
 
     The operators are those that torch.compile makes linear layers of: they are no part of torch's public interface, so
     `_packing_is_faster` looks whether they are there.
@@ -270,12 +270,12 @@ class _PackedProduct:
         weight: (outputs, inputs).
         bias: (outputs,).
         texts: number of rows.
-        copies: False to leave the matrix as it is, which is slower by a third.
+        copies: False to use the matrix as it is, without a packed copy, which is a third slower.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, texts: int, copies: bool) -> None:
         self.weight, self.bias = weight, bias
-        if copies:  # for one row, oneDNN would not change the layout, so it is told of two
+        if copies:  # with a hint of a single row, oneDNN keeps the plain layout, which is slower
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, max(texts, 2))
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
@@ -299,7 +299,7 @@ class _Layout:
     Args:
         texts: how many are written together.
         is_packed: whether products are a `_PackedProduct`.
-        copies: whether that may copy matrices.
+        copies: whether these may copy their matrices.
 
     Attributes:
         dim: that of the features.

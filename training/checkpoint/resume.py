@@ -87,7 +87,7 @@ def check_same_run(
             f"{config['model_type']}. Resume with the script that wrote it, or give another --output_dir."
         )
     meaning, settings, saved = on_resume(arguments), as_recipe(arguments), checkpoint.state["arguments"]
-    # A flag that is newer than the checkpoint was off, or declares what stood in its place.
+    # A flag that is newer than the checkpoint was off, unless it declares what runs did before it.
     off = {name: value for name, value in settings.items() if value in (False, 0)}
     saved = {**off, **before_they_existed(arguments), **saved}
     differences = [

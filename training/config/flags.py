@@ -52,7 +52,7 @@ def flag(
         in_recipe: False for what says where or how a run was done, not what it computed. Cards leave it out, and a
             finished run stays finished if it changes.
         gt, ge, lt: the value must be greater than, at least, or less than this.
-        before: the value that checkpoints were trained with which are older than the flag, if it was not off then.
+        before: what runs did before the flag existed; None if that is the same as turning it off.
         metadata: further arguments of argparse's add_argument.
     """
     extras = {"help": help, "meaning": Meaning(on_resume, in_recipe, gt, ge, lt, before), **metadata}
@@ -315,21 +315,23 @@ def as_recipe(arguments: Arguments) -> dict[str, Any]:
 
 def recipe_of(arguments: Arguments) -> dict[str, Any]:
     """Returns the settings that decide what a run computes: those that cards show, and that make it the same run."""
-    left_out = {
-        name for part in _parts(arguments) for name, meaning in _meanings(part).items() if not meaning.in_recipe
-    }
+    left_out = {name for name, meaning in _all_meanings(arguments).items() if not meaning.in_recipe}
     return {name: value for name, value in as_recipe(arguments).items() if name not in left_out}
 
 
 def on_resume(arguments: Arguments) -> dict[str, OnResume]:
     """Returns what each flag means on a resume, by name. Fields of the model's config are not among them."""
-    return {name: meaning.on_resume for part in _parts(arguments) for name, meaning in _meanings(part).items()}
+    return {name: meaning.on_resume for name, meaning in _all_meanings(arguments).items()}
 
 
 def before_they_existed(arguments: Arguments) -> dict[str, Any]:
-    """Returns the values of runs that are older than a flag, for each flag that declares one."""
-    meanings = {name: meaning for part in _parts(arguments) for name, meaning in _meanings(part).items()}
-    return {name: meaning.before for name, meaning in meanings.items() if meaning.before is not None}
+    """Returns what runs did before a flag existed, for each flag that declares it."""
+    meanings = _all_meanings(arguments).items()
+    return {name: meaning.before for name, meaning in meanings if meaning.before is not None}
+
+
+def _all_meanings(arguments: Arguments) -> dict[str, Meaning]:
+    return {name: meaning for part in _parts(arguments) for name, meaning in _meanings(part).items()}
 
 
 def _parts(arguments: Arguments) -> list[Any]:

@@ -278,15 +278,17 @@ def test_checkpoint_of_another_architecture_is_refused(whole: dict[str, Path], t
     assert not (tmp_path / "run").exists()
 
 
+def check_older(family: str, newer: set[str], *flags: str) -> None:
+    """Checks a run against a checkpoint of the same run from before there were these flags."""
+    arguments = parse(SCRIPTS[family], ["--output_dir", "run", *flags])
+    saved = {name: value for name, value in as_recipe(arguments).items() if name not in newer}
+    config = {"model_type": f"hfgen_{family}"}
+    state = {"arguments": saved, "config": config, "examples_a_step": 128}
+    check_same_run(Checkpoint(Path("step-000004"), state, {}), config, arguments, 128)
+
+
 def test_flag_that_is_newer_than_the_checkpoint_was_off(caplog: pytest.LogCaptureFixture) -> None:
-    newer = ("dynamic_binarization", "max_grad_norm_ratio")
-
-    def check(*flags: str) -> None:
-        arguments = parse(SCRIPTS["vae"], ["--output_dir", "run", *flags])
-        saved = {name: value for name, value in as_recipe(arguments).items() if name not in newer}
-        state = {"arguments": saved, "config": {"model_type": "hfgen_vae"}, "examples_a_step": 128}
-        check_same_run(Checkpoint(Path("step-000004"), state, {}), {"model_type": "hfgen_vae"}, arguments, 128)
-
+    check = functools.partial(check_older, "vae", {"dynamic_binarization", "max_grad_norm_ratio"})
     check()
     assert not caplog.records
     check("--max_grad_norm_ratio", "10")
@@ -295,15 +297,10 @@ def test_flag_that_is_newer_than_the_checkpoint_was_off(caplog: pytest.LogCaptur
         check("--dynamic_binarization")
 
 
-def test_flag_that_is_newer_than_the_checkpoint_declares_what_stood_in_its_place(
+def test_flag_that_is_newer_than_the_checkpoint_may_declare_what_runs_did_before(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def check(momentum: str) -> None:
-        arguments = parse(SCRIPTS["gpt"], ["--output_dir", "run", "--muon_momentum", momentum])
-        saved = {name: value for name, value in as_recipe(arguments).items() if name != "muon_momentum"}
-        state = {"arguments": saved, "config": {"model_type": "hfgen_gpt"}, "examples_a_step": 64}
-        check_same_run(Checkpoint(Path("step-000004"), state, {}), {"model_type": "hfgen_gpt"}, arguments, 64)
-
+    check = functools.partial(check_older, "gpt", {"muon_momentum"}, "--muon_momentum")
     check("0.95")  # Muon had no other momentum
     assert not caplog.records
     check("0.5")
